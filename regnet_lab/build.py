@@ -1,0 +1,88 @@
+"""From a configuration to objects, and no further than the packages it may name."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from regnet_lab.errors import UserError
+
+FUNCTIONS = ("regnet_lab.data", "regnet_lab.metrics", "regnet_lab.similarity")
+CLASSES = (
+    *FUNCTIONS,
+    "regnet_lab.callbacks",
+    "regnet_lab.losses",
+    "regnet_lab.models",
+    "regnet_lab.module",
+    "pytorch_lightning",
+    "torch.nn",
+    "torch.optim",
+)
+
+
+def within(name: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted name lies in one of the packages."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def targets(node: object) -> Iterator[str]:
+    """Every ``_target_`` below a plain container."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def check_target(target: str, allow: Iterable[str] = ()) -> None:
+    """Refuse a target unless the object it resolves to is at home in an allowed package.
+
+    ``regnet_lab.data.io.os.system`` begins well but resolves to a function of ``posix``.
+
+    Raises:
+        UserError: It is not, or there is no such object.
+    """
+    allow = tuple(allow)
+    try:
+        found = get_object(target) if within(target, (*CLASSES, *allow)) else None
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"_target_ {target}: there is no such thing; check its spelling."
+        ) from error
+    home = getattr(found, "__module__", None) or ""
+    is_class = inspect.isclass(found) and within(home, (*CLASSES, *allow))
+    is_function = (
+        inspect.isfunction(found)
+        and "." not in found.__qualname__  # no method, such as load_from_checkpoint
+        and within(home, (*FUNCTIONS, *allow))
+    )
+    if not (is_class or is_function):
+        raise UserError(
+            f"_target_ {target} is refused: a configuration may only name classes and functions "
+            "of regnet_lab, torch and pytorch_lightning; allow=[package] admits another."
+        )
+
+
+def build(config: DictConfig | ListConfig | None, allow: Iterable[str] = (), **more: Any) -> Any:
+    """Instantiate a configuration whose targets are all allowed; ``more`` goes to the outermost.
+
+    Raises:
+        UserError: A target is refused or a constructor turns its arguments down.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if config is not None else None
+    for target in targets(plain):
+        check_target(target, allow)
+    try:
+        return instantiate(plain, **more, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        reason = " ".join(str(cause or error).split())
+        raise UserError(f"The configuration does not fit: {reason}") from error

@@ -1,0 +1,151 @@
+"""What the three commands share: one sentence for a user's mistake, run folders, resuming.
+
+Imports nothing heavy, so that ``--help`` is quick.
+"""
+
+import functools
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from regnet_lab.errors import UserError
+
+CONF = str(Path(__file__).parent.parent / "conf")
+REPORTED = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
+
+OmegaConf.register_new_resolver("first", lambda a, b: a or b, replace=True)
+
+
+def sentence(error: Exception) -> str:
+    """The message on one line, without a loader worker's traceback or Hydra's chatter."""
+    text = str(error).rsplit("UserError: ", 1)[-1]
+    if isinstance(error.__cause__, OmegaConfBaseException | HydraException):
+        text += " " + str(error.__cause__)
+    for chatter in ("Config search path", "full_key:", "object_type="):
+        text = text.split(chatter)[0]
+    return " ".join(text.split())
+
+
+def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
+    """Make a Hydra command of a function of the configuration ``conf/<name>.yaml``.
+
+    A mistake of the user's ends with one sentence and exit code 2; HYDRA_FULL_ERROR=1 shows the
+    traceback instead.
+    """
+
+    def decorate(task: Callable[[DictConfig], float | None]) -> Callable[[], None]:
+        full = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
+
+        def told(function: Callable, *args: object) -> float | None:
+            try:
+                return function(*args)
+            except (UserError, HydraException, OmegaConfBaseException) as error:
+                if full:
+                    raise
+                sys.stderr.write(f"{name}: {sentence(error)}\n")
+                sys.exit(2)
+
+        @functools.wraps(task)
+        def job(cfg: DictConfig) -> float | None:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for fonts
+            return told(task, cfg)
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)
+        return functools.partial(told, main)  # type: ignore[return-value]
+
+    return decorate
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Seed everything, set the CPU threads, and let Lightning speak only to warn."""
+    import torch
+    from pytorch_lightning import seed_everything
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, of its own code
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=CONF, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def environment() -> dict[str, object]:
+    """What a result depends on beside its configuration."""
+    versions: dict[str, str | None] = {}
+    for package in REPORTED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": sys.argv,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": versions,
+    }
+
+
+def keep(cfg: DictConfig) -> None:
+    """Write the resolved configuration and the environment into the run's folder."""
+    folder = Path(cfg.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), "utf-8")
+
+
+def kept(run: str) -> DictConfig:
+    """The configuration of a finished or broken run, with its folder where it lies now.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{run}: not the folder of a run, there is no config.yaml in it.")
+    saved = OmegaConf.load(path)
+    moved = path.read_text(encoding="utf-8").replace(str(saved.folder), str(Path(run)))
+    return OmegaConf.create(moved)  # type: ignore[return-value]
+
+
+def continued(cfg: DictConfig) -> DictConfig:
+    """The kept configuration of the run to resume, changed by plain ``key=value`` overrides.
+
+    Raises:
+        UserError: There is nothing to resume, or an override would change a group.
+    """
+    run = kept(cfg.resume)
+    if not Path(run.folder, "checkpoints", "last.ckpt").is_file():
+        raise UserError(f"{cfg.resume}: cannot be resumed, there is no checkpoints/last.ckpt.")
+    OmegaConf.set_struct(run, True)
+    for override in HydraConfig.get().overrides.task:
+        key, _, _ = override.partition("=")
+        if key == "resume":
+            continue
+        if key[0] in "+~" or OmegaConf.is_config(OmegaConf.select(run, key)):
+            raise UserError(f"resume: {override} cannot change a run; give plain key=value only.")
+        OmegaConf.update(run, key, OmegaConf.select(cfg, key))
+    return run

@@ -1,0 +1,125 @@
+"""One data module for every data set: three splits, a training order that survives a restart."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from regnet_lab.data.augment import Augment, Augmented
+from regnet_lab.errors import UserError
+from regnet_lab.pair import Pair
+
+
+class EpochSampler(Sampler[int]):
+    """``samples`` indices for each epoch, a function of (seed, epoch) alone.
+
+    Drawn without replacement while they last; iteration begins at ``start``.
+    """
+
+    def __init__(self, population: int, samples: int, seed: int) -> None:
+        self.population, self.samples, self.seed = population, samples, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        rounds = -(-self.samples // self.population)
+        orders = [torch.randperm(self.population, generator=generator) for _ in range(rounds)]
+        start, self.start = self.start, 0
+        yield from torch.cat(orders)[start : self.samples].tolist()
+
+
+class DrawSampler(EpochSampler):
+    """The same order as (n, index), where n counts what was drawn since training began."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        first = self.epoch * self.samples + self.start
+        yield from enumerate(super().__iter__(), first)
+
+
+class ResumableLoader(DataLoader[Pair]):
+    """A loader whose place in the epoch goes into the checkpoint and comes back from it."""
+
+    consumed = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.consumed = self.sampler.start // self.batch_size  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self.consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "consumed": self.consumed}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        done = state["consumed"] >= len(self)
+        self.sampler.epoch = state["epoch"] + done  # type: ignore[attr-defined]
+        self.sampler.start = 0 if done else state["consumed"] * self.batch_size  # type: ignore
+
+
+class PairModule(LightningDataModule):
+    """Load pairs.
+
+    Args:
+        dataset: ``dataset(split=...)`` makes the data set of ``train``, ``val`` or ``test``.
+        batch_size: Pairs in a training step; validation and test take one at a time.
+        epoch_size: Pairs in a training epoch; null: as many as there are.
+        workers: Processes that load.
+        seed: Of the training order and of what augmentation draws.
+        augment: Changes training pairs (:mod:`regnet_lab.data.augment`); null: nothing does.
+    """
+
+    def __init__(
+        self,
+        dataset: Callable[..., Dataset[Pair]],
+        batch_size: int = 1,
+        epoch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.batch_size, self.epoch_size = dataset, batch_size, epoch_size
+        self.workers, self.seed, self.augment = workers, seed, augment
+
+    def pairs(self, split: str) -> Dataset[Pair]:
+        """The data set of a split.
+
+        Raises:
+            UserError: It is empty.
+        """
+        pairs = self.dataset(split=split)
+        if not len(pairs):  # type: ignore[arg-type]
+            raise UserError(f"The data set has no pairs for '{split}'.")
+        return pairs
+
+    def train_dataloader(self) -> ResumableLoader:
+        pairs = self.pairs("train")
+        population = len(pairs)  # type: ignore[arg-type]
+        order = (population, self.epoch_size or population, self.seed)
+        return ResumableLoader(
+            Augmented(pairs, self.augment, self.seed) if self.augment else pairs,
+            self.batch_size,
+            sampler=DrawSampler(*order) if self.augment else EpochSampler(*order),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def one_by_one(self, split: str) -> DataLoader[Pair]:
+        """Every pair of a split in its own order, a batch each."""
+        return DataLoader(self.pairs(split), num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Pair]:
+        return self.one_by_one("val")
+
+    def test_dataloader(self) -> DataLoader[Pair]:
+        return self.one_by_one("test")

@@ -1,0 +1,119 @@
+"""Training and evaluation of any registration model with any sum of losses on any data."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import grad_norm
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from regnet_lab.errors import UserError
+from regnet_lab.losses import Loss
+from regnet_lab.metrics import quick, strict
+from regnet_lab.pair import Pair, Registration, registered, returned
+from regnet_lab.profile import Profile
+
+Score = Callable[[Pair, Tensor], dict[str, float]]
+
+
+class RegistrationModule(LightningModule):
+    """Fit ``model`` to pairs.
+
+    Args:
+        model: ``model(fixed, moving)`` gives displacement fields, coarse to fine.
+        losses: Named terms; the objective is the sum of weight times term.
+        optimizer: Makes an optimizer from the parameters.
+        scheduler: Makes a schedule, stepped once an epoch, from the optimizer.
+        cycle: Weight of the way back, on which the warped image is registered to the moving one.
+        score: Judges a test pair.
+        name: What the model is called in tables.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        cycle: float = 0.0,
+        score: Score = strict,
+        name: str = "model",
+    ) -> None:
+        super().__init__()
+        self.model, self.losses = model, nn.ModuleDict(losses)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.cycle, self.score, self.name = cycle, score, name
+
+    def forward(self, pair: Pair) -> Registration:
+        return registered(pair, self.model(pair["fixed"], pair["moving"]))
+
+    def objective(self, pair: Pair, out: Registration, stage: str) -> Tensor:
+        """The weighted sum of the terms, each logged under its name.
+
+        Raises:
+            UserError: A term is not finite.
+        """
+        terms = {name: loss.weight * loss(pair, out) for name, loss in self.losses.items()}
+        for name, term in terms.items():
+            if not torch.isfinite(term):
+                raise UserError(
+                    f"loss.{name} became {term.item()} at step {self.global_step} on "
+                    f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
+                    "from the last checkpoint."
+                )
+        total = torch.stack(list(terms.values())).sum()
+        self.log_dict(
+            {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total},
+            batch_size=len(pair["name"]),
+            prog_bar=stage == "train",
+            sync_dist=stage == "val",
+        )
+        return total
+
+    def training_step(self, pair: Pair, _: int) -> Tensor:
+        out = self(pair)
+        total = self.objective(pair, out, "train")
+        if self.cycle:
+            back = returned(pair, out.warped)
+            total = total + self.cycle * self.objective(back, self(back), "train/back")
+        return total
+
+    def on_before_optimizer_step(self, _: Optimizer) -> None:
+        norm = grad_norm(self, 2).get("grad_2.0_norm_total", torch.zeros(()))
+        if not torch.isfinite(torch.as_tensor(norm)) and self.trainer.precision != "16-mixed":
+            raise UserError(
+                f"The gradient became {float(norm)} at step {self.global_step}: lower optim.lr and "
+                "continue from the last checkpoint."
+            )
+
+    def validation_step(self, pair: Pair, _: int) -> dict[str, Registration]:
+        out = self(pair)
+        self.objective(pair, out, "val")
+        scores = {k: v for k, v in quick(pair, out.displacement).items() if "/" not in k}
+        self.log_dict({f"val/{k}": v for k, v in scores.items()}, batch_size=1, sync_dist=True)
+        return {"registration": out}
+
+    def test_step(self, pair: Pair, _: int) -> dict[str, Any]:
+        """Records of the case without registration and with it, and the registration."""
+        with Profile(self.device) as profile:
+            out = self(pair)
+        still = torch.zeros_like(out.displacement)
+        case = {"case": pair["name"][0]}
+        records = [
+            case | {"method": "identity"} | self.score(pair, still),
+            case
+            | {"method": self.name, "seconds": profile.seconds, "peak_mb": profile.peak_mb}
+            | self.score(pair, out.displacement),
+        ]
+        return {"records": records, "registration": out}
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (TypeError, ValueError) as error:
+            given = getattr(self.optimizer, "keywords", {})
+            raise UserError(f"optim does not accept {given}: {error}.") from error
+        return [optimizer], [self.scheduler(optimizer)] if self.scheduler else []

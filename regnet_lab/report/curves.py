@@ -1,0 +1,51 @@
+"""How a number went in training: ``python -m regnet_lab.report.curves val/dice out.png RUN...``."""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from regnet_lab.errors import UserError
+
+
+def scalars(run: str | Path, name: str) -> tuple[list[float], list[float]]:
+    """Minutes of training and values of ``name`` from a run's TensorBoard log.
+
+    Raises:
+        UserError: The run has no such log or no such number.
+    """
+    events = EventAccumulator(str(Path(run) / "tensorboard"))
+    events.Reload()
+    if name not in events.Tags()["scalars"]:
+        raise UserError(f"{run}: its TensorBoard log has no {name}.")
+    known = [event for event in events.Scalars(name) if event.value == event.value]
+    start = min(event.wall_time for event in events.Scalars("epoch"))
+    return [(event.wall_time - start) / 60 for event in known], [event.value for event in known]
+
+
+def curves(runs: list[str], name: str) -> Figure:
+    """One line for each run."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        axes.plot(*scalars(run, name), marker="o", markersize=3, label=Path(run).name)
+    axes.set(xlabel="minutes of training", ylabel=name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def main() -> None:
+    """Write the picture the command line asks for."""
+    if len(sys.argv) < 4:
+        sys.exit("usage: python -m regnet_lab.report.curves <scalar> <picture> <run> [<run> ...]")
+    name, picture, *runs = sys.argv[1:]
+    try:
+        curves(runs, name).savefig(picture, dpi=120)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

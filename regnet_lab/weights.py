@@ -1,0 +1,67 @@
+"""Checkpoints in: which file, and its weights into a module, trusting nothing but tensors."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from regnet_lab.errors import UserError
+
+
+def checkpoint_path(run: str, checkpoint: str) -> Path:
+    """``best`` or ``last`` of a run, any other file, or ``run`` itself where that is a file.
+
+    Raises:
+        UserError: It does not exist.
+    """
+    named = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
+    for path in (named, Path(checkpoint), Path(run)):
+        if path.is_file():
+            return path
+    raise UserError(f"checkpoint={checkpoint}: there is no {named}, nor a file of that name.")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        UserError: The file is damaged or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, it holds more than weights or is damaged.") from error
+    except (KeyError, EOFError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a checkpoint whose every weight fits.
+
+    Raises:
+        UserError: It is unreadable or fits another model.
+    """
+    try:
+        module.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: does not fit this model ({reason}).") from error
+
+
+def load_matching(module: nn.Module, path: Path) -> str:
+    """Load those weights of a checkpoint whose name and shape fit, and say which.
+
+    Raises:
+        UserError: It is unreadable, or none fits.
+    """
+    own, given = module.state_dict(), read_weights(path)
+    matched = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    if not matched:
+        raise UserError(f"init_from={path}: no weight of it fits this model; choose another run.")
+    module.load_state_dict(own | matched)
+    new, unused = (sorted(a.keys() - matched.keys()) for a in (own, given))
+    return (
+        f"{len(matched)} of {len(own)} tensors come from {path}; "
+        f"new: {', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
+    )

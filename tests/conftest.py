@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+ROOT = Path(__file__).parent.parent
+CONF = str(ROOT / "conf")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def composed():
+    """``composed("train", "model=gradirn", ...)`` gives a configuration as the command sees it."""
+
+    def make(name, *overrides):
+        with initialize_config_dir(CONF, version_base="1.3"):
+            cfg = compose(name, [*overrides], return_hydra_config=True)
+        cfg.hydra.runtime.output_dir = "output"
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        return cfg
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run ``python <script> <arguments>`` in an empty folder of its own."""
+
+    def run(script, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, ROOT / script, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            encoding="utf-8",
+            timeout=600,
+        )
+
+    return run

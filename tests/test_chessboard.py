@@ -1,0 +1,117 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from regnet_lab.build import build
+from regnet_lab.data.chessboard import Chessboards, chessboard
+from regnet_lab.errors import UserError
+
+shapes = pytest.mark.parametrize("shape", [(40, 33), (15, 22, 18)])
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def painted(rng, shape, width):
+    """Cell by cell in plain loops, from the same random numbers."""
+    rng.integers(width, width, endpoint=True)
+    levels = rng.integers(0, 255, (2, *[2] * len(shape)))
+    counts = [n // width for n in shape]
+    board = np.zeros(shape)
+    for cell in np.ndindex(*counts):
+        grey = 0.0
+        for corner in itertools.product((0, 1), repeat=len(shape)):
+            weight = 1.0
+            for i, c, n in zip(cell, corner, counts, strict=True):
+                t = i / (n - 1)
+                weight *= t if c else 1 - t
+            grey += weight * levels[(sum(cell) % 2, *corner)]
+        box = tuple(
+            slice(i * width, None if i == n - 1 else (i + 1) * width)
+            for i, n in zip(cell, counts, strict=True)
+        )
+        board[box] = round(grey)
+    return board
+
+
+@shapes
+@pytest.mark.parametrize("width", [3, 7])
+def test_cells_are_blended_from_the_corners_of_their_parity(shape, width):
+    board = chessboard(generator(5), shape, (width, width))
+    assert board.shape == (1, *shape)
+    assert board.dtype == torch.float32
+    difference = np.abs(board[0].numpy() * 255 - painted(generator(5), shape, width))
+    assert difference.max() <= 1.001  # a tie may be rounded either way
+    assert (difference > 0.5).mean() < 0.02
+
+
+@shapes
+def test_levels_are_whole_and_change_only_at_the_edges_of_cells(shape):
+    for seed in range(5):
+        board = chessboard(generator(seed), shape, (4, 4))[0]
+        levels = board * 255
+        torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+        assert levels.min() >= 0
+        assert levels.max() <= 254
+        for axis, n in enumerate(shape):
+            steps = board.diff(dim=axis).abs().transpose(0, axis).flatten(1).sum(1).nonzero() + 1
+            edges = range(4, (n // 4) * 4, 4)
+            assert set(steps.flatten().tolist()) <= set(edges)
+            assert len(steps) > len(edges) / 2
+
+
+def test_cells_take_every_width_asked_for_and_no_other():
+    boards = (chessboard(generator(seed), (60, 60), (6, 9))[0] for seed in range(40))
+    firsts = [int((board[0].diff().nonzero() + 1)[0]) for board in boards]
+    assert set(firsts) == {6, 7, 8, 9}
+
+
+@shapes
+def test_boards_follow_from_seed_split_and_index(shape):
+    def boards(split="train", seed=0):
+        data = Chessboards(split, len(shape), list(shape), (3, 5), size=3, seed=seed)
+        return [data[i] for i in (2, 0, 1)]
+
+    one, again = boards(), boards()
+    assert all(torch.equal(a["moving"], b["moving"]) for a, b in zip(one, again, strict=True))
+    assert one[0]["name"] == "chessboard-train-0002"
+    assert one[0]["spacing"].tolist() == [1.0] * len(shape)
+    everyone = [*one, *boards("val"), *boards("test"), *boards(seed=1)]
+    for a, b in itertools.combinations(everyone, 2):
+        assert not torch.equal(a["moving"], b["moving"])
+
+
+@pytest.mark.parametrize(("kind", "shape", "cells"), [("64", 64, (6, 9)), ("dense", 64, (3, 6))])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_one_number_makes_a_board_equal_along_all_axes(kind, shape, cells, ndim):
+    board = Chessboards("val", ndim, shape, cells)[0]["moving"]
+    assert board.shape == (1, *[64] * ndim)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"shape": [40, 40, 40]}, "give 2 numbers"),
+        ({"shape": 17}, "no room for two cells of 9"),
+        ({"cells": (0, 3)}, "no room"),
+    ],
+)
+def test_impossible_boards_are_refused(options, word):
+    with pytest.raises(UserError, match=word):
+        Chessboards("train", 2, **options)
+
+
+def test_index_past_the_end_stops_iteration():
+    assert len(list(Chessboards("train", 2, size=2))) == 2
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_configuration_gives_deformed_boards(ndim, composed):
+    cfg = composed("train", "data=chessboard", f"ndim={ndim}", "data.dataset.images.shape=24")
+    pair = build(cfg.data).pairs("val")[0]
+    assert pair["fixed"].shape == (1, *[24] * ndim)
+    assert 0.05 < pair["displacement"].abs().max() < 12
+    assert not torch.equal(pair["fixed"], pair["moving"])

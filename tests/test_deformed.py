@@ -1,0 +1,232 @@
+import nibabel
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+from torch.utils.data import DataLoader
+
+from regnet_lab.build import build
+from regnet_lab.data.deformed import Deformed, alone, image_files
+from regnet_lab.data.dvf import HighFrequency, LowFrequency
+from regnet_lab.data.grids import WorldGrid
+from regnet_lab.data.smooth_fields import WhiteNoise
+from regnet_lab.errors import UserError
+
+shapes = pytest.mark.parametrize("shape", [(30, 26), (18, 20, 22)])
+FIELDS = LowFrequency(max_deform=2.5, sigma=4.0, border=3.0)
+SPLITS = ("train", "val", "test")
+
+
+def picture(shape, number, **more):
+    image = torch.from_numpy(np.random.default_rng(number).random((1, *shape), np.float32))
+    return {**alone(image, f"picture{number}", spacing_of(shape)), **more}
+
+
+def spacing_of(shape):
+    return [1.0, 0.7, 1.5][: len(shape)]
+
+
+def pictures(shape, count=3, **more):
+    def images(split):
+        first = 100 * SPLITS.index(split)
+        return [picture(shape, first + i, **more) for i in range(count)]
+
+    return images
+
+
+def blocks(shape):
+    """Labels 1, 2, ... in slabs, with a frame of background."""
+    labels = torch.zeros(1, *shape, dtype=torch.int16)
+    inner = (0, *[slice(3, -3)] * len(shape))
+    labels[inner] = (torch.arange(shape[-1] - 6) // 5 + 1).short()
+    return labels
+
+
+def deformed(shape, split="train", fields=FIELDS, images=None, **options):
+    return Deformed(split, images or pictures(shape), fields, **options)
+
+
+def seen(volume, u, order):
+    coordinates = np.indices(u.shape[1:]) + u.numpy()
+    mode = "nearest" if order else "grid-constant"
+    return map_coordinates(volume[0].double().numpy(), coordinates, order=order, mode=mode)
+
+
+@shapes
+def test_fixed_image_is_the_moving_one_at_x_plus_u(shape):
+    for pair in (deformed(shape)[i] for i in range(3)):
+        expected = seen(pair["moving"], pair["displacement"], order=1)
+        np.testing.assert_allclose(pair["fixed"][0], expected, atol=2e-4)
+        assert pair["displacement"].shape == (len(shape), *shape)
+        opposite = seen(pair["moving"], -pair["displacement"], order=1)
+        assert np.abs(pair["fixed"][0].numpy() - opposite).max() > 0.2
+
+
+@shapes
+def test_field_is_drawn_for_the_spacing_of_its_image(shape):
+    pair = deformed(shape)[0]
+    assert pair["spacing"].tolist() == pytest.approx(spacing_of(shape))
+    largest = pair["displacement"].flatten(1).abs().amax(1) * pair["spacing"]
+    assert (largest > 1.8).all()
+    assert (largest <= 2.5).all()
+
+
+@shapes
+def test_noise_is_added_to_the_deformed_image_alone(shape):
+    clean, noisy = deformed(shape)[1], deformed(shape, noise=0.05)[1]
+    assert torch.equal(clean["displacement"], noisy["displacement"])
+    assert torch.equal(clean["moving"], noisy["moving"])
+    assert (noisy["fixed"] - clean["fixed"]).std() == pytest.approx(0.05, rel=0.1)
+
+
+@shapes
+def test_labels_masks_and_landmarks_follow_the_displacement(shape):
+    mask = torch.ones(1, *shape)
+    images = pictures(shape, moving_labels=blocks(shape), moving_mask=mask)
+    pair = deformed(shape, images=images, points=40)[0]
+    u = pair["displacement"]
+    labels = seen(pair["moving_labels"], u, order=0)
+    assert (pair["fixed_labels"][0].numpy() == labels).mean() > 0.999  # ties of rounding
+    assert pair["fixed_labels"].dtype == torch.int16
+    assert not torch.equal(pair["fixed_labels"], pair["moving_labels"])
+    coordinates = np.indices(shape) + u.numpy()
+    limits = np.array(shape).reshape(-1, *[1] * len(shape)) - 0.5
+    inside = ((coordinates >= -0.5) & (coordinates < limits)).all(0)
+    np.testing.assert_array_equal(pair["fixed_mask"][0], inside)
+    fixed, moving = pair["fixed_points"], pair["moving_points"]
+    at = fixed.long().T.numpy()
+    assert fixed.shape == (40, len(shape))
+    np.testing.assert_allclose(moving.T, at + u.numpy()[:, *at], atol=1e-5)
+    there = np.floor(moving.T.numpy() + 0.5).astype(int)
+    ours, theirs = pair["fixed_labels"][0].numpy()[*at], pair["moving_labels"][0].numpy()[*there]
+    np.testing.assert_array_equal(ours, theirs)
+    assert len(set(ours)) > 1
+
+
+@shapes
+def test_images_without_labels_have_no_landmarks(shape):
+    pair = deformed(shape, points=40)[0]
+    assert not {"fixed_points", "fixed_labels", "fixed_mask"} & pair.keys()
+    empty = torch.zeros(1, *shape, dtype=torch.int16)
+    images = pictures(shape, moving_labels=empty)
+    assert "fixed_points" not in deformed(shape, images=images, points=4)[0]
+
+
+@shapes
+def test_without_the_swap_the_original_is_fixed_and_the_answer_leads_back(shape):
+    swapped, plain = deformed(shape)[0], deformed(shape, swap=False)[0]
+    assert torch.equal(plain["fixed"], swapped["moving"])
+    assert torch.equal(plain["moving"], swapped["fixed"])
+    there, back = swapped["displacement"], plain["displacement"]
+    total = back.numpy() + np.stack([seen(c[None], back, order=1) for c in there])
+    assert np.abs(total).max() < 1e-2
+    assert back.abs().max() > 1
+
+
+@shapes
+def test_disturbance_changes_the_image_and_not_the_answer(shape):
+    clean, disturbed = deformed(shape)[0], deformed(shape, disturbance=WhiteNoise(0.3))[0]
+    assert torch.equal(clean["displacement"], disturbed["displacement"])
+    assert (clean["fixed"] - disturbed["fixed"]).abs().mean() > 0.01
+
+
+@shapes
+def test_pair_depends_on_seed_split_and_index_alone(shape):
+    def pairs(split="train", seed=0, order=(0, 1, 2)):
+        data = deformed(shape, split, seed=seed, noise=0.01, size=3)
+        found = {i: data[i] for i in order}
+        return [found[i] for i in range(3)]
+
+    one, again = pairs(), pairs(order=(2, 0, 1))
+    for a, b in zip(one, again, strict=True):
+        assert a["name"] == b["name"]
+        assert all(torch.equal(a[key], b[key]) for key in a if key != "name")
+    everyone = [*one, *pairs("val"), *pairs("test"), *pairs(seed=1)]
+    for i, a in enumerate(everyone):
+        for b in everyone[:i]:
+            assert not torch.allclose(a["displacement"], b["displacement"], atol=0.2)
+
+
+def test_every_image_of_a_split_is_used_equally_often_and_none_of_another():
+    names = {
+        split: [pair["name"].split("-")[0] for pair in deformed((20, 20), split, size=9)]
+        for split in SPLITS
+    }
+    for split, used in names.items():
+        expected = {f"picture{100 * SPLITS.index(split) + i}" for i in range(3)}
+        assert {name: used.count(name) for name in used} == dict.fromkeys(expected, 3)
+
+
+def test_size_may_differ_from_split_to_split_and_pairs_collate():
+    size = {"train": 7, "val": 2, "test": 3}
+    assert [len(deformed((20, 20), split, size=size)) for split in SPLITS] == [7, 2, 3]
+    batch = next(iter(DataLoader(deformed((20, 22), size=2), batch_size=2)))
+    assert batch["displacement"].shape == (2, 2, 20, 22)
+    assert batch["name"][1].endswith("-train-00001")
+    with pytest.raises(IndexError):
+        deformed((20, 20), size=2)[2]
+
+
+def test_what_cannot_be_deformed_is_refused():
+    with pytest.raises(UserError, match="split='training'"):
+        deformed((20, 20), "training")
+    with pytest.raises(UserError, match="no images to deform for 'val'"):
+        deformed((20, 20), "val", images=pictures((20, 20), count=0))
+    with pytest.raises(UserError, match="border=33 mm"):
+        deformed((40, 40), fields=HighFrequency())[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images with labels, 12 x 14 x 10 voxels of 1 x 2 x 1.5 mm."""
+    rng = np.random.default_rng(0)
+    for kind in ("scans", "labels"):
+        (tmp_path / kind).mkdir()
+        for number in range(10):
+            array = rng.integers(0, 3, (12, 14, 10)).astype(np.int16)
+            image = nibabel.Nifti1Image(array, np.diag([1, 2, 1.5, 1]))
+            nibabel.save(image, tmp_path / kind / f"p{number}_{kind}.nii.gz")
+    return tmp_path
+
+
+def test_files_of_any_layout_are_divided_into_splits(folder):
+    options = {
+        "root": str(folder),
+        "prepare": WorldGrid(spacing=2.0),
+        "pattern": "scans/{}_scans.nii.gz",
+        "labels": "labels/{}_labels.nii.gz",
+    }
+
+    def images(split):
+        return image_files(split, **options)
+
+    names = {split: {fixed.name for fixed, _ in images(split).pairs} for split in SPLITS}
+    assert [len(names[split]) for split in SPLITS] == [8, 1, 1]
+    assert len(set().union(*names.values())) == 10
+    fields = LowFrequency(max_deform=2, sigma=3, border=2)
+    pair = Deformed("val", images, fields, points=5)[0]
+    assert pair["fixed"].shape == pair["moving_labels"].shape == (1, 6, 14, 8)
+    assert pair["spacing"].tolist() == [2, 2, 2]
+    assert pair["fixed_points"].shape == (5, 3)
+    with pytest.raises(UserError, match=r"x_\{\}\.nii"):
+        image_files("train", **{**options, "pattern": "x_{}.nii"})
+
+
+def test_published_settings_are_at_hand_for_files(folder, composed):
+    where = ["data=synthetic_dvf_2017", f"data.dataset.images.root={folder}/scans"]
+    data = build(composed("train", *where).data).pairs("val")
+    published = [(f.max_deform, f.sigma, f.border) for f in data.fields.fields]
+    assert published == [(20, 35, 33), (15, 25, 33), (15, 20, 33)]
+    with pytest.raises(UserError, match="border=33 mm"):
+        data[0]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_phantoms_need_nothing_on_disk(ndim, composed):
+    size = ["data.dataset.images.shape=24", "data.dataset.images.size=2"]
+    pair = build(composed("train", "data=synthetic_dvf", f"ndim={ndim}", *size).data).pairs("val")[
+        0
+    ]
+    assert pair["fixed"].shape == (1, *[24] * ndim)
+    assert pair["fixed_points"].shape == (64, ndim)
+    assert 0.5 < pair["displacement"].abs().max() <= 4
