@@ -8,7 +8,7 @@ from regnet_lab.errors import UserError
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Judge every pair of the split, write the tables and print the summary."""
+    """Do the task with every pair of the split, write the tables and print the summary."""
     from regnet_lab.build import build
     from regnet_lab.evaluation import judged_data, judged_module
 
@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     data, module = judged_data(cfg), judged_module(cfg)
     callbacks = [c for c in build(cfg.callbacks, cfg.allow).values() if c]
     trainer = build(cfg.trainer, cfg.allow, callbacks=callbacks)
-    trainer.test(module, data.one_by_one(cfg.split), verbose=False)
+    build(cfg.task, cfg.allow).run(trainer, module, data.one_by_one(cfg.split))
 
 
 if __name__ == "__main__":

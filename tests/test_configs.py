@@ -9,11 +9,11 @@ from regnet_lab.build import build
 
 CONF = Path(__file__).parent.parent / "conf"
 CHOICES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
-BUILT = ("data", "module", "callbacks", "trainer", "metrics")
+BUILT = ("data", "module", "callbacks", "trainer", "metrics", "task")
 
 
 def script_for(group, name):
-    return "evaluate" if name == "evaluate" and group in ("trainer", "callbacks") else "train"
+    return "evaluate" if name == "evaluate" or group == "task" else "train"
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -11,7 +11,7 @@ LAYERS = [
     {"pair", "world"},
     {"losses", "metrics", "models", "data"},
     {"module"},
-    {"report", "callbacks"},
+    {"report", "callbacks", "tasks"},
     {"build", "cli", "weights", "evaluation"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

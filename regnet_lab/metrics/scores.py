@@ -6,6 +6,7 @@ mean over the labels that can be compared (``dice``) and by label (``dice/3``, N
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def _mask(case: Case) -> NDArray[np.bool_] | None:
     return case["fixed_mask"][0] > 0 if "fixed_mask" in case else None
 
 
-def _or_nan(statistic: Callable[[NDArray], float], values: NDArray) -> float:
+def _or_nan(statistic: Callable[[NDArray], Any], values: NDArray) -> float:
     """A statistic of some numbers, NaN if there are none."""
     return float(statistic(values)) if values.size else np.nan
 

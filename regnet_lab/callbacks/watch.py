@@ -1,0 +1,64 @@
+"""What is shown while a model trains."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from regnet_lab.pair import Pair, Registration
+from regnet_lab.report import figures
+
+log = logging.getLogger(__name__)
+
+
+class ValidationLog(Callback):
+    """One line in the log for every validation."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        listed = ", ".join(f"{k[4:]} {v:.4g}" for k, v in sorted(values.items()))
+        minutes = (time.monotonic() - self.started) / 60
+        log.info("%.1f min, step %d: %s", minutes, trainer.global_step, listed)
+
+
+class ValidationPanel(Callback):
+    """The first validation case as a picture in TensorBoard every ``every_n_epochs`` epochs."""
+
+    def __init__(self, every_n_epochs: int = 5) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
+        if not (due and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+            return
+        out: Registration = outputs["registration"]
+        board = trainer.logger.experiment
+        board.add_figure("val/panel", figures.panel(batch, out), trainer.global_step)
+        if len(out.fields) > 1:
+            board.add_figure("val/fields", figures.iterations(batch, out), trainer.global_step)
+
+
+class HyperParameters(Callback):
+    """What was chosen, beside the ``monitor`` it led to, in TensorBoard's HPARAMS."""
+
+    def __init__(self, parameters: Mapping[str, Any], monitor: str) -> None:
+        self.parameters, self.monitor = dict(parameters), monitor
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.logger is not None:
+            trainer.logger.log_hyperparams(self.parameters, {self.monitor: math.nan})

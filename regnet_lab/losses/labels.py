@@ -1,0 +1,27 @@
+"""Overlap of labelled structures."""
+
+import torch
+from torch import Tensor
+
+from regnet_lab import ops
+from regnet_lab.losses.base import Loss
+from regnet_lab.pair import Pair, Registration, need
+
+
+class SoftDice(Loss):
+    """1 - mean of 2 sum(f w) / (sum f + sum w) over the structures of each fixed image.
+
+    f is the structure's indicator in the fixed labels, w its indicator in the moving labels,
+    warped linearly, so that a gradient exists.  Background is left out.
+    """
+
+    def forward(self, pair: Pair, out: Registration) -> Tensor:
+        fixed, moving = need(pair, "fixed_labels", self), need(pair, "moving_labels", self)
+        structures = torch.unique(fixed)
+        structures = structures[structures != 0].view(1, -1, *[1] * (fixed.ndim - 2))
+        f = (fixed == structures).to(out.displacement.dtype)  # (B, K, *spatial)
+        w = ops.warp((moving == structures).to(f.dtype), out.displacement, padding="zeros")
+        overlap, size_f, size_w = (a.flatten(2).sum(2) for a in (f * w, f, w))
+        dice = (2 * overlap + 1e-5) / (size_f + size_w + 1e-5)
+        present = (size_f > 0).to(dice.dtype)
+        return 1 - (dice * present).sum() / present.sum().clamp(min=1)

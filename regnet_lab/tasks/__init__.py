@@ -1,0 +1,5 @@
+"""What ``evaluate.py`` can do with a model and data, chosen by ``task=``."""
+
+from regnet_lab.tasks.judge import Judge
+
+__all__ = ["Judge"]
