@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from regnet_lab import ops, similarity
 from regnet_lab.models import Diffeomorphic, GraDIRN, VoxelMorph
+from regnet_lab.models.layers import convolution
 from regnet_lab.pair import Pair, registered
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/model").glob("*.yaml"))
@@ -294,3 +295,17 @@ def test_the_number_of_squarings_is_heeded(shape):
     assert torch.equal(none, v)
     assert torch.equal(three, ops.integrate(v, 3))
     assert not torch.equal(three, ops.integrate(v, 7))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 1, 1), (2, 2, 2), (2, 3, 2), (4, 2, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_have_right_gradients_on_grids_smaller_than_their_kernel(shape, stride):
+    torch.manual_seed(0)
+    layer = convolution(len(shape), 16, 32, stride)
+    x = torch.randn(1, 16, *shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    way = torch.randn_like(y)
+    (half,) = torch.autograd.grad(y, layer.weight, way)
+    (exact,) = torch.autograd.grad(layer(x), layer.weight, way.float())
+    assert torch.allclose(half, exact, rtol=0.05, atol=0.05 * exact.abs().max())

@@ -1,12 +1,41 @@
 """Convolutions that do not care whether the image has two or three dimensions."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regnet_lab.errors import UserError
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-Convolution = nn.Conv2d | nn.Conv3d
+
+class OnSmallGrids(nn.Module):
+    """Let a convolution that reaches further than the grid run in float32 on a CPU.
+
+    In bfloat16 its weight's gradient is garbage there: oneDNN reads memory that is not its own
+    (torch 2.13 with AVX-512; 3^3 on a 2 x 2 x 2 grid).
+    """
+
+    weight: Tensor
+    kernel_size: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        if x.device.type == "cpu" and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        return super().forward(x)
+
+
+class Conv2d(OnSmallGrids, nn.Conv2d):
+    """PyTorch's, on grids of any size."""
+
+
+class Conv3d(OnSmallGrids, nn.Conv3d):
+    """PyTorch's, on grids of any size."""
+
+
+Convolution = Conv2d | Conv3d
+CONV: dict[int, type[Convolution]] = {2: Conv2d, 3: Conv3d}
 
 
 def convolution(ndim: int, inputs: int, outputs: int, stride: int = 1) -> Convolution:
@@ -17,7 +46,7 @@ def convolution(ndim: int, inputs: int, outputs: int, stride: int = 1) -> Convol
     """
     if ndim not in CONV:
         raise UserError(f"ndim={ndim}: images have 2 or 3 dimensions.")
-    return CONV[ndim](inputs, outputs, 3, stride, padding=1)  # type: ignore[return-value]
+    return CONV[ndim](inputs, outputs, 3, stride, padding=1)
 
 
 class InstanceNorm(nn.Module):
