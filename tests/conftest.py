@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -11,6 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 ROOT = Path(__file__).parent.parent
 CONF = str(ROOT / "conf")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in every run of a test."""
+    torch.manual_seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture
