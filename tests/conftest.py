@@ -3,7 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,7 +17,6 @@ torch.set_num_threads(1)
 def seeded():
     """The same random numbers in every run of a test."""
     torch.manual_seed(0)
-    np.random.seed(0)
 
 
 @pytest.fixture
