@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from regnet_lab.errors import UserError
-from regnet_lab.losses import Loss
+from regnet_lab.losses import Loss, inverse_consistency
 from regnet_lab.metrics import quick, strict
-from regnet_lab.pair import Pair, Registration, registered, returned
+from regnet_lab.pair import Pair, Registration, registered, returned, swapped
 from regnet_lab.profile import Profile
 
 Score = Callable[[Pair, Tensor], dict[str, float]]
+WAYS_BACK: dict[str, Callable[[Pair, Registration], Pair]] = {"warped": returned, "fixed": swapped}
 
 
 class RegistrationModule(LightningModule):
@@ -26,10 +27,17 @@ class RegistrationModule(LightningModule):
         model: ``model(fixed, moving)`` gives displacement fields, coarse to fine.
         losses: Named terms; the objective is the sum of weight times term.
         optimizer: Makes an optimizer from the parameters.
-        scheduler: Makes a schedule, stepped once an epoch, from the optimizer.
-        cycle: Weight of the way back, on which the warped image is registered to the moving one.
+        scheduler: Makes a schedule from the optimizer; it is stepped once an epoch, or, where its
+            attribute ``interval`` is "step", at every step.
+        cycle: Weight of the same objective on the way back.
+        consistency: Weight of the inverse consistency of the way there and the way back.
+        way_back: What is registered to the moving image then: the ``warped`` one (Kuang, SASHIMI
+            2019) or the ``fixed`` one.
         score: Judges a test pair.
         name: What the model is called in tables.
+
+    Raises:
+        UserError: ``way_back`` is neither.
     """
 
     def __init__(
@@ -39,13 +47,18 @@ class RegistrationModule(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         cycle: float = 0.0,
+        consistency: float = 0.0,
+        way_back: str = "warped",
         score: Score = strict,
         name: str = "model",
     ) -> None:
         super().__init__()
         self.model, self.losses = model, nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.cycle, self.score, self.name = cycle, score, name
+        self.cycle, self.consistency, self.score, self.name = cycle, consistency, score, name
+        if way_back not in WAYS_BACK:
+            raise UserError(f"way_back={way_back}: choose one of {', '.join(WAYS_BACK)}.")
+        self.way_back = WAYS_BACK[way_back]
 
     def forward(self, pair: Pair) -> Registration:
         return registered(pair, self.model(pair["fixed"], pair["moving"]))
@@ -76,9 +89,20 @@ class RegistrationModule(LightningModule):
     def training_step(self, pair: Pair, _: int) -> Tensor:
         out = self(pair)
         total = self.objective(pair, out, "train")
+        if self.cycle or self.consistency:
+            total = total + self.round_trip(pair, out)
+        return total
+
+    def round_trip(self, pair: Pair, out: Registration) -> Tensor:
+        """What the way back adds to the objective, logged below ``train/back``."""
+        back, total = self.way_back(pair, out), out.warped.new_zeros(())
+        home = self(back)
         if self.cycle:
-            back = returned(pair, out.warped)
-            total = total + self.cycle * self.objective(back, self(back), "train/back")
+            total = total + self.cycle * self.objective(back, home, "train/back")
+        if self.consistency:
+            apart = self.consistency * inverse_consistency(out.displacement, home.displacement)
+            self.log("train/back/consistency", apart, batch_size=len(home.warped))
+            total = total + apart
         return total
 
     def on_before_optimizer_step(self, _: Optimizer) -> None:
@@ -116,4 +140,8 @@ class RegistrationModule(LightningModule):
         except (TypeError, ValueError) as error:
             given = getattr(self.optimizer, "keywords", {})
             raise UserError(f"optim does not accept {given}: {error}.") from error
-        return [optimizer], [self.scheduler(optimizer)] if self.scheduler else []
+        if self.scheduler is None:
+            return optimizer
+        schedule = self.scheduler(optimizer)
+        interval = getattr(schedule, "interval", "epoch")
+        return [optimizer], [{"scheduler": schedule, "interval": interval}]

@@ -63,9 +63,33 @@ def registered(pair: Pair, fields: Sequence[Tensor]) -> Registration:
     return Registration([*coarse, u], ops.warp(pair["moving"], u))
 
 
-def returned(pair: Pair, warped: Tensor) -> Pair:
-    """The way back of a cycle: bring the warped image home to the moving one."""
-    return Pair(fixed=pair["moving"], moving=warped, spacing=pair["spacing"], name=pair["name"])
+def swapped(pair: Pair, _: Registration | None = None) -> Pair:
+    """The pair with its sides exchanged; what displaces it then is not known."""
+    other = {"fixed": "moving", "moving": "fixed"}
+    back: dict[str, object] = {}
+    for key, value in pair.items():
+        side, *kind = key.split("_")
+        if side in other:
+            back["_".join([other[side], *kind])] = value
+    names = [f"the way back of {name}" for name in pair["name"]]
+    return Pair(**back, spacing=pair["spacing"], name=names)  # type: ignore[typeddict-item]
+
+
+def returned(pair: Pair, out: Registration) -> Pair:
+    """The way back of a cycle: bring the warped image, labels and mask home to the moving ones.
+
+    Where points lie in the warped image, only the inverse of the displacement would tell.
+    """
+    back = swapped(pair)
+    back["moving"] = out.warped
+    for kind in ("labels", "mask", "points"):
+        back.pop(f"moving_{kind}", None)  # type: ignore[misc]
+    u = out.displacement.detach()
+    if "fixed_labels" in back:
+        back["moving_labels"] = ops.warp(back["fixed_labels"], u, "nearest", "zeros")
+    if "fixed_mask" in back:
+        back["moving_mask"] = ops.warp(back["fixed_mask"], u, "nearest", "zeros")
+    return back
 
 
 def resized(pair: Pair, shape: Sequence[int]) -> Pair:

@@ -12,7 +12,7 @@ class Diffusion(Loss):
     """sum_ik mean_x |d_k u_i|^p with forward differences of the displacement in voxels.
 
     p = 2 is the squared Frobenius norm of the displacement's derivative, GraDIRN's and, up to the
-    factor D^2, VoxelMorph's smoothness; p = 1 is the anisotropic total variation.
+    factor D^2, VoxelMorph's and FAIM's smoothness; p = 1 is the anisotropic total variation.
     """
 
     def __init__(self, power: int = 2, weight: float = 1.0) -> None:
@@ -23,6 +23,20 @@ class Diffusion(Loss):
         u = out.displacement.float()
         slopes = [u.diff(dim=axis) for axis in range(2, u.ndim)]
         return torch.stack([s.abs().pow(self.power).sum(1).mean() for s in slopes]).sum()
+
+
+class TotalVariation(Loss):
+    """mean_x sqrt(sum_ik (d_k u_i)^2 + eps) with forward differences, isotropic (Rudin, Osher and
+    Fatemi, 1992), displacement in voxels; eps keeps the gradient finite where the field is flat.
+    """
+
+    def __init__(self, epsilon: float = 1e-6, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.epsilon = epsilon
+
+    def forward(self, pair: Pair, out: Registration) -> Tensor:
+        slopes = ops.forward_difference(out.displacement.float())
+        return (slopes.square().sum((1, 2)) + self.epsilon).sqrt().mean()
 
 
 class Bending(Loss):
