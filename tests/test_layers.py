@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "ops", "similarity", "profile", "schedules"},
+    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules"},
     {"pair", "world"},
     {"losses", "metrics", "models", "data"},
     {"module"},

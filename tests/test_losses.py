@@ -335,6 +335,8 @@ ALL = {
     "endpoint": losses.EndpointError,
     "huber": losses.HuberDisplacement,
     "dice": losses.SoftDice,
+    "dice where labelled": lambda: losses.SoftDice(where_labelled=True),
+    "affine": losses.AffinePenalty,
     "landmarks": losses.LandmarkDistance,
     "per level": lambda: losses.PerLevel(losses.SoftDice(), [0.5, 1.0]),
 }

@@ -86,13 +86,15 @@ def test_evaluation_needs_no_graph_repeats_itself_and_agrees_with_training(name,
     model = build(name, len(shape))
     fixed, moving = images(shape)
     trained = model.train()(fixed, moving)
+    kinds = {type(m).__name__ for m in model.modules()}
     model.eval()
     with torch.no_grad():
         first, second = model(fixed, moving), model(fixed, moving)
     for a, b, c in zip(first, second, trained, strict=True):
         assert not a.requires_grad
         assert torch.equal(a, b)
-        torch.testing.assert_close(a, c)
+        if "BatchNorm" not in kinds:  # it answers otherwise in training, from the batch at hand
+            torch.testing.assert_close(a, c)
 
 
 @EVERY

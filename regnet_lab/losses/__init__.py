@@ -3,6 +3,7 @@
 The weight lives on the term; the configuration's key is its name in the log.
 """
 
+from regnet_lab.losses.affine import AffinePenalty as AffinePenalty
 from regnet_lab.losses.base import Loss as Loss
 from regnet_lab.losses.base import PerLevel as PerLevel
 from regnet_lab.losses.consistency import inverse_consistency as inverse_consistency

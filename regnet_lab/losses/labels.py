@@ -13,9 +13,20 @@ class SoftDice(Loss):
 
     f is the structure's indicator in the fixed labels, w its indicator in the moving labels,
     warped linearly, so that a gradient exists.  Background is left out.
+
+    Args:
+        where_labelled: Pairs without labels cost nothing, for data of which a part has labels;
+            otherwise they are an error.
+        weight: Factor of the term.
     """
 
+    def __init__(self, where_labelled: bool = False, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.where_labelled = where_labelled
+
     def forward(self, pair: Pair, out: Registration) -> Tensor:
+        if self.where_labelled and not {"fixed_labels", "moving_labels"} <= pair.keys():
+            return out.displacement.new_zeros(())
         fixed, moving = need(pair, "fixed_labels", self), need(pair, "moving_labels", self)
         structures = torch.unique(fixed)
         structures = structures[structures != 0].view(1, -1, *[1] * (fixed.ndim - 2))

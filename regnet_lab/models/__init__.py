@@ -7,6 +7,7 @@ from regnet_lab.models.affine import Affine as Affine
 from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
 from regnet_lab.models.identity import Identity as Identity
+from regnet_lab.models.pyramid import Pyramid as Pyramid
 from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Chain as Chain
 from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic
