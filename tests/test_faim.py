@@ -142,6 +142,69 @@ def test_an_affine_network_turns_and_moves_about_the_centre(shape):
     torch.testing.assert_close(u[0], expected, atol=1e-5, rtol=1e-5)
 
 
+def slopes_ahead(u):
+    """Forward differences du_i/dk at [i][k] on the grid without each axis's last voxel, by hand."""
+    ndim = u.shape[1]
+    here = [slice(None, -1)] * ndim
+    ahead = [
+        [slice(1, None) if a == k else slice(None, -1) for a in range(ndim)] for k in range(ndim)
+    ]
+    return [[u[(0, i, *at)] - u[(0, i, *here)] for at in ahead] for i in range(ndim)]
+
+
+def minors(s, typo=False):
+    """The determinant as the code expands it, with the slip of its training loss or without."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = s
+    xx, yy, zz = xx + 1, yy + 1, zz + 1
+    first = xx - 1 if typo else zx  # D_x where D_z belongs, in the second minor
+    return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * first) + xz * (yx * zy - yy * zx)
+
+
+def test_the_folding_penalty_is_the_true_determinant_s_not_the_published_one():
+    u = torch.randn(1, 3, 7, 8, 9, generator=torch.Generator().manual_seed(0)).double()
+    pair, slopes = pair_of((7, 8, 9)), slopes_ahead(u)
+    value = losses.Folding("sum")(pair, registered(pair, [u]))
+    true, slipped = (minors(slopes, typo).neg().relu() for typo in (False, True))
+    torch.testing.assert_close(value.double(), true.sum(), rtol=1e-5, atol=0)
+    assert (slipped - true).abs().sum() > 0.1 * true.sum()
+
+
+@SMALL
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_published_smoothness_is_diffusion_up_to_a_factor(shape, power):
+    ndim, u = len(shape), torch.randn(1, len(shape), *shape)
+    means = [u.diff(dim=k).abs().pow(power).mean() for k in range(2, ndim + 2)]
+    pair = pair_of(shape)
+    value = losses.Diffusion(power)(pair, registered(pair, [u]))
+    torch.testing.assert_close(value / ndim**2, torch.stack(means).mean())
+
+
+@SMALL
+def test_the_published_loss_is_composed_as_published(shape, composed):
+    ndim = len(shape)
+    cfg = composed("train", "loss=faim", f"ndim={ndim}")
+    u, pair = 2 * torch.randn(1, ndim, *shape), pair_of(shape)
+    out = registered(pair, [u])
+    value = sum(build(term)(pair, out) * term.weight for term in cfg.loss.values())
+
+    def boxes(x):
+        conv = F.conv2d if ndim == 2 else F.conv3d
+        return conv(x, torch.ones(1, 1, *[9] * ndim), padding=4)
+
+    f, w, n = pair["fixed"], out.warped, 9**ndim
+    mf, mw = boxes(f) / n, boxes(w) / n
+    cross = boxes(f * w) - mw * boxes(f) - mf * boxes(w) + mf * mw * n
+    vf = boxes(f * f) - 2 * mf * boxes(f) + mf**2 * n
+    vw = boxes(w * w) - 2 * mw * boxes(w) + mw**2 * n
+    cc = 1 - (cross**2 / (vf * vw + 1e-5)).mean()
+    gradient = sum(u.diff(dim=k).square().mean() for k in range(2, ndim + 2)) / ndim
+    slopes = torch.stack([torch.stack(row, -1) for row in slopes_ahead(u)], -2)
+    depth = torch.linalg.det(slopes + torch.eye(ndim)).neg().relu().sum()
+    expected = cc + 0.111 * ndim**2 * gradient + 1e-3 * depth
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+    assert depth > 1
+
+
 class Always(nn.Module):
     """A model that answers with the same fields and remembers what it saw."""
 
