@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, prepare
+from regnet_lab.cli import command, keep, prepare
 from regnet_lab.errors import UserError
 
 
@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     data, module = judged_data(cfg), judged_module(cfg)
     callbacks = [c for c in build(cfg.callbacks, cfg.allow).values() if c]
     trainer = build(cfg.trainer, cfg.allow, callbacks=callbacks)
+    keep(cfg, "evaluation_")
     build(cfg.task, cfg.allow).run(trainer, module, data.one_by_one(cfg.split))
 
 

@@ -109,12 +109,15 @@ def environment() -> dict[str, object]:
     }
 
 
-def keep(cfg: DictConfig) -> None:
-    """Write the resolved configuration and the environment into the run's folder."""
+def keep(cfg: DictConfig, prefix: str = "") -> None:
+    """Write the resolved configuration and the environment into the run's folder.
+
+    ``prefix`` of the two files' names tells an evaluation's from the run's.
+    """
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2), "utf-8")
+    (folder / f"{prefix}config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")
+    (folder / f"{prefix}environment.json").write_text(json.dumps(environment(), indent=2), "utf-8")
 
 
 def kept(run: str) -> DictConfig:

@@ -78,6 +78,31 @@ def test_diffusion_of_a_wave(shape):
     assert value.item() == pytest.approx((slopes**2).mean(), rel=1e-5)
 
 
+@SHAPES
+def test_isotropic_total_variation_of_a_linear_field_is_the_root_of_its_squares(shape):
+    matrix = random_matrix(len(shape))
+    value = losses.TotalVariation()(make_pair(shape), answer(linear(matrix, shape)))
+    assert value.item() == pytest.approx(np.linalg.norm(matrix), rel=1e-4)
+
+
+@SHAPES
+def test_total_variation_of_a_step_does_not_depend_on_how_wide_it_is(shape):
+    values = []
+    for width in (1, 4):
+        u = torch.zeros(1, len(shape), *shape)
+        ramp = ((torch.arange(shape[-1]) - 2) / width).clamp(0, 1)
+        u[:, 0], u[:, 1] = 3 * ramp, 4 * ramp
+        values.append(losses.TotalVariation(1e-12)(make_pair(shape), answer(u)).item())
+    assert values == pytest.approx([5 / (shape[-1] - 1)] * 2, rel=1e-4)
+
+
+@SHAPES
+def test_total_variation_of_a_still_field_has_a_finite_gradient(shape):
+    u = torch.zeros(1, len(shape), *shape, requires_grad=True)
+    losses.TotalVariation()(make_pair(shape), answer(u)).backward()
+    assert not u.grad.any()
+
+
 def quadratic(shape, seed=0):
     """u_i = x^T H_i x / 2 with a random symmetric H_i, and all H_i."""
     hessian = np.random.default_rng(seed).normal(size=(len(shape),) * 3)
@@ -330,6 +355,7 @@ ALL = {
     "masked": lambda: losses.Similarity(similarity.local_ncc, masked=True),
     "diffusion": losses.Diffusion,
     "total variation": lambda: losses.Diffusion(power=1),
+    "isotropic total variation": losses.TotalVariation,
     "bending": losses.Bending,
     "folding": losses.Folding,
     "endpoint": losses.EndpointError,
