@@ -17,6 +17,7 @@ CLASSES = (
     "regnet_lab.losses",
     "regnet_lab.models",
     "regnet_lab.module",
+    "regnet_lab.submission",
     "regnet_lab.tasks",
     "pytorch_lightning",
     "torch.nn",
