@@ -18,6 +18,7 @@ CLASSES = (
     "regnet_lab.models",
     "regnet_lab.module",
     "regnet_lab.schedules",
+    "regnet_lab.submission",
     "regnet_lab.tasks",
     "pytorch_lightning",
     "torch.nn",

@@ -11,7 +11,7 @@ LAYERS = [
     {"pair", "world"},
     {"losses", "metrics", "models", "data"},
     {"module"},
-    {"report", "callbacks", "tasks"},
+    {"report", "callbacks", "tasks", "submission"},
     {"build", "cli", "weights", "evaluation"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
