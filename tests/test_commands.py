@@ -51,6 +51,7 @@ def test_a_run_keeps_all_that_reproduces_it_and_is_judged(trained, command):
     assert done.returncode == 0, done.stderr
     assert "identity" in done.stdout
     folder = trained / "evaluation" / "same"
+    assert f"run: {trained}" in (folder / "evaluation_config.yaml").read_text("utf-8")
     cases = pd.read_csv(folder / "cases.csv")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert list(summary)[1:] == ["identity", "voxelmorph"]
