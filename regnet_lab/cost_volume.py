@@ -1,6 +1,6 @@
 """How alike two feature maps are under every small shift, as in PWC-Net (Sun et al., CVPR 2018)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -43,33 +43,37 @@ def cost_volume(
 def reference(
     fixed: Tensor, moving: Tensor, radius: int, stride: int = 1, dilation: int = 1
 ) -> Tensor:
-    """:func:`cost_volume` by its definition, one product at a time: slow, and with autograd's
-    gradient it keeps every product.
+    """:func:`cost_volume` by its definition, one product at a time: slow, and autograd keeps every
+    product for the gradient.
     """
     shape = fixed.shape[2:]
-    padded = _padded(moving, radius, dilation)
+    padded, fixed = _padded(moving, radius, dilation), _every(fixed, stride)
     costs = []
     for offset in offsets(len(shape), radius):
-        first = [dilation * (o + radius) for o in offset]
-        at = tuple(slice(i, i + n) for i, n in zip(first, shape, strict=True))
-        costs.append((fixed * padded[(..., *at)]).mean(1))
-    return _thinned(torch.stack(costs, 1), stride)
+        shifted = padded
+        for axis, (o, n) in enumerate(zip(offset, shape, strict=True), start=2):
+            shifted = shifted.narrow(axis, dilation * (radius + o), n)
+        costs.append((fixed * _every(shifted, stride)).mean(1))
+    return torch.stack(costs, 1)
 
 
 def _padded(image: Tensor, radius: int, dilation: int) -> Tensor:
     return F.pad(image, [radius * dilation] * 2 * (image.ndim - 2))
 
 
-def _thinned(image: Tensor, stride: int) -> Tensor:
-    """View of every ``stride``-th voxel along every axis."""
-    return image[(..., *[slice(None, None, stride)] * (image.ndim - 2))]
+def _every(image: Tensor, stride: int, first: int = 2) -> Tensor:
+    """View of every ``stride``-th voxel along the axes from ``first`` on."""
+    for axis in range(first, image.ndim):
+        image = image[(slice(None),) * axis + (slice(None, None, stride),)]
+    return image
 
 
-def _windows(padded: Tensor, shape: tuple[int, ...], stride: int, dilation: int) -> Tensor:
-    """View (B, C, *offsets, *out) of a padded map: for every offset the voxels that meet x."""
+def _windows(padded: Tensor, shape: Sequence[int], stride: int, dilation: int) -> Tensor:
+    """View (*offsets, B, C, *out) of a padded map: what every offset brings to every x."""
     for axis, n in enumerate(shape, start=2):
-        padded = padded.unfold(axis, n, dilation)
-    return padded[(..., *[slice(None, None, stride)] * len(shape))]
+        padded = padded.unfold(axis, n, dilation)  # in the end (B, C, *offsets, *spatial)
+    ndim = len(shape)
+    return _every(padded.movedim((0, 1), (ndim, ndim + 1)), stride, ndim + 2)
 
 
 class _CostVolume(torch.autograd.Function):
@@ -81,31 +85,28 @@ class _CostVolume(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(fixed, moving)
         ctx.numbers = radius, stride, dilation
-        shape, channels = fixed.shape[2:], fixed.shape[1]
-        ndim, side = len(shape), 2 * radius + 1
-        windows = _windows(_padded(moving, radius, dilation), shape, stride, dilation)
-        seen = _thinned(fixed, stride)
-        cost = seen.new_zeros(len(seen), *[side] * ndim, *seen.shape[2:])
+        ndim, channels, side = fixed.ndim - 2, fixed.shape[1], 2 * radius + 1
+        windows = _windows(_padded(moving, radius, dilation), fixed.shape[2:], stride, dilation)
+        seen = _every(fixed, stride)
+        cost = seen.new_zeros(*[side] * ndim, len(seen), *seen.shape[2:])
         for i, c in product(range(side), range(channels)):  # a slab of offsets stays in the cache
-            here = seen[(slice(None), c, *[None] * (ndim - 1))]
-            cost[:, i].addcmul_(here, windows[:, c, i], value=1 / channels)
-        return cost.flatten(1, ndim)
+            cost[i].addcmul_(seen[:, c], windows[i].select(ndim, c), value=1 / channels)
+        return cost.flatten(0, ndim - 1).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, slope: Tensor) -> Any:
         fixed, moving = ctx.saved_tensors
         radius, stride, dilation = ctx.numbers
-        shape = fixed.shape[2:]
+        shape, share = fixed.shape[2:], 1 / fixed.shape[1]
         padded = _padded(moving, radius, dilation)
         to_fixed, to_padded = torch.zeros_like(fixed), torch.zeros_like(padded)
-        seen, to_seen = (_thinned(x, stride) for x in (fixed, to_fixed))
+        seen, to_seen = (_every(x, stride) for x in (fixed, to_fixed))
         given, taken = (_windows(x, shape, stride, dilation) for x in (padded, to_padded))
-        share = 1 / fixed.shape[1]
-        for o, k in enumerate(product(range(2 * radius + 1), repeat=len(shape))):
+        for o, at in enumerate(product(range(2 * radius + 1), repeat=len(shape))):
             here = slope[:, o : o + 1]
-            to_seen.addcmul_(here, given[(slice(None), slice(None), *k)], value=share)
-            taken[(slice(None), slice(None), *k)].addcmul_(here, seen, value=share)
-        reach = radius * dilation
-        inner = tuple(slice(reach, reach + n) for n in shape)
-        return to_fixed, to_padded[(..., *inner)], None, None, None
+            to_seen.addcmul_(here, given[at], value=share)
+            taken[at].addcmul_(here, seen, value=share)
+        for axis, n in enumerate(shape, start=2):
+            to_padded = to_padded.narrow(axis, radius * dilation, n)
+        return to_fixed, to_padded, None, None, None

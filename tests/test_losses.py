@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from regnet_lab import losses, ops, similarity
 from regnet_lab.errors import UserError
+from regnet_lab.losses.affine import affine_fit
 from regnet_lab.pair import Pair, Registration, registered
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
@@ -256,6 +257,50 @@ def test_soft_dice_without_any_structure_is_finite(shape):
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(u.grad).all()
+
+
+@SHAPES
+def test_soft_dice_where_labelled_lets_pairs_without_labels_pass(shape):
+    pair, u = complete(shape), smooth(shape, len(shape), seed=7)
+    lenient = losses.SoftDice(where_labelled=True)
+    assert lenient(pair, answer(u)) == losses.SoftDice()(pair, answer(u)) > 0
+    for key in ("fixed_labels", "moving_labels"):
+        without = {k: v for k, v in pair.items() if k != key}
+        assert lenient(without, answer(u)) == 0
+
+
+@SHAPES
+def test_the_affine_fit_is_least_squares(shape):
+    u, ndim = smooth(shape, len(shape), 2, seed=7), len(shape)
+    x = np.indices(shape).reshape(ndim, -1).T
+    x = np.column_stack([x - (np.array(shape) - 1) / 2, np.ones(len(x))])
+    expected = [np.linalg.lstsq(x, case.reshape(ndim, -1).T)[0].T for case in u.numpy()]
+    np.testing.assert_allclose(affine_fit(u), expected, atol=1e-5)
+    value = losses.AffinePenalty()(make_pair(shape, 2), answer(u))
+    assert value.item() == pytest.approx(np.square(expected).mean(), rel=1e-4)
+
+
+@SHAPES
+def test_the_affine_penalty_knows_a_linear_field_and_leaves_out_the_rest(shape):
+    ndim = len(shape)
+    matrix = random_matrix(ndim)
+    u = linear(matrix, shape)
+    t = matrix @ (np.array(shape) - 1) / 2  # at the centre
+    expected = (np.square(matrix).sum() + np.square(t).sum()) / (ndim * (ndim + 1))
+    value = losses.AffinePenalty()(make_pair(shape), answer(u))
+    assert value.item() == pytest.approx(expected, rel=1e-4)
+    waves = smooth(shape, ndim, seed=7)
+    fit = linear(affine_fit(waves)[0, :, :ndim].numpy(), shape)
+    fit = fit - fit.mean(list(range(2, fit.ndim)), keepdim=True)
+    rest = waves - waves.mean(list(range(2, fit.ndim)), keepdim=True) - fit
+    assert rest.abs().max() > 0.5
+    value = losses.AffinePenalty()(make_pair(shape), answer(u + rest))
+    assert value.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_affine_penalty_of_a_single_voxel_is_its_length():
+    value = losses.AffinePenalty()(make_pair((9, 11)), answer(torch.full((1, 2, 1, 1), 3.0)))
+    assert value.item() == pytest.approx(2 * 9 / 6)
 
 
 @SHAPES

@@ -4,7 +4,7 @@ The entry of its authors to Learn2Reg 2020 (learn2reg.grand-challenge.org), afte
 al., CVPR 2018).  Two ways of being are kept apart by parameters: as published, and mended.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab import ops
 from regnet_lab.cost_volume import cost_volume
-from regnet_lab.models.layers import InstanceNorm, convolution, initialise_flow
+from regnet_lab.models.layers import Convolution, InstanceNorm, convolution, initialise_flow
 
 
 class BatchNorm(_BatchNorm):
@@ -36,9 +36,9 @@ class BatchNorm(_BatchNorm):
         """Any number of dimensions will do."""
 
 
-def he_normal(layer: nn.Module) -> nn.Module:
+def he_normal(layer: Convolution) -> Convolution:
     """Weights N(0, 2 / inputs), no offset."""
-    nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+    nn.init.kaiming_normal_(layer.weight)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     return layer
 
@@ -53,13 +53,12 @@ def block(
     layer.dilation = layer.padding = (dilation,) * ndim
     he_normal(layer)
     act = nn.LeakyReLU(0.2)
-    return nn.Sequential(
-        *{
-            "instance": [layer, InstanceNorm(), act],
-            "batch": [layer, act, BatchNorm(outputs)],
-            "none": [layer, act],
-        }[norm]
-    )
+    orders: dict[str, list[nn.Module]] = {
+        "instance": [layer, InstanceNorm(), act],
+        "batch": [layer, act, BatchNorm(outputs)],
+        "none": [layer, act],
+    }
+    return nn.Sequential(*orders[norm])
 
 
 class Features(nn.ModuleList):
@@ -153,15 +152,23 @@ class Estimator(nn.Module):
         ndim: int,
         features: int,
         carried: int,
-        affine: type[nn.Module],
+        affine: Callable[[int, int], nn.Module],
         radius: int,
         dense: Sequence[int],
         context: Sequence[int],
         dilations: Sequence[int],
         residual: bool,
         norm: str,
+        flow_deviation: float | None,
     ) -> None:
         super().__init__()
+
+        def flow(inputs: int) -> nn.Module:
+            layer = convolution(ndim, inputs, ndim)
+            if flow_deviation is None:
+                return he_normal(layer)
+            return initialise_flow(layer, flow_deviation)
+
         self.radius, self.residual = radius, residual
         self.affine = affine(ndim, features)
         width = (2 * radius + 1) ** ndim + features + ndim + carried
@@ -170,10 +177,10 @@ class Estimator(nn.Module):
             self.dense.append(block(ndim, width, outputs, norm))
             width += outputs
         self.width = width
-        self.flow = he_normal(convolution(ndim, width, ndim))
+        self.flow = flow(width)
         joints = zip(pairwise([width, *context]), dilations, strict=True)
         layers = [block(ndim, a, b, norm, dilation=d) for (a, b), d in joints]
-        last = [he_normal(convolution(ndim, context[-1], ndim))] if context else []
+        last = [flow(context[-1])] if context else []
         self.context = nn.Sequential(*layers, *last)
 
     def forward(
@@ -204,7 +211,7 @@ class Rise(nn.Module):
         self.features = he_normal(convolution(ndim, features, carried))
         self.carry = ops.resize if smooth else ops.resize_nearest
         if smooth:
-            nn.init.dirac_(self.flow.weight)  # type: ignore[arg-type]
+            nn.init.dirac_(self.flow.weight)
 
     def forward(self, u: Tensor, x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         ratio = u.new_tensor([new / old for new, old in zip(shape, u.shape[2:], strict=True)])
@@ -260,7 +267,7 @@ class Pyramid(nn.Module):
         self.together = encoder != "batch"
         channels = [1, *widths][last:][::-1]  # of the levels with an estimator, coarse to fine
         place = {"coarsest": 0, "finest": len(channels) - 1}[context_at]
-        self.estimators = nn.ModuleList(
+        estimators = [
             Estimator(
                 ndim,
                 features,
@@ -272,30 +279,24 @@ class Pyramid(nn.Module):
                 dilations if i == place else (),
                 residual,
                 rest,
+                flow_deviation,
             )
             for i, features in enumerate(channels)
-        )
-        self.rises = nn.ModuleList(
-            Rise(ndim, e.width, carried, flow_deviation is not None)
-            for e in self.estimators[:-1]  # type: ignore[union-attr]
-        )
-        if flow_deviation is not None:
-            for e in self.estimators:
-                initialise_flow(e.flow, flow_deviation)  # type: ignore[arg-type]
-                if e.context:
-                    initialise_flow(e.context[-1], flow_deviation)  # type: ignore[index]
+        ]
+        self.estimators = nn.ModuleList(estimators)
+        smooth = flow_deviation is not None
+        self.rises = nn.ModuleList(Rise(ndim, e.width, carried, smooth) for e in estimators[:-1])
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         levels = self.seen(fixed, moving)[::-1]
-        u, carried = fixed.new_zeros(len(fixed), fixed.ndim - 2, *levels[0][0].shape[2:]), []
+        u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *levels[0][0].shape[2:])
+        carried: list[Tensor] = []
         fields: list[Tensor] = []
         for i, estimator in enumerate(self.estimators):
-            f, m = levels[i]
-            if i:
-                u, risen = self.rises[i - 1](u, x, f.shape[2:])
-                carried = [risen]
-            u, x = estimator(f, m, u, carried)
+            u, x = estimator(*levels[i], u, carried)
             fields.append(u)
+            if i < len(self.rises):
+                u, *carried = self.rises[i](u, x, levels[i + 1][0].shape[2:])
         return fields + [ops.resize_field(u, f.shape[2:]) for f, _ in levels[len(fields) :]]
 
     def seen(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
