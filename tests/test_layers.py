@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "ops", "similarity", "profile"},
     {"pair", "world"},
-    {"losses", "metrics", "models", "data"},
+    {"losses", "metrics", "models", "data", "atlas"},
     {"module"},
     {"report", "callbacks", "tasks"},
     {"build", "cli", "weights", "evaluation"},

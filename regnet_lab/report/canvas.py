@@ -1,7 +1,7 @@
 """Rows of pictures on one figure, placed to the millimetre; no pyplot, no global state."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -47,6 +47,22 @@ def symmetric(*images: Array) -> tuple[float, float]:
     magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
     high = float(np.quantile(magnitudes, 0.995)) if magnitudes.size else 1.0
     return -high, high
+
+
+def arranged(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
+    """A single plane shows its views in two rows; of several each has a row, with the titles
+    above the first and the colour bars below the last.
+    """
+    first, last = planes[0], planes[-1]
+    if len(planes) == 1:
+        half = (len(views) + 1) // 2
+        return [(first, views[:half]), (first, views[half:])]
+
+    def bare(view: View, plane: Plane) -> View:
+        title = view.title if plane is first else ""
+        return replace(view, title=title, colour_bar=view.colour_bar and plane is last)
+
+    return [(plane, [bare(view, plane) for view in views]) for plane in planes]
 
 
 def _scale(sizes: Array, columns: int) -> float:
