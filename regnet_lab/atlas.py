@@ -2,7 +2,7 @@
 
 Each subject i is registered to the template, u_i on the template's grid in voxels, so that
 subject(x + u_i(x)) lies at x.  After FAIM's atlas (Kuang and Schmah, arXiv 1811.09243), with the
-shape of the mean corrected as by Guimond et al. (CVIU 2000).
+mean shape of Guimond et al. (CVIU 2000).
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,36 +15,39 @@ from regnet_lab import ops
 LEAST = 1e-3  # weight of a voxel where the map folds
 
 
-def carried_mean(carried: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def weighted_mean(carried: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Mean of the images seen through their displacements, weighted by how they change volume.
 
     template = sum_i J_i w_i / sum_i J_i with w_i(x) = image_i(x + u_i(x)), J_i = det(I + du_i/dx)
     and, where a map folds, J_i = 0.001.
 
     Args:
-        carried: (w_i, u_i), (1, 1, *spatial) and (1, D, *spatial).
+        carried: image_i and u_i, (1, 1, *spatial) and (1, D, *spatial).
 
     Returns:
-        The template (1, 1, *spatial) and the mean displacement (1, D, *spatial).
+        (1, 1, *spatial).
     """
-    total = weights = drift = torch.zeros(())
-    count = 0
-    for warped, u in carried:
+    total = weights = torch.zeros(())
+    for image, u in carried:
         weight = ops.jacobian_determinant(u)[:, None].clamp(min=LEAST)
-        total = total.to(u) + weight * warped
+        total = total.to(u) + weight * ops.warp(image, u)
         weights = weights.to(u) + weight
-        drift = drift.to(u) + u
-        count += 1
-    return total / weights, drift / count
+    return total / weights
 
 
-def recentred(template: Tensor, drift: Tensor) -> Tensor:
-    """The template in the subjects' mean shape: warped by the inverse of the mean displacement.
+def recentred(fields: Sequence[Tensor]) -> list[Tensor]:
+    """Displacements of a template in the subjects' mean shape.
 
-    The subjects' counterparts of x lie on average at x + drift(x); there the new one shows what the
-    old one shows at x.
+    With the mean m of all u_i the counterparts of x lie on average at x + m(x), which is where the
+    new template shows what the old one shows at x: u_i o exp(-m), the flow of -m standing for the
+    inverse of id + m.  It is that for translations, close to it for a small m, which rounds lead
+    to, and invertible where id + m is not: a network may fold all subjects at the same place.
+
+    Args:
+        fields: u_i, (1, D, *spatial) each.
     """
-    return ops.warp(template, ops.invert(drift))
+    back = ops.integrate(-torch.stack(list(fields)).mean(0))
+    return [ops.compose(back, u) for u in fields]
 
 
 def sharpness(image: Tensor, mask: Tensor, spacing: Tensor) -> float:

@@ -55,35 +55,59 @@ def smooth(shape, seed, size=1.0):
 def test_the_mean_weighs_every_image_by_the_determinant_of_its_map(shape):
     fields = [smooth(shape, seed, 3.0) for seed in range(3)]
     images = [noise(1, 1, *shape, seed=seed) for seed in range(3)]
-    template, drift = atlas.carried_mean(
-        (ops.warp(i, u), u) for i, u in zip(images, fields, strict=True)
-    )
     top = bottom = 0
     for image, u in zip(images, fields, strict=True):
         v = u[0].double().numpy()
         slopes = np.stack([np.stack(np.gradient(one), -1) for one in v], -2)
         weight = np.clip(np.linalg.det(slopes + np.eye(len(shape))), 1e-3, None)
-        seen = ndimage.map_coordinates(
-            image[0, 0].numpy(), np.indices(shape) + v, order=1, mode="nearest"
-        )
+        at = np.indices(shape) + v
+        seen = ndimage.map_coordinates(image[0, 0].numpy(), at, order=1, mode="nearest")
         top, bottom = top + weight * seen, bottom + weight
+    template = atlas.weighted_mean(zip(images, fields, strict=True))
     np.testing.assert_allclose(template[0, 0], top / bottom, atol=2e-4)
-    torch.testing.assert_close(drift, torch.stack(fields).mean(0))
 
 
 @SHAPES
-def test_a_template_made_of_translated_images_moves_to_their_mean_place(shape):
+def test_a_template_of_translated_images_moves_to_their_mean_place(shape):
     middle = np.array([n / 2 for n in shape])
     shifts = np.array([[2.0, 0, 1], [1, 3, -1], [3, 0, 3]])[:, : len(shape)]
-    start = blob(shape, middle, 1.5)
-    maps = [constant(shape, shift) for shift in shifts]
+    fields = [constant(shape, shift) for shift in shifts]
     images = [blob(shape, middle + shift, 1.5) for shift in shifts]
-    biased, drift = atlas.carried_mean(
-        (ops.warp(i, u), u) for i, u in zip(images, maps, strict=True)
-    )
-    torch.testing.assert_close(biased, start, atol=0.02, rtol=0)
-    moved = atlas.recentred(biased, drift)
-    torch.testing.assert_close(moved, blob(shape, middle + shifts.mean(0), 1.5), atol=0.02, rtol=0)
+    biased = atlas.weighted_mean(zip(images, fields, strict=True))
+    torch.testing.assert_close(biased, blob(shape, middle, 1.5), atol=0.02, rtol=0)
+    centred = atlas.recentred(fields)
+    for u, shift in zip(centred, shifts, strict=True):
+        torch.testing.assert_close(u, constant(shape, shift - shifts.mean(0)))
+    moved = atlas.weighted_mean(zip(images, centred, strict=True))
+    there = blob(shape, middle + shifts.mean(0), 1.5)
+    torch.testing.assert_close(moved, there, atol=0.02, rtol=0)
+
+
+@SHAPES
+def test_recentring_nearly_removes_the_mean_of_displacements_that_vary(shape):
+    fields = [smooth(shape, seed) + smooth(shape, 9) for seed in range(3)]
+    before = torch.stack(fields).mean(0).norm(dim=1).mean()
+    centred = atlas.recentred(fields)
+    assert torch.stack(centred).mean(0).norm(dim=1).mean() < 0.2 * before
+
+
+@SHAPES
+def test_recentring_is_the_inverse_of_the_mean_to_second_order(shape):
+    def error(size):
+        u = size * smooth(shape, 9)
+        exact = ops.compose(ops.invert(u, tolerance=1e-7), u)
+        return (atlas.recentred([u])[0] - exact).norm(dim=1).mean()
+
+    assert error(0.2) < 0.35 * error(0.4)
+
+
+def test_recentring_by_a_mean_that_folds_does_not_fold():
+    wave = torch.zeros(1, 2, 30, 12)
+    wave[:, 0] = 4 * torch.sin(torch.linspace(0, 4 * torch.pi, 30))[:, None]
+    assert ops.jacobian_determinant(wave).min() < 0
+    still = wave - wave
+    back, _ = atlas.recentred([still, 2 * wave])
+    assert ops.jacobian_determinant(back).min() > 0
 
 
 @SHAPES

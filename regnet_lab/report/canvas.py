@@ -104,7 +104,7 @@ def figure_of(
         shape: Voxels of the images along each axis.
         spacing: Millimetres per voxel along each axis.
     """
-    sizes = np.array([[shape[a] * spacing[a] for a in plane.axes] for plane, _ in rows])
+    sizes = np.array([[float(shape[a] * spacing[a]) for a in plane.axes] for plane, _ in rows])
     columns = max(len(views) for _, views in rows)
     sizes *= _scale(sizes, columns)
     step = max(sizes[:, 0].max(), COLUMN[0]) + GAP

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from regnet_lab import atlas, ops
+from regnet_lab import atlas
 from regnet_lab.data.population import Population, Subject, population
 from regnet_lab.errors import UserError
 from regnet_lab.module import RegistrationModule
@@ -21,9 +21,11 @@ from regnet_lab.report import tables, template
 from regnet_lab.report.files import write_figure, write_text, write_volume
 from regnet_lab.tasks.fusion import Ballot, array, hold, leave_one_out
 
-Register = Callable[[Tensor], Iterator[tuple[Subject, Tensor]]]
+Register = Callable[[Tensor], list[Tensor]]
 
 FOREGROUND = 0.01  # of the plain mean, where there are no labels
+
+ROUND = "round %d: the template changed by %.4f; the mean displacement was %.3f voxels"
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +73,12 @@ class Atlas:
         mean = plain_mean(subjects)
         self.write("mean", mean, subjects)
         with torch.no_grad():
-            image, facts = self.averaged(mean.to(trainer.strategy.root_device), register, subjects)
-            ballot = hold(subjects, register(image))
-            facts |= self.voted(ballot, image, register, subjects, module.name) if ballot else {}
-        inside = ballot.inside.cpu() if ballot else mean > FOREGROUND
-        facts |= sharpness(mean, image.cpu(), inside, subjects)
+            image, facts = self.averaged(mean, register, subjects)
+            fields = register(image)
+            ballot = hold(subjects, fields)
+            facts |= self.voted(ballot, fields, subjects, module.name) if ballot else {}
+        inside = ballot.inside if ballot else mean > FOREGROUND
+        facts |= sharpness(mean, image, inside, subjects)
         facts = {"model": module.name, "subjects": subjects.names} | facts
         write_text(self.folder / "atlas.json", json.dumps(facts, indent=2))
         heading = f"atlas of {len(subjects)} images by {module.name}\n{sentence(facts)}"
@@ -91,19 +94,14 @@ class Atlas:
         """The template the rounds lead to from an image, and how they went."""
         changes: list[float] = []
         while len(changes) < self.rounds and (not changes or changes[-1] > self.epsilon):
-            carried = ((ops.warp(s.image.to(u), u), u) for s, u in register(image))
-            new, drift = atlas.carried_mean(carried)
-            new = atlas.recentred(new, drift) if self.unbiased else new
+            fields = register(image)
+            shift = float(torch.stack(fields).mean(0).norm(dim=1).mean())
+            fields = atlas.recentred(fields) if self.unbiased else fields
+            new = atlas.weighted_mean(zip((s.image for s in subjects), fields, strict=True))
             changes.append(float((new - image).abs().mean()))
             image = new
             self.write("template", image, subjects)
-            shift = float(drift.norm(dim=1).mean())
-            log.info(
-                "round %d: the template changed by %.4f; the mean displacement was %.3f voxels",
-                len(changes),
-                changes[-1],
-                shift,
-            )
+            log.info(ROUND, len(changes), changes[-1], shift)
         if changes[-1] > self.epsilon:
             log.warning("task.rounds=%d were too few for task.epsilon", self.rounds)
         return image, {
@@ -114,14 +112,13 @@ class Atlas:
         }
 
     def voted(
-        self, ballot: Ballot, image: Tensor, register: Register, subjects: Population, name: str
+        self, ballot: Ballot, fields: list[Tensor], subjects: Population, name: str
     ) -> dict[str, Any]:
         """Write what the vote gave, and judge it."""
         self.write("labels", ballot.winners.short(), subjects)
         self.write("max_probability", ballot.share, subjects)
-        channels = ballot.probabilities
-        self.write("probabilities", channels, subjects)
-        records, residual = leave_one_out(ballot, register(image), name)
+        self.write("probabilities", ballot.probabilities, subjects)
+        records, residual = leave_one_out(ballot, subjects, fields, name)
         tables.write(records, self.folder)
         summary = tables.summary(records)
         Console().print(tables.rich_table(summary))
@@ -141,17 +138,18 @@ class Atlas:
 
 
 def registrar(trainer: Trainer, module: RegistrationModule, subjects: Population) -> Register:
-    """``register(template)`` gives every subject with its u (1, D, *spatial), voxels."""
+    """``register(template)`` gives u (1, D, *spatial) to every subject, in voxels, on the host."""
     device = trainer.strategy.root_device
     module.to(device).eval()
 
-    def register(image: Tensor) -> Iterator[tuple[Subject, Tensor]]:
-        for subject in subjects:
-            moving, spacing = subject.image.to(device), subjects.spacing.to(device)
-            pair = Pair(fixed=image, moving=moving, spacing=spacing, name=[subject.name])
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                u = module(pair).displacement.float()
-            yield subject, u
+    def to(subject: Subject, fixed: Tensor) -> Tensor:
+        moving, spacing = subject.image.to(device), subjects.spacing.to(device)
+        pair = Pair(fixed=fixed, moving=moving, spacing=spacing, name=[subject.name])
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            return module(pair).displacement.float().cpu()
+
+    def register(image: Tensor) -> list[Tensor]:
+        return [to(subject, image.to(device)) for subject in subjects]
 
     return register
 

@@ -1,20 +1,19 @@
 """Labels of an atlas: a vote of its subjects, and how well it labels one it has not seen."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet_lab import atlas, metrics, ops
-from regnet_lab.data.population import Population, Subject
+from regnet_lab.data.population import Population
 from regnet_lab.report.tables import IDENTITY
 
 NEAR = 0.01  # voxels by which no inverse changes any more
-
-Carried = Iterable[tuple[Subject, Tensor]]  # a subject and its u on the template's grid
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,27 @@ def array(tensor: Tensor) -> NDArray:
 
 def seen(labels: Tensor, u: Tensor) -> Tensor:
     """Labels through a displacement, background outside."""
-    return ops.warp(labels.to(u.device), u, "nearest", "zeros")
+    return ops.warp(labels, u, "nearest", "zeros")
 
 
-def hold(subjects: Population, carried: Carried) -> Ballot | None:
-    """Let every subject with labels vote; none where fewer than two have any."""
+def hold(subjects: Population, fields: Sequence[Tensor]) -> Ballot | None:
+    """Let every subject with labels vote; none where fewer than two have any.
+
+    Args:
+        subjects: The voters.
+        fields: Their u, (1, D, *spatial) each, from the template to the subject.
+    """
     known = [s.labels.unique().tolist() for s in subjects if s.labels is not None]
     values = sorted({0}.union(*known))
     if len(known) < 2 or len(values) < 2:
         return None
-    cast = ((s.labels, u) for s, u in carried if s.labels is not None)
-    both = ((seen(labels, u), labels.to(u.device)) for labels, u in cast)
-    votes = [atlas.one_hot(one, values) for one in next(both)]
-    for pair in both:
-        for total, labels in zip(votes, pair, strict=True):
-            total += atlas.one_hot(labels, values)
-    return Ballot(values, len(known), *votes)
+    votes = torch.zeros(2, len(values), *fields[0].shape[2:], dtype=torch.int16)
+    for subject, u in zip(subjects, fields, strict=True):
+        if subject.labels is not None:
+            maps = torch.cat([seen(subject.labels, u), subject.labels])
+            votes += atlas.one_hot(maps, values)
+    carried, still = votes.split(1)
+    return Ballot(values, len(known), carried, still)
 
 
 def record(case: str, method: str, labels: Tensor, guess: Tensor, known: list[int]) -> dict:
@@ -88,7 +92,7 @@ def record(case: str, method: str, labels: Tensor, guess: Tensor, known: list[in
 
 
 def leave_one_out(
-    ballot: Ballot, carried: Carried, method: str
+    ballot: Ballot, subjects: Population, fields: Sequence[Tensor], method: str
 ) -> tuple[list[dict[str, Any]], float]:
     """Label every subject by the votes of the others, and judge it by its own labels.
 
@@ -100,10 +104,10 @@ def leave_one_out(
     """
     records, residuals = [], []
     values = ballot.values
-    for subject, u in carried:
-        if subject.labels is None:
+    for subject, u in zip(subjects, fields, strict=True):
+        own = subject.labels
+        if own is None:
             continue
-        own = subject.labels.to(u.device)
         others = ballot.still - atlas.one_hot(own, values)
         known = [v for v, votes in zip(values, others[0], strict=True) if votes.any()]
         guess = atlas.winners(others, values)
