@@ -1,6 +1,7 @@
 """Scores of every structure or region, by method, from the tables of evaluation folders."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,10 +27,10 @@ def scores(folders: Sequence[str | Path], metric: str = "dice") -> pd.DataFrame:
         UserError: A folder has no such table or metric, or the folders judge different cases.
     """
     frames = {str(folder): read(Path(folder), metric) for folder in folders}
+    names = Counter(name for frame in frames.values() for name in frame["method"].unique())
     for folder, frame in frames.items():
-        twins = {m for f, other in frames.items() if f != folder for m in other["method"].unique()}
-        same = twins.intersection(frame["method"]) - {IDENTITY}
-        frame["method"] = [f"{m} ({folder})" if m in same else m for m in frame["method"]]
+        shared = {name for name in names if names[name] > 1 and name != IDENTITY}
+        frame["method"] = [f"{m} ({folder})" if m in shared else m for m in frame["method"]]
     first, *others = frames.items()
     for folder, frame in others:
         if set(frame["case"]) != set(first[1]["case"]):
