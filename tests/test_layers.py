@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "ops", "similarity", "profile", "cost_volume", "schedules"},
     {"pair", "world"},
-    {"losses", "metrics", "models", "data"},
+    {"losses", "metrics", "models", "data", "atlas"},
     {"module"},
     {"report", "callbacks", "tasks", "submission"},
     {"build", "cli", "weights", "evaluation"},

@@ -15,7 +15,7 @@ from rich.console import Console
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.pair import registered
-from regnet_lab.report import canvas, curves, figures, files, slices, tables
+from regnet_lab.report import canvas, curves, figures, files, slices, tables, views
 
 SHAPES = [(9, 11), (7, 8, 9)]
 LABELS = ("fixed_labels", "moving_labels")
@@ -113,11 +113,11 @@ def test_grid_steps_are_square_in_millimetres_and_never_zero():
 
 def test_the_overlay_is_red_exactly_where_the_determinant_is_not_positive():
     determinant = np.array([[1.0, 0.0, -2.0], [np.nan, 1e-6, -1e-6]])
-    overlay = figures.fold_overlay(determinant)
+    overlay = views.fold_overlay(determinant)
     red = [[False, True, True], [False, False, True]]
     np.testing.assert_array_equal(overlay[..., 3] == 1, red)
     np.testing.assert_array_equal(overlay[..., 3] == 0, np.logical_not(red))
-    assert (overlay[red] == figures.FOLD).all()
+    assert (overlay[red] == views.FOLD).all()
 
 
 def test_windows_ignore_what_is_not_finite_and_never_vanish():

@@ -94,6 +94,11 @@ class Grid(ABC):
         again = self.needs_fixed or case.phase is not None or case.slice is not None
         return read_scan(case, self._decode if again else decode)
 
+    def affine(self, fixed: Case) -> world.Matrix:
+        """From voxels of a fixed case's grid to millimetres, RAS+ (4, 4)."""
+        scan = self.scan(fixed)
+        return scan.affine @ world.embedded(self.place(scan, scan)[1])
+
     def _decode(self, path: Path) -> Volume:
         key = fingerprint(REVISION, [content(file) for file in files_of(path)])
         return Volume(**self.cache.get(key, lambda: vars(decode(path))))

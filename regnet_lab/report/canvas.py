@@ -1,7 +1,7 @@
 """Rows of pictures on one figure, placed to the millimetre; no pyplot, no global state."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -49,6 +49,22 @@ def symmetric(*images: Array) -> tuple[float, float]:
     return -high, high
 
 
+def arranged(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
+    """A single plane shows its views in two rows; of several each has a row, with the titles
+    above the first and the colour bars below the last.
+    """
+    first, last = planes[0], planes[-1]
+    if len(planes) == 1:
+        half = (len(views) + 1) // 2
+        return [(first, views[:half]), (first, views[half:])]
+
+    def bare(view: View, plane: Plane) -> View:
+        title = view.title if plane is first else ""
+        return replace(view, title=title, colour_bar=view.colour_bar and plane is last)
+
+    return [(plane, [bare(view, plane) for view in views]) for plane in planes]
+
+
 def _scale(sizes: Array, columns: int) -> float:
     """Inches per millimetre at which rows of pictures, (rows, 2) mm right and up, fit."""
     across = min((WIDEST - LEFT) / columns - GAP, COLUMN[1])
@@ -88,7 +104,7 @@ def figure_of(
         shape: Voxels of the images along each axis.
         spacing: Millimetres per voxel along each axis.
     """
-    sizes = np.array([[shape[a] * spacing[a] for a in plane.axes] for plane, _ in rows])
+    sizes = np.array([[float(shape[a] * spacing[a]) for a in plane.axes] for plane, _ in rows])
     columns = max(len(views) for _, views in rows)
     sizes *= _scale(sizes, columns)
     step = max(sizes[:, 0].max(), COLUMN[0]) + GAP

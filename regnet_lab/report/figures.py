@@ -4,24 +4,17 @@ Axes are shown as stored (see :mod:`regnet_lab.report.slices`), stretched to mil
 spacing; displacements are in voxels.  Figures are made without pyplot and touch no global state.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from torch import Tensor
 
 from regnet_lab import ops
 from regnet_lab.pair import Pair, Registration
-from regnet_lab.report.canvas import Draw, Row, View, figure_of, symmetric, window
-from regnet_lab.report.slices import Array, Plane, centre, cut, grid_lines, grid_steps, planes
+from regnet_lab.report import views
+from regnet_lab.report.canvas import View, arranged, figure_of, symmetric, window
+from regnet_lab.report.slices import Array, Plane, centre, planes
 
 FOLD = (0.9, 0.0, 0.1, 1.0)  # red, which the colours of log det J do not hold
 MOST_FIELDS = 9
@@ -60,124 +53,25 @@ def _case(pair: Pair) -> Case:
     return Case(pair["name"][0], fixed, moving, spacing, planes(through))
 
 
-def fold_overlay(determinant: Array) -> Array:
-    """RGBA picture (*shape, 4), red exactly where det <= 0 and transparent elsewhere."""
-    return (determinant <= 0)[..., None] * np.array(FOLD)
-
-
-def _image(
-    volume: Array, limits: tuple[float, float], colours: str = "gray", opacity: float = 1
-) -> Draw:
-    def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        low, high = limits
-        return axes.imshow(
-            cut(volume, plane).T, colours, vmin=low, vmax=high, alpha=opacity, origin="lower"
-        )
-
-    return draw
-
-
-def _grey(name: str, image: Array, limits: tuple[float, float]) -> View:
-    low, high = limits
-    return View(f"{name}\ngrey {low:.3g} to {high:.3g}", _image(image, limits))
-
-
-def _difference(name: str, difference: Array, limits: tuple[float, float]) -> View:
-    error = np.sqrt(np.mean(difference**2))
-    return View(f"{name}\nRMS {error:.3g}", _image(difference, limits, "RdBu_r"), True)
-
-
-def _grid(u: Array, case: Case) -> View:
-    """Lines carried by x + u(x), over the moving image: its space is where they go."""
-    steps = grid_steps(u.shape[1:], case.spacing)
-    behind = _image(case.moving, window(case.moving), opacity=0.3)
-
-    def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        lines = grid_lines(u, plane, steps)
-        axes.add_collection(LineCollection(lines, colors="navy", linewidths=0.6))
-        return behind(axes, plane)
-
-    return View(f"grid x + u(x), every\n{' x '.join(map(str, steps))} voxels", draw)
-
-
-def _magnitude(u: Array) -> View:
-    size = np.linalg.norm(u, axis=0)
-    title = f"|u| (voxels)\nmean {size.mean():.3g}, max {size.max():.3g}"
-    return View(title, _image(size, (0, symmetric(size)[1]), "viridis"), True)
-
-
-def _jacobian(u: Array) -> View:
-    """The logarithm of the map's Jacobian determinant, red where it has none: there are folds."""
-    determinant = ops.jacobian_determinant(torch.from_numpy(u)[None])[0].numpy()
-    logarithm = np.log(np.where(determinant > 0, determinant, np.nan))
-    behind = _image(logarithm, symmetric(logarithm), "PuOr")
-
-    def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        shown = behind(axes, plane)
-        axes.imshow(fold_overlay(cut(determinant, plane).T), origin="lower")
-        return shown
-
-    folds = 100 * np.mean(determinant <= 0)
-    red = Patch(color=FOLD, label="fold: det J ≤ 0 (central differences)")
-    return View(f"log det J, folds in\n{folds:.3g} % of all voxels", draw, True, (red,))
-
-
-def _outlines(fixed: Array, warped: Array, case: Case) -> View:
-    """Each label's outline in a colour of its own."""
-    behind = _image(case.fixed, window(case.fixed))
-    colours = colormaps["tab10"]
-
-    def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        shown = behind(axes, plane)
-        for labels, style in ((fixed, "solid"), (warped, "dashed")):
-            region = cut(labels, plane).T
-            for label in np.unique(region[region != 0]):
-                colour = colours(int(label) % 10)
-                axes.contour(region == label, [0.5], colors=[colour], linestyles=style)
-        return shown
-
-    legend = (
-        Line2D([], [], color="black", linestyle="solid", label="fixed labels"),
-        Line2D([], [], color="black", linestyle="dashed", label="warped moving labels"),
-    )
-    return View("labels\non the fixed image", draw, legend=legend)
-
-
 def _views(pair: Pair, registration: Registration, case: Case) -> list[View]:
     """Everything the panel shows, left to right."""
     u, warped = _array(registration.displacement), _array(registration.warped)[0]
     before, after = case.fixed - case.moving, case.fixed - warped
     grey, scale = window(case.moving), symmetric(before, after)
-    views = [
-        _grey("fixed", case.fixed, window(case.fixed)),
-        _grey("moving", case.moving, grey),
-        _grey("warped moving", warped, grey),
-        _difference("fixed - moving", before, scale),
-        _difference("fixed - warped", after, scale),
-        _grid(u, case),
-        _magnitude(u),
-        _jacobian(u),
+    shown = [
+        views.grey("fixed", case.fixed, window(case.fixed)),
+        views.grey("moving", case.moving, grey),
+        views.grey("warped moving", warped, grey),
+        views.difference("fixed - moving", before, scale),
+        views.difference("fixed - warped", after, scale),
+        views.deformed_grid(u, case.moving, case.spacing),
+        views.magnitude(u),
+        views.jacobian(u),
     ]
     if "fixed_labels" in pair and "moving_labels" in pair:
         labels = ops.warp(pair["moving_labels"][:1], registration.displacement[:1], "nearest")
-        views.append(_outlines(_array(pair["fixed_labels"])[0], _array(labels)[0], case))
-    return views
-
-
-def _rows(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
-    """A single plane shows its views in two rows; of several each has a row, with the titles
-    above the first and the colour bars below the last.
-    """
-    first, last = planes[0], planes[-1]
-    if len(planes) == 1:
-        half = (len(views) + 1) // 2
-        return [(first, views[:half]), (first, views[half:])]
-
-    def bare(view: View, plane: Plane) -> View:
-        title = view.title if plane is first else ""
-        return replace(view, title=title, colour_bar=view.colour_bar and plane is last)
-
-    return [(plane, [bare(view, plane) for view in views]) for plane in planes]
+        shown.append(views.outlines(_array(pair["fixed_labels"])[0], _array(labels)[0], case.fixed))
+    return shown
 
 
 def panel(pair: Pair, registration: Registration) -> Figure:
@@ -192,8 +86,8 @@ def panel(pair: Pair, registration: Registration) -> Figure:
         registration: Its last field is on the fixed grid, (B, D, *spatial) in voxels.
     """
     case = _case(pair)
-    views = _views(pair, registration, case)
-    return figure_of(case.heading, _rows(case.planes, views), case.fixed.shape, case.spacing)
+    laid = arranged(case.planes, _views(pair, registration, case))
+    return figure_of(case.heading, laid, case.fixed.shape, case.spacing)
 
 
 def iterations(pair: Pair, registration: Registration) -> Figure:
@@ -218,9 +112,12 @@ def iterations(pair: Pair, registration: Registration) -> Figure:
         for k in chosen
     ]
     rows = [
-        [View(name, _image(image, grey)) for name, image in zip(titles, warped, strict=True)],
-        [_difference("fixed - warped", case.fixed - image, scale) for image in warped],
-        [_grid(_array(u), case) for u in carried],
+        [
+            View(name, views.image_of(image, grey))
+            for name, image in zip(titles, warped, strict=True)
+        ],
+        [views.difference("fixed - warped", case.fixed - image, scale) for image in warped],
+        [views.deformed_grid(_array(u), case.moving, case.spacing) for u in carried],
     ]
     laid = [(case.planes[0], row) for row in rows]
     return figure_of(case.heading, laid, case.fixed.shape, case.spacing)

@@ -1,15 +1,23 @@
 """Files that are either whole or not there."""
 
+import gzip
+import io
 import os
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import nibabel
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from regnet_lab import world
 from regnet_lab.errors import UserError
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 beside ``path``, then rename: a reader never sees half a file.
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` beside ``path``, then rename: a reader never sees half a file.
 
     Folders on the way are made.
 
@@ -20,8 +28,8 @@ def write_text(path: str | Path, text: str) -> None:
     aside = path.with_name(f".{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with aside.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -32,3 +40,30 @@ def write_text(path: str | Path, text: str) -> None:
     finally:
         with suppress(OSError):
             aside.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """As :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_volume(path: str | Path, array: NDArray, affine: world.Matrix) -> None:
+    """Write ``.nii.gz`` as :func:`write_bytes` does.
+
+    Args:
+        path: The file.
+        array: (x, y), (x, y, z) or (x, y, z, channels); integers keep their type.
+        affine: (4, 4) to millimetres, RAS+; set as both sform and qform.
+    """
+    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)
+    image.set_sform(affine, code="aligned")
+    image.set_qform(affine, code="aligned")
+    image.header.set_xyzt_units("mm")
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+
+
+def write_figure(path: str | Path, figure: Figure, dpi: float = 100) -> None:
+    """Write a picture, in the format of the name's ending, as :func:`write_bytes` does."""
+    whole = io.BytesIO()
+    figure.savefig(whole, format=Path(path).suffix.lstrip("."), dpi=dpi)
+    write_bytes(path, whole.getvalue())
