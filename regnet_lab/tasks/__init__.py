@@ -1,5 +1,6 @@
 """What ``evaluate.py`` can do with a model and data, chosen by ``task=``."""
 
 from regnet_lab.tasks.judge import Judge
+from regnet_lab.tasks.steps import Steps
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "Steps"]
