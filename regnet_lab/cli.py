@@ -18,6 +18,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -61,7 +62,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Calla
         @functools.wraps(task)
         def job(cfg: DictConfig) -> float | None:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for fonts
-            return told(task, cfg)
+            several = HydraConfig.get().mode == RunMode.MULTIRUN
+            return task(cfg) if several else told(task, cfg)  # of several Hydra tells at the end
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)

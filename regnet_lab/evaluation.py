@@ -59,12 +59,14 @@ def _as_they_are(pairs: PublishedPairs, split: str) -> PublishedPairs:
 def judged_module(cfg: DictConfig) -> RegistrationModule:
     """The run's module with the weights of ``checkpoint``; without a run, a fresh ``model``.
 
+    Where the data are volumes for models of slices, so becomes a model that is not one yet.
+
     Raises:
         UserError: The run's model has another number of dimensions than the data.
     """
     score = build(cfg.metrics, cfg.allow)
     if not cfg.run:
-        model = build(cfg.model, cfg.allow)
+        model = build(cfg.get("slice_wise") or cfg.model, cfg.allow)
         return RegistrationModule(model, {}, None, score=score, name=cfg.name)  # type: ignore[arg-type]
     run = kept(cfg.run)
     ndim = OmegaConf.select(cfg, "ndim", default=run.ndim)
@@ -72,6 +74,8 @@ def judged_module(cfg: DictConfig) -> RegistrationModule:
         raise UserError(f"{cfg.run} was trained in {run.ndim}D, but this data is {ndim}D.")
     module = build(run.module, cfg.allow, score=score)
     load_weights(module, checkpoint_path(cfg.run, cfg.checkpoint))
+    if cfg.get("slice_wise") and not run.get("slice_wise"):
+        module.model = build(cfg.slice_wise, cfg.allow, model=module.model)
     return module
 
 

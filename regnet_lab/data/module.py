@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from regnet_lab.data.augment import Augment, Augmented
+from regnet_lab.data.listing import Listing
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
 
@@ -65,6 +66,39 @@ class ResumableLoader(DataLoader[Pair]):
         self.sampler.start = 0 if done else state["consumed"] * self.batch_size  # type: ignore
 
 
+def share_of(pairs: Dataset[Pair], fraction: float) -> list[int]:
+    """Indices of the pairs of the first int(fraction n) of n subjects, as in GraDIRN's study.
+
+    A subject is an image that moves in some pair; a pair counts if its moving image is of one
+    of those subjects and so is its fixed image, unless that never moves, as an atlas.  Of a data
+    set without a list of files it is the first int(fraction n) of n pairs.  The subjects of a
+    smaller share are among those of a larger one.
+
+    Raises:
+        UserError: The fraction is not within (0, 1] or leaves no pair.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"data.fraction={fraction}: give a share above 0 and at most 1.")
+    couples = Listing("train", "", pairs).pairs
+    movers = list(dict.fromkeys(moving.image for _, moving in couples))
+    total = len(movers) or len(pairs)  # type: ignore[arg-type]
+    count = int(fraction * total + 1e-9)
+    still = {fixed.image for fixed, _ in couples} - {*movers}
+    kept = {*movers[:count]}
+    chosen = [
+        index
+        for index, (fixed, moving) in enumerate(couples)
+        if moving.image in kept and fixed.image in kept | still
+    ]
+    chosen = chosen if couples else list(range(count))
+    if not chosen:
+        raise UserError(
+            f"data.fraction={fraction}: {count} of {total} subjects make no pair; "
+            "give a larger share."
+        )
+    return chosen
+
+
 class PairModule(LightningDataModule):
     """Load pairs.
 
@@ -72,6 +106,8 @@ class PairModule(LightningDataModule):
         dataset: ``dataset(split=...)`` makes the data set of ``train``, ``val`` or ``test``.
         batch_size: Pairs in a training step; validation and test take one at a time.
         epoch_size: Pairs in a training epoch; null: as many as there are.
+        fraction: Share of the training subjects that are used (:func:`share_of`), as often as
+            all would be: an epoch keeps its length.
         workers: Processes that load.
         seed: Of the training order and of what augmentation draws.
         augment: Changes training pairs (:mod:`regnet_lab.data.augment`); null: nothing does.
@@ -85,10 +121,12 @@ class PairModule(LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         augment: Augment | None = None,
+        fraction: float = 1.0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.epoch_size = dataset, batch_size, epoch_size
         self.workers, self.seed, self.augment = workers, seed, augment
+        self.fraction = fraction
 
     def pairs(self, split: str) -> Dataset[Pair]:
         """The data set of a split.
@@ -103,8 +141,10 @@ class PairModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         pairs = self.pairs("train")
-        population = len(pairs)  # type: ignore[arg-type]
-        order = (population, self.epoch_size or population, self.seed)
+        samples = self.epoch_size or len(pairs)  # type: ignore[arg-type]
+        if self.fraction != 1:
+            pairs = Subset(pairs, share_of(pairs, self.fraction))
+        order = (len(pairs), samples, self.seed)  # type: ignore[arg-type]
         return ResumableLoader(
             Augmented(pairs, self.augment, self.seed) if self.augment else pairs,
             self.batch_size,

@@ -2,5 +2,6 @@
 
 from regnet_lab.tasks.atlas import Atlas
 from regnet_lab.tasks.judge import Judge
+from regnet_lab.tasks.steps import Steps
 
-__all__ = ["Atlas", "Judge"]
+__all__ = ["Atlas", "Judge", "Steps"]

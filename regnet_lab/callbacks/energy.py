@@ -1,0 +1,105 @@
+"""The energy at every iteration of a model that returns a field for each."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from regnet_lab.pair import Pair, Registration
+from regnet_lab.report import energy, figures
+from regnet_lab.report.files import write_text
+
+
+class EnergyCurve(Callback):
+    """Image energy, roughness and learned step by iteration, the mean over held-out pairs.
+
+    At every ``every_n_epochs``-th validation a picture in TensorBoard; at a test ``energy.csv``,
+    ``energy_cases.csv`` and ``energy.png``, and of the first cases a picture of their iterations.
+    A model that returns one field has no curve.
+
+    Args:
+        folder: Where the files of a test go.
+        every_n_epochs: Epochs of training between two pictures.
+        pictures: Cases of a test of which a picture is made.
+        measure: The energy; null: the model's own, or the mean of squares if it has none.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_epochs: int = 5,
+        pictures: int = 4,
+        measure: energy.Measure | None = None,
+    ) -> None:
+        self.folder, self.every_n_epochs = Path(folder), every_n_epochs
+        self.pictures, self.measure = pictures, measure
+        self.watched = ExitStack()
+        self.rows: list[dict[str, Any]] = []
+
+    def watch(self, pl_module: LightningModule) -> None:
+        self.watched.close()
+        self.steps = self.watched.enter_context(energy.learned_steps(pl_module.model))  # type: ignore
+
+    def note(self, pl_module: LightningModule, out: Registration, pair: Pair) -> None:
+        """Take down the curve of a case."""
+        steps, self.steps[:] = list(self.steps), []
+        if len(out.fields) < 2:
+            return
+        rows = energy.energies(pair, out.fields, self.measure or energy.own_energy(pl_module))
+        case = {"method": pl_module.name, "case": pair["name"][0]}
+        self.rows += [case | row for row in energy.with_learned_steps(rows, steps)]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows = []
+        self.due = trainer.current_epoch % self.every_n_epochs == 0
+        if self.due:
+            self.watch(pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self.due:
+            self.note(pl_module, outputs["registration"], batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.watched.close()
+        if self.rows and isinstance(trainer.logger, TensorBoardLogger):
+            picture = energy.figure(energy.mean_curve(self.rows))
+            trainer.logger.experiment.add_figure("val/energy", picture, trainer.global_step)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.watch(pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        out = outputs["registration"]
+        self.note(pl_module, out, batch)
+        if batch_idx < self.pictures and len(out.fields) > 1 and trainer.is_global_zero:
+            picture = self.folder / "pictures" / f"{batch['name'][0]}_iterations.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            figures.iterations(batch, out).savefig(picture)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.watched.close()
+        if self.rows and trainer.is_global_zero:
+            cases = pd.DataFrame(self.rows)
+            curve = energy.mean_curve(self.rows)
+            write_text(self.folder / "energy_cases.csv", cases.to_csv(index=False))
+            write_text(self.folder / "energy.csv", curve.to_csv(index=False))
+            energy.figure(curve).savefig(self.folder / "energy.png")

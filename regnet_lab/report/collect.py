@@ -1,0 +1,51 @@
+"""The jobs of ``evaluate.py -m`` as one report, written anew when a job ends.
+
+Imports nothing heavy: Hydra loads this file with every command.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+
+class Collect(Callback):
+    """Note in the folder of every job what it judged, and gather all jobs so far.
+
+    A job that failed is listed with its reason; the others are not lost.
+
+    Args:
+        against: Key of the runs' configuration that becomes the horizontal axis of a curve, such
+            as ``data.fraction``; null: no curve.
+    """
+
+    def __init__(self, against: str | None = None) -> None:
+        self.against = against
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        from regnet_lab.report.gather import gather, note
+
+        choices = config.hydra.runtime.choices
+        failed = job_return.status != JobStatus.COMPLETED
+        job = {
+            "run": config.run and str(config.run),
+            "model": choices.get("model"),
+            "data": choices.get("data") or "same",
+            "folder": str(OmegaConf.select(config, "folder")),
+            "error": " ".join(str(job_return._return_value).split()) if failed else None,
+        }
+        note(Path(config.hydra.runtime.output_dir), job)
+        gather(Path(config.hydra.sweep.dir), self.against)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from rich.console import Console
+
+        folder = Path(config.hydra.sweep.dir)
+        text = (folder / "summary.md").read_text(encoding="utf-8")
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        Console().print(f"Tables and pictures: {folder}", markup=False, soft_wrap=True)

@@ -1,0 +1,90 @@
+"""Judge an unrolled model with other numbers of iterations than it was trained with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from regnet_lab.errors import UserError
+from regnet_lab.module import RegistrationModule
+from regnet_lab.pair import Pair
+from regnet_lab.report import energy
+from regnet_lab.report.files import write_text
+from regnet_lab.report.steps import step_curve, step_figure
+
+
+@contextmanager
+def unrolled(model: nn.Module, factor: float) -> Iterator[None]:
+    """Within the block, every model with an ``unroll`` runs ``factor`` times its iterations.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    found = [m for m in model.modules() if hasattr(m, "unroll")]
+    if not found:
+        raise UserError("task=steps: this model does not iterate; choose a run of GraDIRN.")
+    before = [m.unroll for m in found]
+    try:
+        for m in found:
+            m.unroll = factor  # type: ignore[assignment]
+        yield
+    finally:
+        for m, own in zip(found, before, strict=True):
+            m.unroll = own
+
+
+class Outcomes(Callback):
+    """The scores of every case, its iterations and the energy they end with."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        fields = outputs["registration"].fields
+        *_, last = energy.energies(batch, fields[-1:], energy.own_energy(pl_module))
+        scores = outputs["records"][-1]
+        self.rows.append({**scores, "iterations": len(fields), "energy": last["energy"]})
+
+
+class Steps:
+    """Judge every pair with each of ``factors`` times the iterations.
+
+    The tables of the callbacks get a method for every factor; ``steps.csv`` and ``steps.png``
+    show the scores and the energy of the last field against the number of iterations, and are
+    written anew after each factor.
+
+    Args:
+        folder: Where the curve goes.
+        factors: Of the iterations of every level, such as 0.5 or 4.
+    """
+
+    def __init__(self, folder: str, factors: Sequence[float] = (1, 2, 3, 4)) -> None:
+        self.folder, self.factors = Path(folder), list(factors)
+
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader) -> None:
+        model, outcomes = module.name, Outcomes()
+        trainer.callbacks.append(outcomes)  # type: ignore[attr-defined]
+        for factor in self.factors:
+            module.name = f"{model} x{factor:g}"
+            with unrolled(module.model, factor):
+                trainer.test(module, data, verbose=False)
+            self.write(step_curve(outcomes.rows, model))
+        module.name = model
+
+    def write(self, curve: pd.DataFrame) -> None:
+        """The curve as a table and a picture: the first score known, and what stands beside it."""
+        write_text(self.folder / "steps.csv", curve.to_csv(index=False))
+        step_figure(curve).savefig(self.folder / "steps.png")
