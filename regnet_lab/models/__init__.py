@@ -3,8 +3,10 @@
 Images are (B, 1, *spatial); each field is (B, D, *its own grid) in voxels of that grid.
 """
 
+from regnet_lab.models.dirvnet import DIRVNet as DIRVNet
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
 from regnet_lab.models.identity import Identity as Identity
 from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic
+from regnet_lab.models.wrappers import Repeated as Repeated
 from regnet_lab.models.wrappers import SliceWise as SliceWise

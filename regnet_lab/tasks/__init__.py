@@ -1,5 +1,5 @@
 """What ``evaluate.py`` can do with a model and data, chosen by ``task=``."""
 
-from regnet_lab.tasks.judge import Judge
-
-__all__ = ["Judge"]
+from regnet_lab.tasks.judge import Judge as Judge
+from regnet_lab.tasks.optimum import Optimum as Optimum
+from regnet_lab.tasks.passes import Passes as Passes

@@ -1,4 +1,5 @@
 """Models made of models: each wrapper keeps the contract, so they compose like functions."""
 
 from regnet_lab.models.wrappers.diffeomorphic import Diffeomorphic as Diffeomorphic
+from regnet_lab.models.wrappers.repeated import Repeated as Repeated
 from regnet_lab.models.wrappers.slice_wise import SliceWise as SliceWise
