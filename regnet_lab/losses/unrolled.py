@@ -33,6 +33,8 @@ class Unrolled(Loss):
         weight: Factor of the whole.
     """
 
+    heated: Tensor  # training steps so far
+
     def __init__(
         self,
         term: Loss,
@@ -49,7 +51,7 @@ class Unrolled(Loss):
         self.register_buffer("heated", torch.zeros((), dtype=torch.long))
 
     def shares(self, units: int) -> list[float]:
-        """w of every unit at present."""
+        """The weight w of every unit at present."""
         if self.start is None:
             return [0.0] * (units - 1) + [1.0]
         temperature = min(self.start + self.heating * int(self.heated), self.hottest)

@@ -85,7 +85,7 @@ def refinement(coarse: int, fine: int, spacing: int, degree: int) -> Tensor:
 
 @full_precision
 def along_axes(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Apply a matrix (new_k, n_k) along every spatial axis k of x (B, C, *n); gives (B, C, *new)."""
+    """Apply a matrix (new_k, n_k) along every spatial axis k of (B, C, *n); gives (B, C, *new)."""
     for axis, matrix in enumerate(matrices, start=2):
         x = (x.movedim(axis, -1) @ matrix.to(x).T).movedim(-1, axis)
     return x
@@ -113,7 +113,7 @@ class ControlGrid:
         self.points = tuple(evaluation(*axis).shape[1] for axis in self.axes)
 
     def dense(self, control: Tensor) -> Tensor:
-        """u (B, C, *shape) of control values (B, C, *points)."""
+        """Values u (B, C, *shape) of control values (B, C, *points)."""
         return along_axes(control, [evaluation(*axis) for axis in self.axes])
 
     def adjoint(self, force: Tensor) -> Tensor:

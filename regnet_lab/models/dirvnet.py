@@ -21,7 +21,8 @@ class Level(nn.Module):
     With control values c, u = A c their displacement and r = moving(x + u) - fixed the residual,
     unit t makes, ``beta`` being zero without momentum,
 
-        c_(t+1) = c_t - |alpha_t| (A^T (D_t(r) grad moving(x + u)) + R_t(c_t)) + beta_t (c_t - c_(t-1))
+        c_(t+1) = c_t - |alpha_t| (A^T (D_t(r) grad moving(x + u)) + R_t(c_t))
+                  + beta_t (c_t - c_(t-1))
 
     Args:
         data: D, fields of experts on the residual; each serves as many units as the next.
@@ -49,7 +50,7 @@ class Level(nn.Module):
     def forward(
         self, fixed: Tensor, moving: Tensor, control: Tensor, grid: ControlGrid
     ) -> tuple[list[Tensor], Tensor]:
-        """u after every unit, and the last control values."""
+        """Displacements u after every unit, and the last control values."""
         units, change, fields = len(self.steps), torch.zeros_like(control), []
         u = grid.dense(control)
         for t, alpha in enumerate(self.steps.abs()):

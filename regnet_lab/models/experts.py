@@ -37,11 +37,12 @@ class Activation(nn.Module):
         super().__init__()
         low, high = region
         if knots < 2 or low >= high:
-            raise UserError(f"knots={knots}, region={list(region)}: give 2 or more, from low to high.")
+            raise UserError(
+                f"knots={knots}, region={list(region)}: give 2 or more, from low to high."
+            )
         self.knots, self.region, self.step = knots, (low, high), (high - low) / (knots - 1)
-        start = torch.empty(filters, knots)
-        nn.init.trunc_normal_(start, std=deviation, a=-2 * deviation, b=2 * deviation)
-        self.values = nn.Parameter(start + slope * self.positions())
+        noise = nn.init.trunc_normal_(torch.empty(filters, knots))  # cut at 2
+        self.values = nn.Parameter(deviation * noise + slope * self.positions())
 
     def positions(self) -> Tensor:
         """(K,) where the knots lie."""
@@ -83,10 +84,9 @@ class RadialBasis(Activation):
 
 
 class FieldOfExperts(nn.Module):
-    """Derivative of an energy sum_f sum_x rho_f((k_f * z)(x)), one for each channel of z:
+    """The derivative of an energy sum_f sum_x rho_f((k_f * z)(x)) of every channel z by itself.
 
-        sum_f k_f^T phi_f(k_f * z),   phi_f = rho_f',
-
+    It is sum_f k_f^T phi_f(k_f * z), phi_f being rho_f',
     with k_f * z the convolution by a learned filter, zero outside the grid, and k_f^T its adjoint.
 
     Args:
@@ -112,7 +112,9 @@ class FieldOfExperts(nn.Module):
             raise UserError(f"A filter of {kernel} voxels has no centre: give it an odd width.")
         self.channels = channels
         deviation = (ndim / filters) ** (1 / ndim) / kernel
-        self.kernels = nn.Parameter(torch.randn(channels * filters, 1, *[kernel] * ndim) * deviation)
+        self.kernels = nn.Parameter(
+            torch.randn(channels * filters, 1, *[kernel] * ndim) * deviation
+        )
         self.activation = activation(channels * filters)
 
     @full_precision

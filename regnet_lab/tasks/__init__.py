@@ -3,3 +3,4 @@
 from regnet_lab.tasks.judge import Judge as Judge
 from regnet_lab.tasks.optimum import Optimum as Optimum
 from regnet_lab.tasks.passes import Passes as Passes
+from regnet_lab.tasks.pictures import Pictures as Pictures

@@ -38,6 +38,8 @@ class BesideOptimum(LightningModule):
         case = {"case": pair["name"][0], "method": OPTIMUM}
         answer["records"].append(case | self.module.score(pair, best))
         for record in answer["records"]:
+            if "epe_vox" not in record:
+                raise UserError("task=optimum compares endpoint errors: use metrics=strict.")
             self.errors.setdefault(record["method"], []).append(record["epe_vox"])
         return answer
 

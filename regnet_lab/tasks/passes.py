@@ -1,14 +1,19 @@
 """Does it help to register again what a model left over?"""
 
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 
 from regnet_lab.data.module import PairModule
 from regnet_lab.models import Repeated
 from regnet_lab.module import RegistrationModule
 from regnet_lab.pair import Pair, registered
 from regnet_lab.profile import Profile
+
+Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 class EveryPass(LightningModule):
@@ -19,21 +24,17 @@ class EveryPass(LightningModule):
         self.module, self.repeated = module, repeated
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
-        images = pair["fixed"], pair["moving"]
+        images, name = (pair["fixed"], pair["moving"]), self.module.name
         records = self.module.test_step(pair, index)["records"]
-        for k, (fields, _) in zip(
-            range(1, self.repeated.times + 1), self.repeated.passes(*images), strict=False
-        ):
-            if k > 1:
-                score = self.module.score(pair, registered(pair, fields).displacement)
-                records.append(
-                    {"case": pair["name"][0], "method": f"{self.module.name} x {k}"} | score
-                )
+        passes = enumerate(self.repeated.passes(*images), 1)
+        for k, (fields, _) in islice(passes, 1, self.repeated.times):
+            score = self.module.score(pair, registered(pair, fields).displacement)
+            records.append({"case": pair["name"][0], "method": f"{name} x {k}"} | score)
         with Profile(self.device) as profile:
             out = registered(pair, self.repeated(*images))
-        own = {"case": pair["name"][0], "method": f"{self.module.name} until it stops"}
+        stopped = {"case": pair["name"][0], "method": f"{name} until it stops"}
         cost = {"seconds": profile.seconds, "peak_mb": profile.peak_mb}
-        records.append(own | cost | self.module.score(pair, out.displacement))
+        records.append(stopped | cost | self.module.score(pair, out.displacement))
         return {"records": records, "registration": out}
 
 
@@ -41,11 +42,13 @@ class Passes:
     """Judge every pair after 1, 2, ... passes of :class:`regnet_lab.models.Repeated`.
 
     Args:
-        times, measure, together: As there; pairs come one at a time, so each stops on its own.
+        times: Most passes.
+        measure: What must not rise; pairs come one at a time, so each stops on its own.
     """
 
-    def __init__(self, **repeated: Any) -> None:
-        self.repeated = repeated
+    def __init__(self, times: int = 15, measure: Measure | None = None) -> None:
+        self.times, self.measure = times, measure
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: PairModule) -> None:
-        trainer.test(EveryPass(module, Repeated(module.model, **self.repeated)), data, verbose=False)
+        repeated = Repeated(module.model, self.times, self.measure)
+        trainer.test(EveryPass(module, repeated), data, verbose=False)
