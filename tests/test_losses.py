@@ -410,6 +410,7 @@ ALL = {
     "affine": losses.AffinePenalty,
     "landmarks": losses.LandmarkDistance,
     "per level": lambda: losses.PerLevel(losses.SoftDice(), [0.5, 1.0]),
+    "unrolled": lambda: losses.Unrolled(losses.EndpointError(), temperature=0.5),
 }
 EVERY = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 
@@ -458,6 +459,7 @@ def test_mixed_precision_does_not_change_a_loss(shape, make):
         (ALL["landmarks"], "fixed_points"),
         (ALL["landmarks"], "moving_points"),
         (ALL["per level"], "moving_labels"),
+        (ALL["unrolled"], "displacement"),
     ],
 )
 def test_what_the_pair_lacks_is_named(make, key):

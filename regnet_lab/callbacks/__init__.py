@@ -4,6 +4,7 @@ from regnet_lab.callbacks.alternation import Alternation as Alternation
 from regnet_lab.callbacks.cases import CaseTable as CaseTable
 from regnet_lab.callbacks.checkpoint import LastCheckpoint as LastCheckpoint
 from regnet_lab.callbacks.energy import EnergyCurve as EnergyCurve
+from regnet_lab.callbacks.unrolled import UnrolledPictures as UnrolledPictures
 from regnet_lab.callbacks.watch import HyperParameters as HyperParameters
 from regnet_lab.callbacks.watch import ValidationLog as ValidationLog
 from regnet_lab.callbacks.watch import ValidationPanel as ValidationPanel

@@ -16,3 +16,4 @@ from regnet_lab.losses.smoothness import TotalVariation as TotalVariation
 from regnet_lab.losses.supervision import EndpointError as EndpointError
 from regnet_lab.losses.supervision import HuberDisplacement as HuberDisplacement
 from regnet_lab.losses.supervision import LandmarkDistance as LandmarkDistance
+from regnet_lab.losses.unrolled import Unrolled as Unrolled

@@ -4,6 +4,7 @@ Images are (B, 1, *spatial); each field is (B, D, *its own grid) in voxels of th
 """
 
 from regnet_lab.models.affine import Affine as Affine
+from regnet_lab.models.dirvnet import DIRVNet as DIRVNet
 from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
 from regnet_lab.models.identity import Identity as Identity
@@ -12,4 +13,5 @@ from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Chain as Chain
 from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic
 from regnet_lab.models.wrappers import Refined as Refined
+from regnet_lab.models.wrappers import Repeated as Repeated
 from regnet_lab.models.wrappers import SliceWise as SliceWise
