@@ -337,6 +337,7 @@ ALL = {
     "dice": losses.SoftDice,
     "landmarks": losses.LandmarkDistance,
     "per level": lambda: losses.PerLevel(losses.SoftDice(), [0.5, 1.0]),
+    "cropped": lambda: losses.Cropped(losses.HuberDisplacement()),
 }
 EVERY = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 

@@ -5,6 +5,7 @@ The weight lives on the term; the configuration's key is its name in the log.
 
 from regnet_lab.losses.base import Loss as Loss
 from regnet_lab.losses.base import PerLevel as PerLevel
+from regnet_lab.losses.cropped import Cropped as Cropped
 from regnet_lab.losses.image import Similarity as Similarity
 from regnet_lab.losses.labels import SoftDice as SoftDice
 from regnet_lab.losses.smoothness import Bending as Bending

@@ -1,4 +1,7 @@
 """Models made of models: each wrapper keeps the contract, so they compose like functions."""
 
 from regnet_lab.models.wrappers.diffeomorphic import Diffeomorphic as Diffeomorphic
+from regnet_lab.models.wrappers.multi_stage import MultiStage as MultiStage
+from regnet_lab.models.wrappers.pretrained import Pretrained as Pretrained
 from regnet_lab.models.wrappers.slice_wise import SliceWise as SliceWise
+from regnet_lab.models.wrappers.tiled import Tiled as Tiled
