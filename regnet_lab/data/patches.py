@@ -5,7 +5,7 @@ the network can answer without knowing what lies outside the patch, ``margin`` v
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +23,29 @@ from regnet_lab.pair import Pair
 
 Size = Callable[[Tensor], Tensor]  # of displacements (D, N), (N,)
 
-LARGEST: Size = lambda u: u.abs().amax(0)  # noqa: E731
-SMALLEST: Size = lambda u: u.abs().amin(0)  # noqa: E731
-LENGTH: Size = lambda u: u.square().sum(0).sqrt()  # noqa: E731
-RULES: dict[str, tuple[Size, Size]] = {
-    "all": (SMALLEST, LARGEST),
-    "any": (LARGEST, LARGEST),
-    "norm": (LENGTH, LENGTH),
-}
 ORDER, DRAW = 1, 2  # random streams
+
+
+def smallest(u: Tensor) -> Tensor:
+    """Of the absolute components."""
+    return u.abs().amin(0)
+
+
+def largest(u: Tensor) -> Tensor:
+    """Of the absolute components."""
+    return u.abs().amax(0)
+
+
+def length(u: Tensor) -> Tensor:
+    """Euclidean."""
+    return u.square().sum(0).sqrt()
+
+
+RULES: dict[str, tuple[Size, Size]] = {
+    "all": (smallest, largest),
+    "any": (largest, largest),
+    "norm": (length, length),
+}
 
 
 def classes(u: Tensor, thresholds: Sequence[float], rule: str) -> Tensor:
@@ -72,9 +86,7 @@ def places(pair: Pair, thresholds: Sequence[float], rule: str, border: int) -> l
     return [torch.nonzero(flat == c)[:, 0].int() for c in range(len(thresholds))]
 
 
-def balanced(
-    rng: np.random.Generator, counts: NDArray[np.int64], total: int
-) -> NDArray[np.int64]:
+def balanced(rng: np.random.Generator, counts: NDArray[np.int64], total: int) -> NDArray[np.int64]:
     """``total`` draws (N, 3) of image, class and number of the voxel therein, shuffled.
 
     Every class that has voxels is drawn equally often, up to one, and every voxel of a class
@@ -101,7 +113,7 @@ def cut(x: Tensor, start: Sequence[int], side: Sequence[int]) -> Tensor:
     """The box of ``side`` voxels from ``start`` in (C, *spatial), whose border continues beyond."""
     for axis, (first, n) in enumerate(zip(start, side, strict=True), start=1):
         limit = x.shape[axis]
-        if 0 <= first and first + n <= limit:
+        if first >= 0 and first + n <= limit:
             x = x.narrow(axis, first, n)
         else:
             x = x.index_select(axis, torch.arange(first, first + n).clamp(0, limit - 1))
@@ -230,9 +242,9 @@ class Patches(Dataset[Pair]):
         output, margin = (per_axis(n, len(centre)) for n in (self.output, self.margin))
         side = [n + 2 * m for n, m in zip(output, margin, strict=True)]
         start = [c - n // 2 - m for c, n, m in zip(centre, output, margin, strict=True)]
-        patch = {key: cut(pair[key], start, side) for key in ("fixed", "moving", "displacement")}  # type: ignore
+        patch = {key: cut(pair[key], start, side) for key in ("fixed", "moving", "displacement")}
         mask = torch.zeros(1, *side)
-        mask[(0, *(slice(m, m + n) for n, m in zip(output, margin, strict=True)))] = 1
+        mask[(0, *(slice(m, m + n) for n, m in zip(output, margin, strict=True)))] = 1  # type: ignore[index]
         name = f"{pair['name']}-{'-'.join(map(str, centre))}"
         return Pair(**patch, fixed_mask=mask, spacing=pair["spacing"], name=name)  # type: ignore
 
@@ -240,7 +252,7 @@ class Patches(Dataset[Pair]):
 class InOrder(EpochSampler):
     """Every draw since training began by its number; an epoch goes on where the last one ended."""
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[int]:
         first = self.epoch * self.samples
         start, self.start = self.start, 0
         yield from range(first + start, first + self.samples)

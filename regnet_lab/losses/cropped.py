@@ -36,11 +36,11 @@ class Cropped(Loss):
     def forward(self, pair: Pair, out: Registration) -> Tensor:
         if "fixed_mask" not in pair:
             return self.term(pair, out)
-        box = (..., *bounding_box(pair["fixed_mask"]))
+        box = bounding_box(pair["fixed_mask"])
         inner = {
-            key: value[box] if key in GRIDDED or key.endswith(ENDINGS) else value  # type: ignore
+            key: value[..., *box] if key in GRIDDED or key.endswith(ENDINGS) else value  # type: ignore
             for key, value in pair.items()
             if not key.endswith("_points")
         }
-        cropped = Registration([out.displacement[box]], out.warped[box])
+        cropped = Registration([out.displacement[..., *box]], out.warped[..., *box])  # type: ignore[index]
         return self.term(Pair(**inner), cropped)  # type: ignore[typeddict-item]

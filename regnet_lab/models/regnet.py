@@ -50,7 +50,7 @@ def surrounded(x: Tensor, before: int, after: Sequence[int] | int) -> Tensor:
 
 def core(x: Tensor, cut: int) -> Tensor:
     """(B, C, *spatial) without ``cut`` voxels at each face."""
-    return x[(..., *[slice(cut, n - cut) for n in x.shape[2:]])]
+    return x[..., *[slice(cut, n - cut) for n in x.shape[2:]]]  # type: ignore[index]
 
 
 class PatchNetwork(nn.Module):
@@ -97,7 +97,7 @@ class PatchNetwork(nn.Module):
         extra = [(self.remainder - n) % self.stride for n in shape]
         extra = [max(e, self.least - n) for e, n in zip(extra, shape, strict=True)]
         u = self.field(surrounded(x, self.margin, [self.margin + e for e in extra]))
-        return [u[(..., *[slice(n) for n in shape])].float()]
+        return [u[..., *[slice(n) for n in shape]].float()]  # type: ignore[index]
 
     def patch(self, x: Tensor) -> Tensor:
         """The field of a patch, continued over its margin.

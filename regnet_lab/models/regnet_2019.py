@@ -28,7 +28,9 @@ def doubled(x: Tensor) -> Tensor:
 def spline_kernel(ndim: int, factor: int) -> Tensor:
     """(1, 1, *4 factor - 1) cubic B-spline of (|x| + |y| + ...) / factor, with sum 1."""
     axis = torch.arange(1 - 2 * factor, 2 * factor).abs() / factor
-    far = sum(axis.view(-1, *[1] * k) for k in range(ndim))
+    far = torch.zeros(())
+    for k in range(ndim):
+        far = far + axis.view(-1, *[1] * k)
     inner = 2 / 3 - far**2 + far**3 / 2
     outer = (2 - far).clamp(min=0) ** 3 / 6
     kernel = torch.where(far < 1, inner, outer)
@@ -51,7 +53,7 @@ class RegNetCrop4(PatchNetwork):
     running means and variances.  Published patches: 101 voxels for an answer of 21.
     """
 
-    margin, reach, stride, remainder = 40, 44, 4, 1
+    margin, reach, stride, remainder = 40, 48, 4, 1
 
     def __init__(self, ndim: int, patches: int | None = None) -> None:
         super().__init__(patches)
@@ -87,7 +89,9 @@ class RegNetDecimation4(PatchNetwork):
     beside.
     """
 
-    margin, reach, stride, remainder = 42, 46, 4, 1
+    margin, reach, stride, remainder = 42, 48, 4, 1
+    kernel2: Tensor
+    kernel4: Tensor
 
     def __init__(self, ndim: int, patches: int | None = None) -> None:
         super().__init__(patches)
@@ -127,7 +131,7 @@ class RegNetUNet(PatchNetwork):
     far ends to 8 k + 5 voxels; published are 125.
     """
 
-    margin, reach, stride, remainder, least = 0, 64, 8, 5, 29
+    margin, reach, stride, remainder, least = 0, 56, 8, 5, 29
 
     def __init__(self, ndim: int, patches: int | None = None) -> None:
         super().__init__(patches)

@@ -50,7 +50,5 @@ class MultiStage(nn.Module):
                 continue
             total = ops.resize_field(fields[-1], shape)
             residual = ops.resize_field(stage(still, ops.warp(mobile, total))[-1], shape)
-            fields.append(
-                ops.compose(residual, total) if self.compose else total + residual
-            )
+            fields.append(ops.compose(residual, total) if self.compose else total + residual)
         return fields

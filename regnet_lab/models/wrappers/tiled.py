@@ -46,6 +46,6 @@ class Tiled(nn.Module):
             within = [
                 slice(t.start - s.start, t.stop - s.start) for t, s in zip(tile, seen, strict=True)
             ]
-            answer = self.model(fixed[(..., *seen)], moving[(..., *seen)])[-1]
-            u[(..., *tile)] = answer[(..., *within)]
+            answer = self.model(fixed[..., *seen], moving[..., *seen])[-1]  # type: ignore[index]
+            u[..., *tile] = answer[..., *within]  # type: ignore[index]
         return [u]
