@@ -411,6 +411,7 @@ ALL = {
     "landmarks": losses.LandmarkDistance,
     "per level": lambda: losses.PerLevel(losses.SoftDice(), [0.5, 1.0]),
     "unrolled": lambda: losses.Unrolled(losses.EndpointError(), temperature=0.5),
+    "cropped": lambda: losses.Cropped(losses.HuberDisplacement()),
 }
 EVERY = pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 

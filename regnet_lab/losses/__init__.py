@@ -7,6 +7,7 @@ from regnet_lab.losses.affine import AffinePenalty as AffinePenalty
 from regnet_lab.losses.base import Loss as Loss
 from regnet_lab.losses.base import PerLevel as PerLevel
 from regnet_lab.losses.consistency import inverse_consistency as inverse_consistency
+from regnet_lab.losses.cropped import Cropped as Cropped
 from regnet_lab.losses.image import Similarity as Similarity
 from regnet_lab.losses.labels import SoftDice as SoftDice
 from regnet_lab.losses.smoothness import Bending as Bending

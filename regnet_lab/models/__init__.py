@@ -9,9 +9,16 @@ from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
 from regnet_lab.models.identity import Identity as Identity
 from regnet_lab.models.pyramid import Pyramid as Pyramid
+from regnet_lab.models.regnet import RegNet as RegNet
+from regnet_lab.models.regnet_2019 import RegNetCrop4 as RegNetCrop4
+from regnet_lab.models.regnet_2019 import RegNetDecimation4 as RegNetDecimation4
+from regnet_lab.models.regnet_2019 import RegNetUNet as RegNetUNet
 from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Chain as Chain
 from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic
+from regnet_lab.models.wrappers import MultiStage as MultiStage
+from regnet_lab.models.wrappers import Pretrained as Pretrained
 from regnet_lab.models.wrappers import Refined as Refined
 from regnet_lab.models.wrappers import Repeated as Repeated
 from regnet_lab.models.wrappers import SliceWise as SliceWise
+from regnet_lab.models.wrappers import Tiled as Tiled

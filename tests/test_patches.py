@@ -1,0 +1,236 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from regnet_lab import losses
+from regnet_lab.data.deformed import alone
+from regnet_lab.data.patches import InOrder, Patches, PatchModule, balanced, classes, cut
+from regnet_lab.errors import UserError
+from regnet_lab.losses.cropped import bounding_box
+from regnet_lab.pair import Pair, Registration
+
+shapes = pytest.mark.parametrize("shape", [(30, 26), (16, 14, 18)])
+SPACING = (1.0, 2.0, 0.5)
+THRESHOLDS = [1.5, 4.0, 8.0]
+
+
+def pair(shape, number=0, **more):
+    rng = np.random.default_rng(number)
+    u = gaussian_filter(rng.normal(size=(len(shape), *shape)), [0, *[2] * len(shape)])
+    u = torch.from_numpy(u / np.abs(u).max() * 9).float() / torch.tensor(
+        SPACING[: len(shape)]
+    ).view(-1, *[1] * len(shape))
+    image = torch.from_numpy(rng.random((1, *shape), np.float32))
+    return {**alone(image, f"p{number}", SPACING[: len(shape)]), "displacement": u, **more}
+
+
+def patches(shape, count=5, **options):
+    options = {"output": 3, "margin": 2, "images": 2, "samples": 30, **options}
+    return Patches([pair(shape, n) for n in range(count)], **options)
+
+
+def rule_by_hand(v, rule):
+    """Class of one displacement in mm, as the publication words it."""
+    for c, upper in enumerate(THRESHOLDS):
+        lower = THRESHOLDS[c - 1] if c else 0
+        if rule == "norm":
+            last = c == len(THRESHOLDS) - 1
+            if lower <= np.linalg.norm(v) and (last or np.linalg.norm(v) < upper):
+                return c
+        elif all(abs(v) < upper):
+            enough = [abs(k) >= lower for k in v]
+            if all(enough) if rule == "all" else any(enough):
+                return c
+    return -1
+
+
+@shapes
+@pytest.mark.parametrize("rule", ["all", "any", "norm"])
+def test_classes_follow_the_rule(shape, rule):
+    scale = torch.tensor(SPACING[: len(shape)]).view(-1, *[1] * len(shape))
+    u = pair(shape)["displacement"] * scale
+    found = classes(u, THRESHOLDS, rule)
+    vectors = u.flatten(1).T.double().numpy()
+    expected = [rule_by_hand(v, rule) for v in vectors]
+    np.testing.assert_array_equal(found.flatten(), expected)
+    assert set(expected) >= ({0, 1, 2} if rule == "norm" else {-1, 0, 1})
+    assert (-1 in expected) == (rule != "norm")
+
+
+def test_a_voxel_with_one_large_component_is_lost_by_the_published_rule_alone():
+    u = torch.tensor([5.0, 0.1, 0.1]).view(3, 1, 1, 1)
+    assert [classes(u, THRESHOLDS, rule).item() for rule in ("all", "any", "norm")] == [-1, 2, 2]
+
+
+@shapes
+def test_patches_are_what_the_pair_holds_there(shape):
+    data = patches(shape)
+    for n in range(0, 60, 7):
+        patch = data[n]
+        name, *centre = patch["name"].split("-")
+        source, centre = pair(shape, int(name[1:])), [int(c) for c in centre]
+        side, box = 7, [np.arange(c - 3, c + 4) for c in centre]
+        for key in ("fixed", "moving", "displacement"):
+            x = source[key].numpy()
+            clamped = [np.clip(i, 0, m - 1) for i, m in zip(box, shape, strict=True)]
+            expected = x[np.ix_(range(len(x)), *clamped)]
+            np.testing.assert_array_equal(patch[key], expected)
+        assert patch["fixed_mask"].shape == (1, *[side] * len(shape))
+        assert bounding_box(patch["fixed_mask"][None]) == (slice(2, 5),) * len(shape)
+        assert patch["fixed_mask"].sum() == 3 ** len(shape)
+
+
+@shapes
+def test_classes_come_equally_often_and_all_voxels_of_one_alike(shape):
+    data = patches(shape, samples=60)
+    scale = torch.tensor(SPACING[: len(shape)])
+    found = []
+    for n in range(120):
+        u = data[n]["displacement"][(slice(None), *[3] * len(shape))] * scale
+        found.append(rule_by_hand(u.double().numpy(), "norm"))
+    assert np.bincount(found).tolist() == [40, 40, 40]
+    drawn = balanced(np.random.default_rng(0), np.array([[3, 0], [5, 0], [2, 0]]), 20_000)
+    counts = np.unique(drawn, axis=0, return_counts=True)[1]
+    assert len(counts) == 10
+    assert np.sum((counts - 2000) ** 2 / 2000) < 28  # 9 degrees of freedom, p = 0.001
+
+
+@shapes
+def test_centres_keep_off_the_border_and_in_the_mask(shape):
+    mask = torch.zeros(1, *shape)
+    mask[:, : shape[0] // 2] = 1
+    data = Patches([pair(shape, n, fixed_mask=mask) for n in range(2)], 1, 0, border=4, images=2)
+    centres = np.array([[int(c) for c in data[n]["name"].split("-")[1:]] for n in range(100)])
+    assert centres.min() >= 4
+    assert (centres < np.array(shape) - 4).all()
+    assert centres[:, 0].max() == shape[0] // 2 - 1
+
+
+@shapes
+def test_the_nth_patch_depends_on_seed_and_number_alone(shape):
+    one, other = patches(shape), patches(shape, seed=1)
+    again = pickle.loads(pickle.dumps(patches(shape)))
+    numbers = [0, 61, 300, 5]
+    names = [one[n]["name"] for n in numbers]
+    assert [again[n]["name"] for n in reversed(numbers)] == names[::-1]
+    assert [other[n]["name"] for n in numbers] != names
+    assert len(one) == 180
+
+
+def test_every_pair_is_used_once_in_a_pass_and_the_next_chunk_is_in_the_making():
+    data = patches((20, 20), count=6)
+    used = [{data[60 * c + n]["name"][:2] for n in range(60)} for c in range(3)]
+    assert sorted(set().union(*used)) == [f"p{n}" for n in range(6)]
+    assert all(len(names) == 2 for names in used)
+    assert sorted(data.made) == [2, 3]
+    assert data.made[3].result().pairs
+
+
+def test_augmentation_changes_pairs_before_they_are_cut():
+    def darker(pair, generator):
+        return {**pair, "fixed": pair["fixed"] * 0 - torch.rand(1, generator=generator)}
+
+    plain, changed = patches((20, 22)), patches((20, 22), augment=darker)
+    assert plain[3]["name"] == changed[3]["name"]
+    assert torch.equal(plain[3]["moving"], changed[3]["moving"])
+    assert (changed[3]["fixed"] < 0).all()
+    assert torch.equal(changed[3]["fixed"], patches((20, 22), augment=darker)[3]["fixed"])
+
+
+def module(**options):
+    made = [pair((20, 22), n) for n in range(4)]
+
+    def make(pairs, **more):
+        return Patches(pairs, 3, 2, images=2, samples=20, **more)
+
+    return PatchModule(make, dataset=lambda split: made, batch_size=5, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_goes_on_where_it_stopped(workers):
+    def names(loader):
+        return [name for batch in loader for name in batch["name"]]
+
+    loader = module(epoch_size=30, workers=workers).train_dataloader()
+    first = names(loader)
+    loader.sampler.set_epoch(1)
+    second = names(loader)
+    assert len(first) == len(second) == 30
+    assert len({*first, *second}) > 45
+
+    stopped = module(epoch_size=30).train_dataloader()
+    stopped.sampler.set_epoch(1)
+    batches = iter(stopped)
+    begun = [name for _ in range(2) for name in next(batches)["name"]]
+    resumed = module(epoch_size=30).train_dataloader()
+    resumed.load_state_dict(stopped.state_dict())
+    assert begun + names(resumed) == second
+
+
+def test_epochs_follow_one_another():
+    order = InOrder(7, 7, 0)
+    order.set_epoch(2)
+    order.start = 3
+    assert list(order) == [17, 18, 19, 20]
+    assert list(order) == list(range(14, 21))
+
+
+def test_whole_pairs_are_judged():
+    batch = next(iter(module().val_dataloader()))
+    assert batch["fixed"].shape == (1, 1, 20, 22)
+
+
+def test_boxes_may_lie_anywhere():
+    x = torch.arange(12.0).view(1, 3, 4)
+    assert cut(x, [1, 1], [2, 2]).tolist() == [[[5, 6], [9, 10]]]
+    assert cut(x, [-2, 3], [3, 3]).tolist() == [[[3, 3, 3]] * 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rule": "most"}, "rule=most"),
+        ({"thresholds": [4.0, 2.0]}, "thresholds"),
+        ({"samples": 0}, "samples=0"),
+        ({"border": 13}, "border=13"),
+    ],
+)
+def test_impossible_settings_are_named(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        patches((20, 22), **options)[0]
+
+
+def test_unknown_displacements_are_named():
+    data = Patches([alone(torch.rand(1, 9, 9), "a")], 1, 0, images=1)
+    with pytest.raises(UserError, match="a has no known displacement"):
+        data[0]
+
+
+@shapes
+@pytest.mark.parametrize("term", [losses.HuberDisplacement(), losses.Bending(), losses.SoftDice()])
+def test_a_cropped_term_sees_the_box_of_the_mask_alone(shape, term):
+    mask = torch.zeros(2, 1, *shape)
+    mask[(0, 0, *[4] * len(shape))] = mask[(1, 0, *[10] * len(shape))] = 1
+    generator = torch.Generator().manual_seed(0)
+    u, known = 3 * torch.randn(2, 2, len(shape), *shape, generator=generator)
+    labels = torch.randint(0, 3, (2, 2, 1, *shape), generator=generator)
+    keys = {
+        "fixed": mask,
+        "moving": mask,
+        "fixed_labels": labels[0],
+        "moving_labels": labels[1],
+        "displacement": known,
+    }
+    whole = Pair(**keys, fixed_mask=mask, spacing=torch.ones(2, len(shape)), name=["a", "b"])
+    box = (..., *[slice(4, 11)] * len(shape))
+    part = Pair(**{k: v[box] for k, v in keys.items()}, spacing=whole["spacing"], name=["a", "b"])
+    found = losses.Cropped(term)(whole, Registration([u], mask))
+    expected = term(part, Registration([u[box]], mask[box]))
+    torch.testing.assert_close(found, expected)
+    bare = {k: v for k, v in whole.items() if k != "fixed_mask"}
+    out = Registration([u], mask)
+    assert losses.Cropped(term)(bare, out) == term(bare, out)
+    assert bounding_box(torch.zeros(1, 1, 3, 4)) == (slice(None),) * 2

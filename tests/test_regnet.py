@@ -1,0 +1,232 @@
+"""RegNet's networks, and the wrappers that take them to whole images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.interpolate import BSpline
+
+from regnet_lab import ops
+from regnet_lab.errors import UserError
+from regnet_lab.models import (
+    Identity,
+    MultiStage,
+    Pretrained,
+    RegNet,
+    RegNetCrop4,
+    RegNetDecimation4,
+    RegNetUNet,
+    Tiled,
+)
+from regnet_lab.models.regnet_2019 import doubled, spline_kernel
+
+PATCHES = {
+    RegNet: (54, 2),
+    RegNetCrop4: (101, 21),
+    RegNetDecimation4: (105, 21),
+    RegNetUNet: (125, 125),
+}
+networks = pytest.mark.parametrize("network", PATCHES, ids=lambda n: n.__name__)
+
+
+def trained(network, ndim=2, **options):
+    """A network in evaluation and double precision, with running statistics of some training."""
+    torch.manual_seed(0)
+    model = network(ndim, **options).double().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def images(shape, batch=1):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(2, batch, 1, *shape, generator=generator, dtype=torch.float64)
+
+
+@networks
+def test_published_patches_give_published_answers(network):
+    side, answer = PATCHES[network]
+    assert network.margin == (side - answer) // 2
+    with torch.no_grad():
+        assert trained(network).field(torch.cat([*images((side, side))], 1)).shape == (
+            1,
+            2,
+            answer,
+            answer,
+        )
+
+
+@networks
+def test_a_whole_image_and_its_patches_have_the_same_field(network):
+    if network is RegNetUNet:
+        pytest.skip("its patches are whole images")
+    model = trained(network)
+    side, answer = PATCHES[network]
+    first, second = images((side + 8, side + 12))
+    pair = torch.cat([first, second], 1)
+    with torch.no_grad():
+        whole = model(second, first)[-1]
+        for start in (0, 8):
+            patch = pair[..., start : start + side, start : start + side]
+            at = slice(start + network.margin, start + network.margin + answer)
+            expected = whole[..., at, at]
+            found = model.field(patch).float()
+            if network is RegNet:  # the whole field is interpolated between its answers
+                found, expected = (F.avg_pool2d(u, 2) for u in (found, expected))
+                torch.testing.assert_close(found, expected, rtol=0, atol=0.2)
+            else:
+                torch.testing.assert_close(found, expected)
+    assert whole.std() > 1e-3
+
+
+@networks
+def test_nothing_beyond_the_reach_has_influence_and_most_within_has(network):
+    model = trained(network)
+    n = 2 * model.reach + 41 + model.stride
+    first, second = images((n, 9))
+    first.requires_grad_()
+    far = []
+    for at in range(n // 2, n // 2 + model.stride):
+        u = model(second, first)[-1]
+        (slope,) = torch.autograd.grad(u[..., at, 4].square().sum(), first)
+        seen = slope[0, 0].abs().sum(1).nonzero()[:, 0]
+        far.append(max(at - int(seen.min()), int(seen.max()) - at))
+    assert max(far) <= model.reach
+    assert max(far) > model.reach - 8
+
+
+TILES = [
+    (RegNet, (91, 67), 30),
+    (RegNetCrop4, (121, 40), 33),
+    (RegNetDecimation4, (118, 36), 29),
+    (RegNetUNet, (170, 40), 32),
+    (RegNet, (60, 4, 5), 30),
+    (RegNetUNet, (100, 9, 11), 40),
+    pytest.param(RegNetDecimation4, (100, 3, 4), 48, marks=pytest.mark.slow),
+    pytest.param(RegNetCrop4, (100, 3, 4), 48, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("network", "shape", "tile"), TILES)
+def test_tiles_have_no_seams(network, shape, tile):
+    precision = torch.float64 if len(shape) == 2 else torch.float32
+    model = trained(network, len(shape)).to(precision)
+    fixed, moving = images(shape).to(precision)
+    seen = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2:].numel()))
+    with torch.no_grad():
+        (whole,), (tiled,) = (Tiled(model, t).eval()(fixed, moving) for t in (None, tile))
+    assert len(seen) > 2
+    assert min(seen[1:]) < fixed.numel()
+    assert whole.std() > 1e-3
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6 if len(shape) == 2 else 1e-4)
+
+
+def test_tiles_bound_what_is_seen_at_once_and_training_sees_all():
+    model = trained(RegNet)
+    fixed, moving = images((200, 10))
+    seen = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2]))
+    tiled = Tiled(model, 20)
+    with torch.no_grad():
+        tiled.eval()(fixed, moving)
+        assert max(seen) <= 20 + 2 * model.reach
+        tiled.train()(fixed, moving)
+    assert seen[-1] == 200
+    with pytest.raises(UserError, match="tile=1 is too small"):
+        Tiled(model, 1)
+
+
+@networks
+def test_a_training_patch_is_answered_in_its_middle(network):
+    side, answer = PATCHES[network]
+    model = trained(network, patches=network.margin)
+    fixed, moving = images((side, side))
+    pair = torch.cat([moving, fixed], 1)
+    with torch.no_grad():
+        (u,) = model.train()(fixed, moving)  # in training by the statistics of the batch
+        assert u.shape == (1, 2, side, side)
+        inner = slice(network.margin, network.margin + answer)
+        found, expected = model.eval().patch(pair)[..., inner, inner], model.field(pair)
+        torch.testing.assert_close(found, expected.float())
+        assert model(fixed, moving)[0].shape == u.shape
+    with pytest.raises(UserError, match=r"patches=3, .* looks"):
+        network(2, patches=3)
+    with pytest.raises(UserError, match=rf"{side + 1} voxels does not suit {network.__name__}"):
+        model.train()(*images((side + 1, side + 1)))
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
+def test_doubling_keeps_ramps_and_the_centre(shape):
+    x = ops.identity_grid(shape, torch.zeros(1))
+    up = doubled(x)
+    assert up.shape[2:] == tuple(2 * n + 1 for n in shape)
+    at = (ops.identity_grid(up.shape[2:], up) - 1) / 2
+    limit = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1.0
+    torch.testing.assert_close(up, torch.minimum(at.clamp(min=0), limit))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_decimating_kernel_is_a_cubic_spline_of_the_city_distance(ndim, factor):
+    kernel = spline_kernel(ndim, factor)[0, 0]
+    assert kernel.shape == (4 * factor - 1,) * ndim
+    spline = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+    axes = torch.meshgrid(*[torch.arange(1 - 2 * factor, 2 * factor)] * ndim, indexing="ij")
+    far = sum(axis.abs() for axis in axes) / factor
+    expected = torch.nan_to_num(torch.from_numpy(spline(far.numpy())))
+    torch.testing.assert_close(kernel, (expected / expected.sum()).float())
+
+
+class Answer(torch.nn.Module):
+    """A field that depends on the moving image alone."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, fixed, moving):
+        return [self.scale * torch.cat([moving * (k + 1) for k in range(moving.ndim - 2)], 1)]
+
+
+@pytest.mark.parametrize("shape", [(13, 16), (9, 12, 10)])
+def test_stages_follow_one_another_as_maps(shape):
+    fixed, moving = images(shape)
+    stages = {"coarse": Answer(0.5), "fine": Answer(0.7)}
+    coarse, fine = MultiStage(stages, (2, 1))(fixed, moving)
+    half = [-(-n // 2) for n in shape]
+    torch.testing.assert_close(coarse, Answer(0.5)(None, ops.resize(moving, half))[0])
+    total = ops.resize_field(coarse, shape)
+    warped = ops.warp(moving, total)
+    residual = Answer(0.7)(None, warped)[0]
+    x = ops.identity_grid(shape, residual)
+    expected = residual + ops.sample(total, x + residual)
+    torch.testing.assert_close(fine, expected)
+    added = MultiStage(stages, (2, 1), compose=False)(fixed, moving)[-1]
+    torch.testing.assert_close(added, total + residual)
+    assert (fine - added).abs().max() > 0.01
+
+
+def test_stages_need_a_factor_each_and_may_be_still():
+    fixed, moving = images((12, 10))
+    fields = MultiStage({"a": Identity(), "b": Identity()}, (4, 1))(fixed, moving)
+    assert [u.shape[2:] for u in fields] == [(3, 3), (12, 10)]
+    assert not any(u.any() for u in fields)
+    with pytest.raises(UserError, match="2 stages"):
+        MultiStage({"a": Identity(), "b": Identity()}, (4, 2, 1))
+
+
+def test_pretrained_takes_the_weights_of_a_run(tmp_path):
+    source = trained(RegNetUNet)
+    state = {f"model.{k}": v for k, v in source.state_dict().items()} | {"losses.a": torch.ones(1)}
+    torch.save({"state_dict": state}, tmp_path / "best.ckpt")
+    torch.manual_seed(1)
+    model = Pretrained(RegNetUNet(2).double(), str(tmp_path / "best.ckpt")).eval()
+    fixed, moving = images((20, 23))
+    with torch.no_grad():
+        assert torch.equal(model(fixed, moving)[0], source(fixed, moving)[0])
+    with pytest.raises(UserError, match="another model than RegNet"):
+        Pretrained(RegNet(2), str(tmp_path / "best.ckpt"))
+    with pytest.raises(UserError, match=r"none\.ckpt"):
+        Pretrained(RegNet(2), str(tmp_path / "none.ckpt"))
