@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "ops", "similarity", "profile"},
-    {"pair", "world"},
+    {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data"},
     {"module"},
     {"report", "callbacks", "tasks"},
