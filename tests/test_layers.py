@@ -10,9 +10,9 @@ LAYERS = [
     {"errors", "ops", "similarity", "profile"},
     {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data"},
-    {"module"},
-    {"report", "callbacks", "tasks"},
-    {"build", "cli", "weights", "evaluation"},
+    {"module", "refine"},
+    {"report", "callbacks", "tasks", "registration", "delivery"},
+    {"build", "cli", "weights", "evaluation", "registrar", "desk", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "regnet_lab").rglob("*.py"))

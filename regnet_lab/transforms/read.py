@@ -53,8 +53,8 @@ def _nifti(path: Path, fixed: Frame | None, moving: Frame | None) -> sitk.Transf
         return field_transform(l2r.read(path, u, fixed, moving))
     raise UserError(
         f"{path}: {len(shape)} axes and intent code {code} do not say whose displacements these "
-        "are: ITK's and ANTs' have 5 and 1007, FSL's 4 and 2006, and the names of Learn2Reg's begin "
-        "with disp_."
+        "are: ITK's and ANTs' have 5 and 1007, FSL's 4 and 2006, and Learn2Reg's names begin with "
+        "disp_."
     )
 
 
