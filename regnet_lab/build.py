@@ -13,11 +13,13 @@ from regnet_lab.errors import UserError
 FUNCTIONS = ("regnet_lab.data", "regnet_lab.metrics", "regnet_lab.similarity")
 CLASSES = (
     *FUNCTIONS,
+    "regnet_lab.align",
     "regnet_lab.callbacks",
     "regnet_lab.losses",
     "regnet_lab.models",
     "regnet_lab.module",
     "regnet_lab.schedules",
+    "regnet_lab.refine",
     "regnet_lab.submission",
     "regnet_lab.tasks",
     "pytorch_lightning",

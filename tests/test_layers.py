@@ -8,11 +8,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "ops", "similarity", "profile", "cost_volume", "schedules"},
-    {"pair", "world"},
+    {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
-    {"module"},
-    {"report", "callbacks", "tasks", "submission"},
-    {"build", "cli", "weights", "evaluation"},
+    {"module", "refine"},
+    {"report", "callbacks", "tasks", "submission", "registration", "delivery"},
+    {"build", "cli", "weights", "evaluation", "registrar", "desk", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "regnet_lab").rglob("*.py"))

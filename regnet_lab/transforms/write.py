@@ -1,0 +1,88 @@
+"""Transforms out: a deformation and its inverse in the files of other programs."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from regnet_lab.errors import UserError
+from regnet_lab.transforms import fsl, l2r
+from regnet_lab.transforms.deformation import Deformation
+from regnet_lab.transforms.frame import flatten, matrix_transform
+
+
+def _itk(folder: Path, found: Deformation) -> None:
+    sitk.WriteTransform(found.forward, str(folder / "Composite.h5"))
+    sitk.WriteTransform(found.backward, str(folder / "InverseComposite.h5"))
+    linear = matrix_transform(found.matrix, found.fixed.ndim)
+    sitk.WriteTransform(linear, str(folder / "affine.tfm"))
+
+
+def _field(folder: Path, found: Deformation) -> None:
+    for name, transform, frame in (
+        ("displacement", found.forward, found.fixed),
+        ("inverse_displacement", found.backward, found.moving),
+    ):
+        sitk.WriteImage(flatten(transform, frame), str(folder / f"{name}.nii.gz"), True)
+
+
+def _ants(folder: Path, found: Deformation) -> None:
+    for name, u in (("1Warp", found.u), ("1InverseWarp", found.v)):
+        vectors = sitk.Cast(found.fixed.millimetres(u), sitk.sitkVectorFloat32)
+        sitk.WriteImage(vectors, str(folder / f"{name}.nii.gz"), True)
+    linear = matrix_transform(found.matrix, found.fixed.ndim)
+    sitk.WriteTransform(linear, str(folder / "0GenericAffine.mat"))
+
+
+def _fsl(folder: Path, found: Deformation) -> None:
+    there, back = flatten(found.forward, found.fixed), flatten(found.backward, found.moving)
+    fsl.write_warp(folder / "fsl_warp.nii.gz", there, found.moving)
+    fsl.write_warp(folder / "fsl_inverse_warp.nii.gz", back, found.fixed)
+    frames = (found.fixed, found.moving)
+    fsl.write_matrix(folder / "fsl_affine.mat", np.asarray(found.matrix), *frames)
+
+
+def _l2r(folder: Path, found: Deformation) -> None:
+    there, back = flatten(found.forward, found.fixed), flatten(found.backward, found.moving)
+    for suffix in (".npz", ".nii.gz"):
+        l2r.write(folder / f"l2r_displacement{suffix}", there, found.moving)
+        l2r.write(folder / f"l2r_inverse_displacement{suffix}", back, found.fixed)
+
+
+FORMATS: dict[str, Callable[[Path, Deformation], None]] = {
+    "itk": _itk,
+    "field": _field,
+    "ants": _ants,
+    "fsl": _fsl,
+    "l2r": _l2r,
+}
+
+
+def check_formats(formats: Iterable[str]) -> None:
+    """Raises UserError for a format that is not one of ``FORMATS``."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"formats: '{name}' must be one of {', '.join(FORMATS)}.")
+
+
+def write_transforms(folder: Path, found: Deformation, formats: Iterable[str]) -> None:
+    """Write a deformation and its inverse.
+
+    Args:
+        folder: Where; it must exist.
+        found: The deformation.
+        formats: ``itk``: ``Composite.h5`` and ``InverseComposite.h5`` (displacement, then affine,
+            and back), and the affine part as ``affine.tfm``.  ``field``: everything in one field
+            for each way, 5-D NIfTI with intent 1007, mm LPS+.  ``ants``: ``1Warp.nii.gz`` and
+            ``1InverseWarp.nii.gz`` on the fixed grid, without the affine part, and
+            ``0GenericAffine.mat``.  ``fsl``: FNIRT's relative warps and FLIRT's matrix.  ``l2r``:
+            Learn2Reg's ``.npz`` and ``.nii.gz``.
+
+    Raises:
+        UserError: A format is unknown, or cannot hold a transform of 2D images.
+    """
+    formats = list(formats)
+    check_formats(formats)
+    for name in formats:
+        FORMATS[name](folder, found)
