@@ -1,5 +1,6 @@
 """What happens beside training: checkpoints that survive, a log, pictures, tables."""
 
+from regnet_lab.callbacks.about import About as About
 from regnet_lab.callbacks.cases import CaseTable as CaseTable
 from regnet_lab.callbacks.checkpoint import LastCheckpoint as LastCheckpoint
 from regnet_lab.callbacks.watch import HyperParameters as HyperParameters
