@@ -1,6 +1,7 @@
 """What happens beside training: checkpoints that survive, a log, pictures, tables."""
 
 from regnet_lab.callbacks.alternation import Alternation as Alternation
+from regnet_lab.callbacks.about import About as About
 from regnet_lab.callbacks.cases import CaseTable as CaseTable
 from regnet_lab.callbacks.checkpoint import LastCheckpoint as LastCheckpoint
 from regnet_lab.callbacks.energy import EnergyCurve as EnergyCurve

@@ -24,6 +24,7 @@ IDENTITY = "identity"
 COST = ("seconds", "peak_mb")  # what an answer costs; the columns after those of its quality
 HEADERS = {  # a metric's name without its unit: what readers call it, decimals
     "dice": ("Dice", 3),
+    "dice30": ("Dice30", 3),
     "hd95": ("HD95", 2),
     "asd": ("ASD", 2),
     "tre": ("TRE", 2),
@@ -34,6 +35,7 @@ HEADERS = {  # a metric's name without its unit: what readers call it, decimals
     "sdlogj_plain": ("SDlogJ without offset", 3),
     "folds": ("folds", 3),
     "ndv": ("NDV", 3),
+    "rank": ("rank", 2),
     "seconds": ("seconds", 2),
     "peak": ("peak memory", 0),
 }
@@ -91,7 +93,7 @@ def summary(records: Sequence[Record]) -> pd.DataFrame:
     return table.loc[sorted(table.index, key=lambda method: method != IDENTITY)]
 
 
-def _split(metric: str) -> tuple[str, str]:
+def split_unit(metric: str) -> tuple[str, str]:
     """``hd95_mm`` as name and unit; no unit where the name does not end in one."""
     name, _, unit = metric.rpartition("_")
     return (name, UNITS[unit]) if unit in UNITS else (metric, "")
@@ -99,7 +101,7 @@ def _split(metric: str) -> tuple[str, str]:
 
 def header(metric: str) -> str:
     """``hd95_mm`` as readers know it, HD95 (mm); a name not known is shown as it is."""
-    name, unit = _split(metric)
+    name, unit = split_unit(metric)
     if name not in HEADERS:
         return metric
     return f"{HEADERS[name][0]} ({unit})" if unit else HEADERS[name][0]
@@ -113,7 +115,7 @@ def _cell(metric: str, mean: float, std: float) -> str:
     """Mean ± std with the decimals the metric deserves; a dash where no case defines it."""
     if math.isnan(mean):
         return "-"
-    name, _ = _split(metric)
+    name, _ = split_unit(metric)
     style = f".{HEADERS[name][1]}f" if name in HEADERS else ".4g"
     return f"{mean:{style}} ± {std:{style}}"
 
@@ -131,7 +133,12 @@ def _grid(table: pd.DataFrame) -> list[list[str]]:
 
 def markdown(table: pd.DataFrame) -> str:
     """A summary as a Markdown table whose columns also line up as plain text."""
-    grid = [[text.replace("|", r"\|") for text in row] for row in _grid(table)]
+    return markdown_grid(_grid(table))
+
+
+def markdown_grid(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the header first, as such a table."""
+    grid = [[text.replace("|", r"\|") for text in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     first, *rest = widths
     rule = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
