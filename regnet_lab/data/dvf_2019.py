@@ -36,9 +36,10 @@ def spline_matrix(n: int, intervals: int) -> Tensor:
 
 def framed(coefficients: NDArray, frame: int) -> NDArray:
     """(D, *grid) with zeros in the outer ``frame`` planes, of which the middle one stays."""
-    inside = np.zeros(coefficients.shape[1:], bool)
-    cut = [min(frame, (n - 1) // 2) for n in inside.shape]
-    inside[tuple(slice(c, n - c) for c, n in zip(cut, inside.shape, strict=True))] = True
+    inside: Mask = np.zeros(coefficients.shape[1:], bool)
+    grid = inside.shape
+    cut = [min(frame, (n - 1) // 2) for n in grid]
+    inside[tuple(slice(c, n - c) for c, n in zip(cut, grid, strict=True))] = True
     return coefficients * inside
 
 
