@@ -1,0 +1,305 @@
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import BSpline
+from scipy.ndimage import gaussian_filter
+
+from regnet_lab import ops
+from regnet_lab.data.artificial import Artificial
+from regnet_lab.data.deformed import alone
+from regnet_lab.data.dvf import LowFrequency
+from regnet_lab.data.dvf_2019 import (
+    MixedFrequency,
+    SingleFrequency,
+    Translation,
+    edges,
+    grown,
+    half_box,
+    spline_field,
+    spline_matrix,
+)
+from regnet_lab.data.fields import Zero
+from regnet_lab.data.intensity import ellipsoid, noisy, occluded, sponge
+from regnet_lab.data.respiratory import Respiratory, decay
+from regnet_lab.data.scene import OfShape, Scene, body, smoothed
+from regnet_lab.errors import UserError
+
+shapes = pytest.mark.parametrize("shape", [(30, 26), (22, 20, 24)])
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def thorax(shape, number=0):
+    """Air about a textured body with a hollow, the lung, in it."""
+    x = np.moveaxis(np.indices(shape), 0, -1) / (np.array(shape) - 1) * 2 - 1
+    texture = gaussian_filter(generator(number).normal(size=shape), 1.5)
+    inside, lung = (np.linalg.norm(x, axis=-1) < r for r in (0.95, 0.6))
+    image = np.where(lung, 0.15, np.where(inside, 0.75, 0)) + 0.3 * texture * lung
+    return torch.from_numpy(image).float(), torch.from_numpy(inside), torch.from_numpy(lung)
+
+
+def scene(shape, spacing=(2.0, 1.5, 2.5)):
+    image, inside, lung = thorax(shape)
+    return Scene(image, spacing[: len(shape)], inside, lung)
+
+
+@pytest.mark.parametrize(("n", "intervals"), [(17, 4), (5, 7), (9, 1)])
+def test_spline_matrix_is_scipy_s_basis(n, intervals):
+    knots = np.arange(-3, intervals + 4)
+    at = np.linspace(0, intervals, n)
+    at[-1] -= 1e-9
+    expected = BSpline.design_matrix(at, knots, 3).toarray()
+    np.testing.assert_allclose(spline_matrix(n, intervals), expected, atol=1e-6)
+
+
+@shapes
+def test_spline_fields_are_bounded_smooth_and_still_at_the_border(shape):
+    largest, place = 6.0, scene(shape)
+    for seed in range(4):
+        rng = generator(seed)
+        u = spline_field(rng, place, [8.0] * len(shape), (0, 1.7), largest, 0.3, 3)
+        assert u.shape == (len(shape), *shape)
+        assert 0.5 < u.abs().max() <= 1.7 * largest
+        for axis in range(len(shape)):
+            assert u.movedim(axis + 1, 0)[[0, -1]].abs().max() < 1e-5 * largest
+    mixed = spline_field(generator(), place, [8.0] * len(shape), (1, 2), largest, 2.0, 1)
+    raw = spline_field(generator(), place, [8.0] * len(shape), (0, 2), largest, 2.0, 1)
+    assert mixed.abs().max() > raw.abs().max()  # scaled up to the lower bound
+
+
+@shapes
+def test_fields_of_one_frequency_end_with_the_body_and_are_bounded(shape):
+    place = scene(shape)
+    fields = SingleFrequency(max_deform=4.0, knots=12.0, border=0, background=0.0)
+    u = fields(generator(), place)
+    assert u.shape == (1, len(shape), *shape)
+    assert not u[0][:, ~place.body].any()
+    millimetres = u[0] * torch.tensor(place.spacing).view(-1, *[1] * len(shape))
+    assert 1 < millimetres.abs().max() <= 4.0001
+    half = SingleFrequency(max_deform=4.0, knots=12.0, border=0, background=0.0, ratio=0.1)
+    assert (half(generator(), place).abs().amax() * min(place.spacing)) <= 0.4001
+    soft = SingleFrequency(max_deform=4.0, knots=12.0, border=0)(generator(), place)
+    rough = u.diff(dim=2).abs().max() / u.abs().max()
+    assert soft.diff(dim=2).abs().max() / soft.abs().max() < 0.7 * rough
+
+
+def test_finer_knots_make_higher_frequencies():
+    place = scene((240, 200), (1.0, 1.0))
+
+    def roughness(knots):
+        fields = SingleFrequency(max_deform=5.0, knots=knots, border=0, background=0.0)
+        u = torch.cat([fields(generator(seed), place) for seed in range(6)])
+        inner = u[..., 70:170, 70:130]
+        return float(inner.diff(dim=2).square().mean() / inner.square().mean()) ** 0.5
+
+    coarse, middle, fine = (roughness(k) for k in (24.0, 12.0, 6.0))
+    assert 1.5 < middle / coarse < 2.7
+    assert 1.5 < fine / middle < 2.7
+
+
+@shapes
+def test_mixed_fields_leave_a_part_of_the_lung_still(shape):
+    place = scene(shape)
+    fields = MixedFrequency(
+        max_deform=4.0, knots=[8.0] * len(shape), sigma=(1.0, 2.0), steps=30, radius=5.0
+    )
+    u = fields(generator(), place)[0] * torch.tensor(place.spacing).view(-1, *[1] * len(shape))
+    assert 0.5 < u.abs().max() <= 4.0001
+    still = (u.abs() < 0.05)[:, place.lung].float().mean(1)
+    assert (still > 0.02).all()
+    assert (still < 0.98).all()
+    apart = (u[0].abs() < 0.05) != (u[1].abs() < 0.05)
+    assert apart.any()  # each component has its own shape
+    with pytest.raises(UserError, match="mask of the lung"):
+        fields(generator(), Scene(place.image, place.spacing, place.body))
+
+
+@shapes
+def test_edges_lie_between_lung_and_body(shape):
+    place = scene(shape)
+    found = edges(place, 0.05, 0.2)
+    far = np.linalg.norm(
+        np.moveaxis(np.indices(shape), 0, -1) / (np.array(shape) - 1) * 2 - 1, axis=-1
+    )
+    assert found.sum() > 10
+    near = np.minimum(np.abs(far - 0.6), np.abs(far - 0.95)) < 0.25
+    assert near[found].mean() > 0.8
+
+
+@shapes
+def test_shapes_grow_from_seeds(shape):
+    seeds = np.zeros(shape, bool)
+    seeds[tuple(n // 2 for n in shape)] = True
+    assert grown(generator(), seeds, 1, [3] * len(shape)).sum() == 3 ** len(shape)
+    assert not grown(generator(), seeds, 2, [3] * len(shape)).any()  # emptied about its only seed
+    assert not grown(generator(), seeds & False, 20, [3] * len(shape)).any()
+    element = half_box(generator(), len(shape))
+    assert element.sum() == 9 ** (len(shape) - 1) * 5
+    assert element[(4,) * len(shape)]
+
+
+@shapes
+def test_translations_are_shifts_of_which_some_axes_have_none(shape):
+    place, fields = scene(shape), Translation(max_deform=5.0)
+    drawn = torch.stack([fields(generator(seed), place)[0] for seed in range(200)])
+    assert not drawn.flatten(2).diff(dim=2).any()
+    shift = drawn.flatten(2)[..., 0] * torch.tensor(place.spacing)
+    assert shift.abs().max() <= 5
+    assert shift.abs().max() > 4.5
+    assert 0.1 < (shift == 0).float().mean() < 0.3
+
+
+def test_decay_is_one_below_the_lung_and_nought_above_its_middle():
+    f = decay(torch.tensor([-5.0, 0.0, 3.0, 10.0, 12.0]), 10.0)
+    expected = [1, 1, 1 - np.log(1 + 1.3 * 0.3) / np.log(2.3), 0, 0]
+    np.testing.assert_allclose(f, expected, atol=1e-6)
+
+
+def test_breath_moves_the_diaphragm_up_and_the_front_back():
+    place = scene((22, 20, 24))
+    fields = Respiratory(max_deform=7.0, shift=10.0, knots=20.0)
+    u = fields.breath(generator(), place)
+    lung = place.lung.numpy()
+    bottom, top = np.flatnonzero(lung.any((0, 1)))[[0, -1]]
+    assert 8 <= u[2, 0, 0, 0] <= 11
+    assert torch.equal(u[2, ..., : bottom + 1], u[2, :1, :1, :1].expand(22, 20, bottom + 1))
+    assert (u[2].diff(dim=2) <= 1e-6).all()
+    assert not u[..., (bottom + top) // 2 + 1 :].any()
+    assert not u[0].any()
+    slope = u[1, 3, :, 0].diff() / 1.5
+    torch.testing.assert_close(slope, slope[:1].expand_as(slope))
+    assert -0.132 <= slope[0] <= -0.096
+    back = np.flatnonzero(lung.any((0, 2)))[-1]
+    still = np.interp(0, -u[1, 3, :, 0].numpy()[::-1][::-1], np.arange(20) * 1.5)
+    assert 2 <= back * 1.5 - still <= 12
+    whole = fields(generator(), place)[0] * torch.tensor(place.spacing).view(-1, 1, 1, 1)
+    assert 3 < whole[2].max() <= 1.2 * 7.0001
+    with pytest.raises(UserError, match="volumes"):
+        fields(generator(), scene((30, 26)))
+
+
+@shapes
+def test_a_gaussian_of_its_own_for_each_component(shape):
+    u = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    spacing = (2.0, 1.5, 2.5)[: len(shape)]
+    sigma = [3.0, 0.0]
+    expected = gaussian_filter(u[0].numpy(), [3 / mm for mm in spacing])
+    found = smoothed(u, sigma, spacing)
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    assert torch.equal(found[1], u[1])
+
+
+@shapes
+def test_the_body_holds_its_lungs(shape):
+    image, inside, _ = thorax(shape)
+    assert (body(image, 0.5) == inside).float().mean() > 0.99
+    assert body(image * 0, 0.5).all()
+
+
+@shapes
+def test_the_sponge_keeps_mass_under_a_stretch(shape):
+    matrix = 0.1 * generator(3).normal(size=(len(shape),) * 2)
+    u = torch.from_numpy(np.einsum("ij,j...->i...", matrix, np.indices(shape))).float()[None]
+    inside = thorax(shape)[1]
+    image = torch.full((1, 1, *shape), 0.4)
+    found = sponge(generator(), image, u, inside, spread=0.0)[0, 0]
+    expected = 0.4 * np.clip(np.linalg.det(np.eye(len(shape)) + matrix), 0.7, 1.3)
+    assert abs(expected - 0.4) > 0.01
+    np.testing.assert_allclose(found[inside], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[~inside], 0.4)
+    factors = [float(sponge(generator(s), image, 0 * u, inside).max()) / 0.4 for s in range(40)]
+    assert min(factors) >= 1  # beyond the body, nothing changes
+    assert 1.05 < max(factors) <= 1.1001
+
+
+def test_noise_has_a_deviation_and_a_mean():
+    image = torch.zeros(1, 1, 60, 60)
+    drawn = [noisy(generator(s), image, 0.02, 0.1) for s in range(30)]
+    means = torch.tensor([d.mean() for d in drawn])
+    assert means.abs().max() < 0.11
+    assert means.std() > 0.03
+    assert drawn[0].std() == pytest.approx(0.02, rel=0.1)
+
+
+@shapes
+def test_occlusions_lie_in_the_lung_and_fade(shape):
+    image, _, lung = thorax(shape)
+    size = {"count": 2, "values": (0.9, 0.9), "axes": (4.0, 5.0)}
+    found, hidden = occluded(generator(), image[None, None], lung, (1.0,) * len(shape), **size)
+    assert hidden.any()
+    assert not hidden[~lung].any()
+    assert torch.equal(found[0, 0][~hidden], image[~hidden])
+    share = ((found[0, 0] - image) / (0.9 - image))[hidden]
+    assert share.min() == pytest.approx(0.2, abs=0.02)
+    assert ellipsoid(shape, [5.0] * len(shape), [2.0] * len(shape)).sum() == sum(
+        np.sum((np.array(i) - 5) ** 2) <= 4 for i in np.ndindex(*shape)
+    )
+    nothing = occluded(generator(), image[None, None], lung & False, (1.0,) * len(shape))[0]
+    assert torch.equal(nothing[0, 0], image)
+
+
+METHODS = {
+    "single": SingleFrequency(max_deform=4.0, knots=12.0, border=0),
+    "low": OfShape(LowFrequency(max_deform=3.0, sigma=6.0, border=4.0, peaks=20)),
+    "zero": OfShape(Zero()),
+}
+
+
+def data(shape, split="train", methods=None, **options):
+    def images(split):
+        pairs = []
+        for number in range(2):
+            image, _, lung = thorax(shape, number)
+            pair = alone(image[None], f"t{number}", [2.0, 1.5, 2.5][: len(shape)])
+            pairs.append({**pair, "moving_mask": lung[None].float()})
+        return pairs
+
+    field = SingleFrequency(max_deform=5.0, knots=12.0, border=0)
+    return Artificial(split, images, methods or METHODS, field, **options)
+
+
+@shapes
+def test_every_image_is_deformed_by_every_method_and_then_the_next_images(shape):
+    pairs = [data(shape, looks=["clean"])[i] for i in range(8)]
+    assert [p["name"].split("-")[:2] for p in pairs[:6]] == [
+        [f"t{i}", m] for m in METHODS for i in (0, 1)
+    ]
+    for pair in pairs:
+        expected = ops.warp(pair["moving"][None], pair["displacement"][None])[0]
+        torch.testing.assert_close(pair["fixed"], expected)
+        assert pair["fixed_mask"].shape == pair["fixed"].shape
+    assert torch.equal(pairs[0]["moving"], pairs[2]["moving"])
+    assert not torch.equal(pairs[0]["moving"], pairs[6]["moving"])  # a next image
+    assert not torch.equal(pairs[0]["displacement"], pairs[6]["displacement"])
+    assert not pairs[4]["displacement"].any()
+
+
+@shapes
+@pytest.mark.parametrize("look", ["sponge", "noise", "occluded"])
+def test_a_look_changes_the_deformed_image_alone(shape, look):
+    clean, other = data(shape, looks=["clean"])[0], data(shape, looks=[look])[0]
+    assert look in other["name"]
+    assert torch.equal(clean["displacement"], other["displacement"])
+    assert torch.equal(clean["moving"], other["moving"])
+    assert not torch.equal(clean["fixed"], other["fixed"])
+
+
+@shapes
+def test_an_item_depends_on_seed_split_and_index_alone(shape):
+    one, again = data(shape), data(shape)
+    again[7]
+    for key, value in one[6].items():
+        assert value == again[6][key] if key == "name" else torch.equal(value, again[6][key])
+    for other in (data(shape, seed=1), data(shape, "val")):
+        assert not torch.equal(other[0]["displacement"], one[0]["displacement"])
+    with pytest.raises(IndexError):
+        data(shape, size={"train": 3})[3]
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="split='all'"):
+        data((30, 26), "all")
+    with pytest.raises(UserError, match="wet"):
+        data((30, 26), looks=["clean", "wet"])
