@@ -374,10 +374,13 @@ def test_the_task_steps_writes_a_curve_and_evaluation_the_energies(run_of, comma
 def test_an_evaluation_of_several_runs_ends_in_one_table_though_one_fails(
     run_of, command, tmp_path
 ):
-    runs = [run_of("model=gradirn", f"data.fraction={f}", seed=k) for k, f in enumerate((0.5, 1))]
+    runs = [
+        run_of("model=gradirn", "model.channels=4", f"data.fraction={f}", seed=k)
+        for k, f in enumerate((0.5, 1))
+    ]
     done = command(
         "evaluate.py", "-m", f"run={runs[0]},nowhere,{runs[1]}", "data=synthetic,chessboard",
-        "ndim=2", "trainer.limit_test_batches=2", "against=data.fraction", "pictures=0",
+        "++ndim=2", "trainer.limit_test_batches=2", "against=data.fraction", "pictures=0",
         "trainer.enable_progress_bar=false", "trainer.accelerator=cpu", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     assert done.returncode == 2

@@ -79,16 +79,16 @@ def share_of(pairs: Dataset[Pair], fraction: float) -> list[int]:
     """
     if not 0 < fraction <= 1:
         raise UserError(f"data.fraction={fraction}: give a share above 0 and at most 1.")
-    couples = Listing("train", "", pairs).pairs
-    movers = list(dict.fromkeys(moving.image for _, moving in couples))
+    listing = Listing("train", "", pairs)
+    couples, moved = listing.pairs, {moving.image for _, moving in listing.pairs}
+    movers = [image for image in listing.images if image in moved]
     total = len(movers) or len(pairs)  # type: ignore[arg-type]
     count = int(fraction * total + 1e-9)
-    still = {fixed.image for fixed, _ in couples} - {*movers}
     kept = {*movers[:count]}
     chosen = [
         index
         for index, (fixed, moving) in enumerate(couples)
-        if moving.image in kept and fixed.image in kept | still
+        if moving.image in kept and (fixed.image in kept or fixed.image not in moved)
     ]
     chosen = chosen if couples else list(range(count))
     if not chosen:

@@ -1,0 +1,107 @@
+"""A share of the training subjects: which pairs remain and how often they are shown."""
+
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from regnet_lab.data.cases import Case, CasePairs
+from regnet_lab.data.module import PairModule, share_of
+from regnet_lab.errors import UserError
+
+
+def prepare(fixed, moving):
+    return {"name": f"{fixed.name} <- {moving.name}"}
+
+
+def case(name, image=None, **part):
+    return Case(name, Path(image or f"{name}.nii"), **part)
+
+
+def between_subjects(n):
+    return [*permutations([case(f"s{k}") for k in range(n)], 2)]
+
+
+def to_atlas(n):
+    return [(case("atlas"), case(f"s{k}")) for k in range(n)]
+
+
+def beats(n, slices=3):
+    """Slices of two phases of n subjects, a file for each phase."""
+
+    def one(k, phase, z):
+        return case(f"s{k}-{phase}-z{z}", f"s{k}-{phase}.nii", slice=z)
+
+    return [(one(k, "ED", z), one(k, "ES", z)) for k in range(n) for z in range(slices)]
+
+
+def phases(n, frames=4):
+    """All ordered pairs of phases of one slice, a file for each subject."""
+    cases = [[case(f"s{k}-t{t}", f"s{k}.nii", phase=t) for t in range(frames)] for k in range(n)]
+    return [pair for own in cases for pair in permutations(own, 2)]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "left"),
+    [
+        (between_subjects, lambda k: k * (k - 1)),
+        (to_atlas, lambda k: k),
+        (beats, lambda k: 3 * k),
+        (phases, lambda k: 12 * k),
+    ],
+)
+@pytest.mark.parametrize(("fraction", "subjects"), [(0.2, 2), (0.35, 3), (0.7, 7), (1.0, 10)])
+def test_the_first_subjects_remain_with_all_pairs_among_them(pairs, left, fraction, subjects):
+    listed = pairs(10)
+    chosen = share_of(CasePairs(listed, prepare), fraction)
+    assert len(chosen) == left(subjects)
+    names = {c.name.split("-")[0] for k in chosen for c in listed[k]} - {"atlas"}
+    assert names == {f"s{k}" for k in range(subjects)}
+
+
+def test_a_smaller_share_is_part_of_a_larger_one():
+    data = CasePairs(between_subjects(9), prepare)
+    shares = [set(share_of(data, fraction)) for fraction in (0.3, 0.5, 0.9)]
+    assert shares[0] < shares[1] < shares[2]
+
+
+class Made(Dataset):
+    """Pairs without files."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"name": f"pair{index}"}
+
+
+def test_of_data_without_files_the_first_pairs_remain():
+    assert share_of(Made(), 0.25) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
+def test_a_fraction_that_is_no_share_is_refused(fraction):
+    with pytest.raises(UserError, match=f"data.fraction={fraction}"):
+        share_of(Made(), fraction)
+
+
+def test_too_few_subjects_for_a_pair_are_refused():
+    with pytest.raises(UserError, match="1 of 10 subjects"):
+        share_of(CasePairs(between_subjects(10), prepare), 0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_keeps_its_length_and_shows_every_pair_that_remains(workers):
+    def dataset(split):
+        return CasePairs(to_atlas(8), prepare)
+
+    shown = {}
+    for fraction in (1.0, 0.5):
+        module = PairModule(dataset, batch_size=2, workers=workers, fraction=fraction)
+        shown[fraction] = [name for batch in module.train_dataloader() for name in batch["name"]]
+        assert len(list(module.val_dataloader())) == 8
+    assert len(shown[0.5]) == len(shown[1.0]) == 8
+    counts = torch.tensor([shown[0.5].count(f"atlas <- s{k}") for k in range(8)])
+    assert counts.tolist() == [2, 2, 2, 2, 0, 0, 0, 0]
