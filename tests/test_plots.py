@@ -119,7 +119,8 @@ def table(tmp_path):
 
 
 def test_every_structure_has_a_box_for_each_method_between_its_quartiles(table):
-    (axes,) = overlap.boxes(table).axes
+    figure = overlap.boxes(table)
+    (axes,) = figure.axes
     drawn = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
     order = [(m, s) for m in ("identity", "net") for s in ("3", "12", "101")]
     assert len(drawn) == len(order)
@@ -131,7 +132,7 @@ def test_every_structure_has_a_box_for_each_method_between_its_quartiles(table):
         place = ["3", "12", "101"].index(structure)
         assert place - 0.5 < bounds.x0 < bounds.x1 < place + 0.5
     assert [text.get_text() for text in axes.get_xticklabels()] == ["3", "12", "101"]
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["identity", "net"]
     assert axes.get_ylabel() == "Dice"
 

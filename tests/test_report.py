@@ -398,3 +398,5 @@ def test_curves_are_read_back_from_a_tensorboard_log(tmp_path):
     assert axes.get_lines()[0].get_ydata() == pytest.approx(values)
     with pytest.raises(UserError, match="val/tre"):
         curves.scalars(tmp_path / "run", "val/tre")
+    with pytest.raises(UserError, match="has no TensorBoard log"):
+        curves.scalars(tmp_path, "val/dice")

@@ -15,7 +15,10 @@ def scalars(run: str | Path, name: str) -> tuple[list[float], list[float]]:
     Raises:
         UserError: The run has no such log or no such number.
     """
-    events = EventAccumulator(str(Path(run) / "tensorboard"))
+    log = Path(run) / "tensorboard"
+    if not log.is_dir():
+        raise UserError(f"{run}: has no TensorBoard log; give the folder of a run.")
+    events = EventAccumulator(str(log))
     events.Reload()
     if name not in events.Tags()["scalars"]:
         raise UserError(f"{run}: its TensorBoard log has no {name}.")

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regnet_lab.errors import UserError
@@ -43,8 +42,9 @@ def _places(count: int, methods: int) -> np.ndarray:
     return offsets[:, None] + np.arange(count)
 
 
-def _legend(axes: Axes, methods: Sequence[str], handles: Sequence) -> None:
-    axes.legend(handles, methods, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+def _legend(figure: Figure, methods: Sequence[str], handles: Sequence) -> None:
+    columns = max(1, min(len(methods), 80 // max(map(len, methods))))
+    figure.legend(handles, methods, loc="outside upper left", ncols=columns, fontsize=8)
 
 
 def boxes(table: pd.DataFrame, metric: str = "dice") -> Figure:
@@ -57,7 +57,7 @@ def boxes(table: pd.DataFrame, metric: str = "dice") -> Figure:
     methods, structures = ordered(table), list(table["structure"].unique())
     places, colours = _places(len(structures), len(methods)), _colours(methods)
     wide = max(5.0, 1.5 + 0.22 * places.size)
-    figure = Figure((min(wide, 40), 4), layout="constrained")
+    figure = Figure((min(wide, 40), 4 + 0.2 * len(methods)), layout="constrained")
     axes = figure.subplots()
     handles = []
     for method, at in zip(methods, places, strict=True):
@@ -72,7 +72,7 @@ def boxes(table: pd.DataFrame, metric: str = "dice") -> Figure:
     axes.set_xticks(range(len(structures)), structures, rotation=0 if len(structures) < 8 else 90)
     axes.set(ylabel=header(metric), xlim=(-0.6, len(structures) - 0.4))
     axes.grid(axis="y", alpha=0.3)
-    _legend(axes, methods, handles)
+    _legend(figure, methods, handles)
     return figure
 
 
@@ -83,7 +83,7 @@ def bars(table: pd.DataFrame, metric: str = "dice") -> Figure:
     methods, structures = ordered(table), list(table["structure"].unique())
     places, colours = _places(len(structures), len(methods)), _colours(methods)
     numbers = statistics(table).reset_index()
-    figure = Figure((7, min(1.5 + 0.2 * places.size, 60)), layout="constrained")
+    figure = Figure((7, min(1.5 + 0.2 * (places.size + len(methods)), 60)), layout="constrained")
     axes = figure.subplots()
     handles = []
     for method, at in zip(methods, places, strict=True):
@@ -98,7 +98,7 @@ def bars(table: pd.DataFrame, metric: str = "dice") -> Figure:
     axes.set(xlabel=f"{header(metric)}, mean ± standard deviation over cases")
     axes.set_ylim(len(structures) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
-    _legend(axes, methods, handles)
+    _legend(figure, methods, handles)
     return figure
 
 

@@ -20,17 +20,14 @@ Groups = Mapping[str, Sequence[int]]
 def scores(folders: Sequence[str | Path], metric: str = "dice") -> pd.DataFrame:
     """One row (``case``, ``method``, ``label``, ``score``) for each value in the folders' tables.
 
-    The first row of a method and case counts where folders agree on the method's name and it is
-    ``identity``; any other name that occurs in several folders is told apart by its folder.
+    Of ``identity`` the first row of a case counts, other methods of the same name in several
+    folders are told apart.
 
     Raises:
         UserError: A folder has no such table or metric, or the folders judge different cases.
     """
     frames = {str(folder): read(Path(folder), metric) for folder in folders}
-    names = Counter(name for frame in frames.values() for name in frame["method"].unique())
-    for folder, frame in frames.items():
-        shared = {name for name in names if names[name] > 1 and name != IDENTITY}
-        frame["method"] = [f"{m} ({folder})" if m in shared else m for m in frame["method"]]
+    tell_apart(frames)
     first, *others = frames.items()
     for folder, frame in others:
         if set(frame["case"]) != set(first[1]["case"]):
@@ -38,6 +35,16 @@ def scores(folders: Sequence[str | Path], metric: str = "dice") -> pd.DataFrame:
                 f"{folder} and {first[0]} judge different cases: compare like with like."
             )
     return pd.concat(frames.values()).drop_duplicates(COLUMNS).reset_index(drop=True)
+
+
+def tell_apart(frames: Mapping[str, pd.DataFrame]) -> None:
+    """Add its folder to a method's name in tables of several folders, unless it is ``identity`` or
+    only one of them has it.
+    """
+    names = Counter(name for frame in frames.values() for name in frame["method"].unique())
+    shared = {name for name in names if names[name] > 1 and name != IDENTITY}
+    for folder, frame in frames.items():
+        frame["method"] = [f"{m} ({folder})" if m in shared else m for m in frame["method"]]
 
 
 def read(folder: Path, metric: str) -> pd.DataFrame:

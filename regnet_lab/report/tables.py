@@ -120,7 +120,7 @@ def _cell(metric: str, mean: float, std: float) -> str:
     return f"{mean:{style}} ± {std:{style}}"
 
 
-def _grid(table: pd.DataFrame) -> list[list[str]]:
+def grid(table: pd.DataFrame) -> list[list[str]]:
     """The summary as text, header row first."""
     metrics = _metrics(table)
     rows = [
@@ -133,24 +133,25 @@ def _grid(table: pd.DataFrame) -> list[list[str]]:
 
 def markdown(table: pd.DataFrame) -> str:
     """A summary as a Markdown table whose columns also line up as plain text."""
-    return markdown_grid(_grid(table))
+    return markdown_grid(grid(table))
 
 
-def markdown_grid(cells: Sequence[Sequence[str]]) -> str:
+def markdown_grid(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text, the header first, as such a table."""
-    grid = [[text.replace("|", r"\|") for text in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    cells = [[text.replace("|", r"\|") for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     first, *rest = widths
     rule = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
     lines = [
-        [row[0].ljust(first), *map(str.rjust, row[1:], rest)] for row in (grid[0], rule, *grid[1:])
+        [row[0].ljust(first), *map(str.rjust, row[1:], rest)]
+        for row in (cells[0], rule, *cells[1:])
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def rich_table(table: pd.DataFrame) -> Table:
     """A summary for the terminal: one column for each method, so that it fits a narrow one."""
-    methods, *rows = zip(*_grid(table), strict=True)
+    methods, *rows = zip(*grid(table), strict=True)
     rich = Table(title="mean ± standard deviation over cases")
     for place, name in enumerate(["", *methods[1:]]):
         rich.add_column(escape(name), justify="right" if place else "left")

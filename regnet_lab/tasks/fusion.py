@@ -112,7 +112,7 @@ def leave_one_out(
         known = [v for v, votes in zip(values, others[0], strict=True) if votes.any()]
         guess = atlas.winners(others, values)
         records.append(record(subject.name, IDENTITY, own, guess, known))
-        v = ops.invert(u, tolerance=NEAR)
+        v = ops.invert(u, 20, NEAR)
         residuals.append(float(ops.compose(v, u).norm(dim=1).mean()))
         guess = atlas.fused(ballot.carried - atlas.one_hot(seen(own, u), values), values, v)
         records.append(record(subject.name, method, own, guess, known))

@@ -1,0 +1,158 @@
+"""Evaluation folders as one HTML file that needs no network:
+``python -m regnet_lab.report.html FOLDER... [out=report.html]``.
+
+Tables that sort, the cases kept in ``gallery/`` with sliders through their slices, boxes of every
+label, training curves and configurations.
+"""
+
+import base64
+import io
+import json
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from regnet_lab.errors import UserError
+from regnet_lab.report import overlap, structures, tables
+from regnet_lab.report.curves import curves
+from regnet_lab.report.files import write_text
+from regnet_lab.report.volumes import MOST, case_content
+
+RANKS = ("best", "median", "worst")
+PARTS = ("page.html", "page.css", "page.js")
+MONITORS = ("val/dice", "val/tre_mm", "val/loss")
+BY_LABEL = ("dice", "hd95_mm")
+
+
+def judged(folders: Sequence[Path]) -> pd.DataFrame:
+    """The cases of all folders, one row for each method and case.
+
+    Raises:
+        UserError: A folder has no table of cases.
+    """
+    frames = {}
+    for folder in folders:
+        path = folder / "cases.csv"
+        if not path.is_file():
+            raise UserError(f"{folder}: there is no cases.csv; give folders evaluate.py wrote.")
+        frames[str(folder)] = pd.read_csv(path, dtype={"case": str, "method": str})
+    structures.tell_apart(frames)
+    return pd.concat(frames.values()).drop_duplicates(["case", "method"])
+
+
+def text_of(value: object) -> str:
+    """A cell: numbers with four digits, nothing where there is none."""
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return str(value)
+
+
+def table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame as text."""
+    rows = [[text_of(value) for value in row] for row in frame.itertuples(index=False)]
+    return {"title": title, "columns": [tables.header(name) for name in frame], "rows": rows}
+
+
+def summary(cases: pd.DataFrame) -> dict[str, Any]:
+    """Mean ± standard deviation of every method."""
+    columns, *rows = tables.grid(tables.summary(cases.to_dict("records")))
+    return {"title": "Summary", "columns": columns, "rows": rows}
+
+
+def picture(name: str, figure: Figure) -> dict[str, str]:
+    """A figure as PNG in base64."""
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi=110)
+    return {"name": name, "png": base64.b64encode(whole.getvalue()).decode("ascii")}
+
+
+def label_boxes(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """Boxes by label of each metric that all folders have, if they judge the same cases."""
+    drawn = []
+    for metric in BY_LABEL:
+        try:
+            found = structures.by_structure(structures.scores(folders, metric))
+        except UserError:
+            continue
+        if len(found):
+            drawn.append(picture(f"{metric} by label", overlap.boxes(found, metric)))
+    return drawn
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder of its evaluations belongs to."""
+    found = [parent for parent in folder.resolve().parents if (parent / "config.yaml").is_file()]
+    return found[0] if found else None
+
+
+def training_curves(runs: Sequence[Path]) -> list[dict[str, str]]:
+    """A picture of each number that every run logged in training."""
+    drawn = []
+    for name in MONITORS if runs else ():
+        try:
+            drawn.append(picture(name, curves([str(run) for run in runs], name)))
+        except UserError:
+            continue
+    return drawn
+
+
+def content(folders: Sequence[Path], most: int = MOST) -> dict[str, Any]:
+    """All that the page shows.
+
+    Raises:
+        UserError: A folder has no table of cases, or a file of its gallery is damaged.
+    """
+    cases = judged(folders)
+    runs = list(dict.fromkeys(run for folder in folders if (run := run_of(folder))))
+    shown = [f / "gallery" / f"{rank}.npz" for f in folders for rank in RANKS]
+    pictures = {"By label": label_boxes(folders), "Training": training_curves(runs)}
+    texts = [(run, run / name) for run in runs for name in ("config.yaml", "environment.json")]
+    return {
+        "tables": [summary(cases), table("All cases", cases)],
+        "cases": [case_content(path, most) for path in shown if path.is_file()],
+        "figures": [{"title": t, "pictures": drawn} for t, drawn in pictures.items() if drawn],
+        "texts": [
+            {"title": f"{run.name}: {path.name}", "text": path.read_text(encoding="utf-8")}
+            for run, path in texts
+            if path.is_file()
+        ],
+    }
+
+
+def page(shown: dict[str, Any]) -> str:
+    """The HTML file, with style, script and content inside."""
+    parts = {name: (files(__package__) / "page" / name).read_text("utf-8") for name in PARTS}
+    plain = json.dumps(shown, allow_nan=False).replace("<", "\\u003c")
+    inside = {"style": parts["page.css"], "script": parts["page.js"], "content": plain}
+    html = parts["page.html"]
+    for name, text in inside.items():
+        html = html.replace(f"/* {name} */", text)
+    return html
+
+
+def main() -> None:
+    """Write what the command line asks for."""
+    out, folders = "report.html", []
+    for argument in sys.argv[1:]:
+        if argument.startswith("out="):
+            out = argument.removeprefix("out=")
+        else:
+            folders.append(Path(argument))
+    if not folders:
+        sys.exit(
+            "usage: python -m regnet_lab.report.html <evaluation folder> [<another> ...] "
+            "[out=report.html]"
+        )
+    try:
+        write_text(out, page(content(folders)))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
