@@ -11,12 +11,7 @@ def main(cfg: DictConfig) -> None:
     from regnet_lab import desk
 
     prepare(cfg)
-    if cfg.apply:
-        desk.apply(cfg)
-    elif cfg.pairs:
-        desk.register_all(cfg)
-    else:
-        desk.register_one(cfg)
+    desk.serve(cfg)
 
 
 if __name__ == "__main__":

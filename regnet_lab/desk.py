@@ -1,4 +1,4 @@
-"""The three things ``register.py`` is asked for: a pair, a list of pairs, a transform applied."""
+"""What ``register.py`` is asked for: a pair, a list of pairs, a transform applied, a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +15,7 @@ from regnet_lab.data.io import Volume, decode, frame, read_table
 from regnet_lab.data.pairs import nearest
 from regnet_lab.delivery import delivered, write_image
 from regnet_lab.errors import UserError
+from regnet_lab.export import to_onnx, to_torch
 from regnet_lab.registrar import PARTS, SIDES, carry_out, job_of, registrar_of
 from regnet_lab.report.files import write_text
 from regnet_lab.report.quality import Score
@@ -30,6 +31,23 @@ def set_threads(cfg: DictConfig) -> None:
     """SimpleITK's threads; PyTorch's are set elsewhere."""
     if cfg.threads:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cfg.threads)
+
+
+def serve(cfg: DictConfig) -> None:
+    """Export a network, apply a transform, register a list of pairs or one, as is asked for.
+
+    Raises:
+        UserError: As these.
+    """
+    set_threads(cfg)
+    if cfg.export:
+        export(cfg)
+    elif cfg.apply:
+        apply(cfg)
+    elif cfg.pairs:
+        register_all(cfg)
+    else:
+        register_one(cfg)
 
 
 def numbers(sheet: Score) -> dict[str, float]:
@@ -59,12 +77,32 @@ def register_one(cfg: DictConfig) -> None:
     Raises:
         UserError: As :func:`regnet_lab.registrar.carry_out`.
     """
-    set_threads(cfg)
     job = job_of(cfg)
     for side in SIDES:
         job.case(side)  # before a network is built in vain
-    sheet = carry_out(registrar_of(cfg, HydraConfig.get().overrides.task), job, Path(cfg.folder), cfg)
+    sheet = carry_out(
+        registrar_of(cfg, HydraConfig.get().overrides.task), job, Path(cfg.folder), cfg
+    )
     Console().print(f"{job.name}: {summary(sheet)}; results in {cfg.folder}", highlight=False)
+
+
+def export(cfg: DictConfig) -> None:
+    """Write the run's network as ONNX or by torch.export, by the name, for the grid of the run or
+    ``grid.shape``.
+
+    Raises:
+        UserError: The name or the grid is missing, or the model cannot be exported.
+    """
+    registrar, path = registrar_of(cfg, ()), Path(cfg.export)
+    writers = {".onnx": to_onnx, ".pt2": to_torch}
+    if path.suffix not in writers:
+        raise UserError(f"export={path}: must end in one of {', '.join(writers)}.")
+    if not registrar.grid.shape:
+        raise UserError("export needs the grid of the network: grid.shape=[64,64,64].")
+    shape = tuple(registrar.grid.shape)
+    missed = writers[path.suffix](registrar.model, shape, path)
+    said = f"{path} written for {' x '.join(map(str, shape))} voxels; it differs by {missed:.1e}"
+    Console().print(said, highlight=False)
 
 
 def rows_of(path: str) -> list[dict[str, str]]:
@@ -91,7 +129,6 @@ def register_all(cfg: DictConfig) -> None:
     Raises:
         UserError: In the end, if some failed, naming them.
     """
-    set_threads(cfg)
     rows, console = rows_of(cfg.pairs), Console()
     registrar = registrar_of(cfg, HydraConfig.get().overrides.task)
     table: list[Mapping[str, object]] = []
@@ -142,7 +179,6 @@ def apply(cfg: DictConfig) -> None:
     Raises:
         UserError: A file is faulty, or does not fit the others.
     """
-    set_threads(cfg)
     if not cfg.image:
         raise UserError("say what to resample: image=<file>.")
     given = cfg.apply if OmegaConf.is_list(cfg.apply) else [cfg.apply]
@@ -175,7 +211,5 @@ def through(transform: sitk.Transform, moving: Volume, target: Frame, mode: int)
     linear = mode == sitk.sitkLinear
     outside = float(array.min()) if linear else 0.0
     image = world.to_image(array.astype("float32") if linear else array, moving.affine)
-    found = sitk.GetArrayFromImage(
-        sitk.Resample(image, target.empty(), transform, mode, outside)
-    ).T
+    found = sitk.GetArrayFromImage(sitk.Resample(image, target.empty(), transform, mode, outside)).T
     return (found.round() if array.dtype.kind in "iu" else found).astype(array.dtype)

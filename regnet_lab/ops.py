@@ -7,6 +7,7 @@ centre has the voxel's index as coordinate, so a grid of n voxels covers [-1/2, 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from itertools import permutations
 from typing import ParamSpec, TypeVar
@@ -37,7 +38,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def lifted(*args: P.args, **kwargs: P.kwargs) -> R:
         given = (*args, *kwargs.values())
         device = next(a.device.type for a in given if isinstance(a, Tensor))
-        with torch.autocast(device, enabled=False):
+        active = torch.is_autocast_enabled(device)  # else nothing of it in exported graphs
+        with torch.autocast(device, enabled=False) if active else nullcontext():
             return function(*map(lift, args), **{k: lift(v) for k, v in kwargs.items()})  # type: ignore[arg-type]
 
     return lifted

@@ -1,4 +1,4 @@
-"""What ``register.py`` and :func:`register` do: from a configuration and files to a registration."""
+"""From a configuration and files, or images in memory, to a registration."""
 
 import json
 import logging
@@ -77,7 +77,7 @@ def registrar_of(cfg: DictConfig, overrides: Sequence[str]) -> Registrar:
         if run.ndim == 2:  # slices, or volumes slice by slice, as they are stored
             settings["grid"]["axes"] = "image"
     else:
-        model = build(cfg.model, cfg.allow)
+        model = build(cfg.get("model"), cfg.allow)
     asked = {key: value for key, value in cfg.grid.items() if value is not None}
     settings["grid"] = ModelGrid(**(settings["grid"] | asked))
     rule = cfg.get("intensity") or settings.get("intensity")
@@ -168,10 +168,11 @@ def carry_out(registrar: Registrar, job: Job, folder: Path, cfg: DictConfig) -> 
         UserError: A file is faulty, the images cannot be registered, or the folder is no good;
             nothing is then left behind.
     """
-    check_formats(cfg.formats)
+    check_formats(cfg.formats, 3)
     with delivered(folder):
         pass  # so that it fails before the work and not after it
     fixed, moving, original = job.read()
+    check_formats(cfg.formats, fixed.image.ndim)
     answer = registrar(fixed, moving, job.name)
     sheet = quality(answer, fixed, moving)
     with delivered(folder) as aside:

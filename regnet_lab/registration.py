@@ -235,9 +235,7 @@ def carried(u: Tensor, grid: Frame, fixed: Frame) -> NDArray[np.float32]:
     return torch.cat(parts, 2)[0].numpy()
 
 
-def slabs(
-    matrix: world.Matrix, shape: Sequence[int], u: NDArray | None = None
-) -> Iterator[Tensor]:
+def slabs(matrix: world.Matrix, shape: Sequence[int], u: NDArray | None = None) -> Iterator[Tensor]:
     """Points matrix (x + u(x)) of a grid, (1, D, *slab) at a time along its first axis."""
     thick = max(1, SLAB // math.prod(shape[1:]))
     single = torch.from_numpy(np.asarray(matrix)).float()[None]
@@ -293,5 +291,3 @@ def undeformed(found: Deformation, aligned: bool) -> Deformation:
     """The same images with the linear map alone, or with nothing but their headers."""
     matrix = found.matrix if aligned else np.eye(4)
     return replace(found, matrix=matrix, u=np.zeros_like(found.u))
-
-

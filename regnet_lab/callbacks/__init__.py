@@ -8,5 +8,6 @@ from regnet_lab.callbacks.energy import EnergyCurve as EnergyCurve
 from regnet_lab.callbacks.gallery import Gallery as Gallery
 from regnet_lab.callbacks.unrolled import UnrolledPictures as UnrolledPictures
 from regnet_lab.callbacks.watch import HyperParameters as HyperParameters
+from regnet_lab.callbacks.watch import RememberGrid as RememberGrid
 from regnet_lab.callbacks.watch import ValidationLog as ValidationLog
 from regnet_lab.callbacks.watch import ValidationPanel as ValidationPanel

@@ -1,5 +1,6 @@
 """What is shown while a model trains."""
 
+import json
 import logging
 import math
 import time
@@ -11,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report import figures
+from regnet_lab.report.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -62,3 +64,20 @@ class HyperParameters(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.logger is not None:
             trainer.logger.log_hyperparams(self.parameters, {self.monitor: math.nan})
+
+
+class RememberGrid(Callback):
+    """Write down on what grid the model is trained: ``shape`` and ``spacing`` (mm) of the first
+    batch, for images it will meet that have other ones.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and trainer.global_step == 0 and batch_idx == 0:
+            spacing = [round(mm, 6) for mm in batch["spacing"].mean(0).tolist()]
+            grid = {"shape": list(batch["fixed"].shape[2:]), "spacing": spacing}
+            write_text(self.path, json.dumps(grid))

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
 from regnet_lab.transforms import fsl, l2r
 from regnet_lab.transforms.deformation import Deformation
-from regnet_lab.transforms.frame import flatten, matrix_transform
+from regnet_lab.transforms.frame import Frame, components, flatten, matrix_transform
 
 
 def _itk(folder: Path, found: Deformation) -> None:
@@ -19,18 +20,29 @@ def _itk(folder: Path, found: Deformation) -> None:
     sitk.WriteTransform(linear, str(folder / "affine.tfm"))
 
 
+def _write_field(path: Path, vectors: sitk.Image) -> None:
+    """A field in mm LPS+ as ITK and ANTs want it: 5-D, intent 1007, float32."""
+    frame, listed = Frame.of(vectors), np.moveaxis(components(vectors), 0, -1)
+    flat = listed.reshape(*frame.shape, *[1] * (4 - frame.ndim), frame.ndim)
+    image = nibabel.Nifti1Image(flat.astype(np.float32), frame.affine)
+    image.header.set_intent("vector")
+    image.header.set_xyzt_units("mm")
+    image.set_qform(frame.affine, 1)
+    image.set_sform(frame.affine, 1)
+    nibabel.save(image, path)  # which says when the disk is full; ITK's writer does not
+
+
 def _field(folder: Path, found: Deformation) -> None:
     for name, transform, frame in (
         ("displacement", found.forward, found.fixed),
         ("inverse_displacement", found.backward, found.moving),
     ):
-        sitk.WriteImage(flatten(transform, frame), str(folder / f"{name}.nii.gz"), True)
+        _write_field(folder / f"{name}.nii.gz", flatten(transform, frame))
 
 
 def _ants(folder: Path, found: Deformation) -> None:
     for name, u in (("1Warp", found.u), ("1InverseWarp", found.v)):
-        vectors = sitk.Cast(found.fixed.millimetres(u), sitk.sitkVectorFloat32)
-        sitk.WriteImage(vectors, str(folder / f"{name}.nii.gz"), True)
+        _write_field(folder / f"{name}.nii.gz", found.fixed.millimetres(u))
     linear = matrix_transform(found.matrix, found.fixed.ndim)
     sitk.WriteTransform(linear, str(folder / "0GenericAffine.mat"))
 
@@ -57,13 +69,16 @@ FORMATS: dict[str, Callable[[Path, Deformation], None]] = {
     "fsl": _fsl,
     "l2r": _l2r,
 }
+DIMENSIONS = {"fsl": (3,)}
 
 
-def check_formats(formats: Iterable[str]) -> None:
-    """Raises UserError for a format that is not one of ``FORMATS``."""
+def check_formats(formats: Iterable[str], ndim: int) -> None:
+    """Raises UserError for a format that is not one of ``FORMATS`` or not for so many axes."""
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"formats: '{name}' must be one of {', '.join(FORMATS)}.")
+        if ndim not in DIMENSIONS.get(name, (2, 3)):
+            raise UserError(f"formats: '{name}' is for 3D images only; leave it out.")
 
 
 def write_transforms(folder: Path, found: Deformation, formats: Iterable[str]) -> None:
@@ -83,6 +98,6 @@ def write_transforms(folder: Path, found: Deformation, formats: Iterable[str]) -
         UserError: A format is unknown, or cannot hold a transform of 2D images.
     """
     formats = list(formats)
-    check_formats(formats)
+    check_formats(formats, found.fixed.ndim)
     for name in formats:
         FORMATS[name](folder, found)
