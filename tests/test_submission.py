@@ -463,6 +463,19 @@ def test_an_earlier_submission_stays_whole_when_a_later_one_fails(tmp_path):
     assert not list(tmp_path.glob(".mine*"))
 
 
+def test_a_submission_of_only_some_pairs_says_so(tmp_path, caplog):
+    module = RegistrationModule(Wave(), {}, None, score=lambda pair, u: {}, name="wave")
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, limit_test_batches=1,
+        enable_model_summary=False, callbacks=[SubmissionWriter(2020, str(tmp_path / "mine"))],
+    )  # fmt: skip
+    data = task04(tmp_path, shape=(8, 8, 8))
+    trainer.test(module, DataLoader(data), verbose=False)
+    assert "1 pairs are missing" in caplog.text
+    with pytest.raises(UserError, match="disp_0011_0020.npz is missing"):
+        Submission(tmp_path / "mine.zip", entries(data))
+
+
 # --- what cannot be submitted
 
 

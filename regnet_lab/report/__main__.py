@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     """What the command line takes."""
     found = argparse.ArgumentParser("python -m regnet_lab.report", description=__doc__)
     found.add_argument("folders", nargs="+", help="evaluations, or runs with one: [name=]folder")
-    found.add_argument("--out", default="outputs/leaderboard", help="folder of the tables (%(default)s)")
+    found.add_argument(
+        "--out", default="outputs/leaderboard", help="folder of the tables (%(default)s)"
+    )
     found.add_argument("--reference", help="method with which all are compared (the best)")
     found.add_argument("--common", action="store_true", help="compare the cases that all have")
     found.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
