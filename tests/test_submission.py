@@ -472,7 +472,7 @@ def test_a_submission_of_only_some_pairs_says_so(tmp_path, caplog):
     data = task04(tmp_path, shape=(8, 8, 8))
     trainer.test(module, DataLoader(data), verbose=False)
     assert "1 pairs are missing" in caplog.text
-    with pytest.raises(UserError, match="disp_0011_0020.npz is missing"):
+    with pytest.raises(UserError, match=r"disp_0011_0020\.npz is missing"):
         Submission(tmp_path / "mine.zip", entries(data))
 
 
