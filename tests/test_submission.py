@@ -28,7 +28,14 @@ from regnet_lab.data.preprocess import scaling
 from regnet_lab.errors import UserError
 from regnet_lab.metrics import l2r
 from regnet_lab.module import RegistrationModule
-from regnet_lab.submission import PublishedPairs, Submission, SubmissionWriter, Submitted, formats
+from regnet_lab.submission import (
+    PublishedPairs,
+    Submission,
+    SubmissionWriter,
+    Submitted,
+    formats,
+    stored,
+)
 from regnet_lab.submission.published import carried, entries
 
 SHAPE = (12, 14, 10)
@@ -227,14 +234,14 @@ def test_a_half_array_holds_full_resolution_voxels_and_is_read_as_the_evaluator_
     u = np.stack([3 + 0 * x[0], np.sin(x[2] / 6), x[1] ** 2 / 50]).astype(np.float32)
     task, _ = formats.identify("img0001")
     form = formats.format_of(2021)
-    content = formats.npz_bytes(form.pack(task, u))
+    content = stored.npz_bytes(form.pack(task, u))
     with np.load(io.BytesIO(content)) as file:
         assert file.files == ["arr_0"]
-        stored = file["arr_0"]
-    assert stored.dtype == np.float16
-    assert stored.shape == (3, 8, 6, 10)
-    assert (stored[0] == 3).all()
-    expected = [ndimage.zoom(stored[i].astype("float32"), 2, order=2) for i in range(3)]
+        half = file["arr_0"]
+    assert half.dtype == np.float16
+    assert half.shape == (3, 8, 6, 10)
+    assert (half[0] == 3).all()
+    expected = [ndimage.zoom(half[i].astype("float32"), 2, order=2) for i in range(3)]
     again = form.decode(task, (16, 12, 20), "x.npz", content)
     np.testing.assert_array_equal(again, expected)
     assert abs(again - u)[:, 3:-3, 3:-3, 3:-3].max() < 0.03
@@ -367,9 +374,9 @@ def test_task03_is_halved_and_judged_as_the_evaluator_of_2020_would(small, tmp_p
         read_back(tmp_path / "mine.zip", data), ((7, 11), (11, 20)), strict=True
     ):
         with np.load(tmp_path / f"mine/task_03/disp_{fixed:04d}_{moving:04d}.npz") as file:
-            stored = file["arr_0"].astype("float32")
-        assert stored.shape == (3, 6, 7, 5)
-        u = np.array([ndimage.zoom(stored[i], 2, order=2) for i in range(3)])
+            half = file["arr_0"].astype("float32")
+        assert half.shape == (3, 6, 7, 5)
+        u = np.array([ndimage.zoom(half[i], 2, order=2) for i in range(3)])
         labels = [
             np.asarray(nibabel.load(folder / f"Training/label/label{n:04d}.nii.gz").dataobj)
             for n in (fixed, moving)
@@ -461,6 +468,19 @@ def test_an_earlier_submission_stays_whole_when_a_later_one_fails(tmp_path):
     write(CasePairs(data.pairs[1:], data.prepare), tmp_path / "mine", 2020)
     assert os.listdir(tmp_path / "mine/task_04") == ["disp_0011_0020.npz"]
     assert not list(tmp_path.glob(".mine*"))
+
+
+def test_a_submission_of_only_some_pairs_says_so(tmp_path, caplog):
+    module = RegistrationModule(Wave(), {}, None, score=lambda pair, u: {}, name="wave")
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, limit_test_batches=1,
+        enable_model_summary=False, callbacks=[SubmissionWriter(2020, str(tmp_path / "mine"))],
+    )  # fmt: skip
+    data = task04(tmp_path, shape=(8, 8, 8))
+    trainer.test(module, DataLoader(data), verbose=False)
+    assert "1 pairs are missing" in caplog.text
+    with pytest.raises(UserError, match=r"disp_0011_0020\.npz is missing"):
+        Submission(tmp_path / "mine.zip", entries(data))
 
 
 # --- what cannot be submitted

@@ -15,22 +15,17 @@ References:
     ``scipy.ndimage.zoom`` of order 2, written with 0.5 and read with 2.
 """
 
-import gzip
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from math import prod
-from zipfile import BadZipFile
 
-import nibabel
 import numpy as np
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import DTypeLike, NDArray
 from scipy.ndimage import zoom
 
-from regnet_lab.data.io import UNREADABLE
 from regnet_lab.errors import UserError
+from regnet_lab.submission.stored import DAMAGED, FILES
 
 Shape = tuple[int, ...]
 Field = NDArray[np.float32]
@@ -158,57 +153,6 @@ def unpack_full(task: Task, array: NDArray) -> Field:
     return np.moveaxis(array, -1, 0).astype(np.float32)
 
 
-def npz_bytes(array: NDArray) -> bytes:
-    """An ``.npz`` with this one array, under ``arr_0``."""
-    file = BytesIO()
-    np.savez_compressed(file, array)
-    return file.getvalue()
-
-
-def npz_array(content: bytes, room: int) -> NDArray:
-    """The one array of an ``.npz``, without unpickling anything.
-
-    Raises:
-        ValueError: It holds no array, more than one, objects, or more than ``room`` bytes.
-    """
-    file = np.load(BytesIO(content), allow_pickle=False)
-    if isinstance(file, np.ndarray):
-        raise ValueError("it is a single array, no .npz")
-    with file:
-        if len(file.files) != 1:
-            raise ValueError(f"it must hold one array, not {len(file.files)}")
-        if sum(member.file_size for member in file.zip.infolist()) > room:
-            raise ValueError("its array is far too large")
-        return file[file.files[0]]
-
-
-def nifti_bytes(array: NDArray) -> bytes:
-    """A ``.nii.gz`` with voxel coordinates for world coordinates."""
-    return gzip.compress(nibabel.Nifti1Image(array, np.eye(4)).to_bytes(), 6, mtime=0)
-
-
-def nifti_array(content: bytes, room: int) -> NDArray:
-    """The array of a ``.nii.gz``.
-
-    Raises:
-        ValueError: It holds no numbers or more than ``room`` bytes.
-    """
-    with gzip.open(BytesIO(content)) as file:
-        plain = file.read(room + 1)
-    if len(plain) > room:
-        raise ValueError("its array is far too large")
-    image = nibabel.Nifti1Image.from_bytes(plain)
-    if image.get_data_dtype().kind not in "iuf":
-        raise ValueError("it holds no plain numbers")
-    return np.asarray(image.dataobj)
-
-
-FILES: dict[str, tuple[Callable[[NDArray], bytes], Callable[[bytes, int], NDArray]]] = {
-    ".npz": (npz_bytes, npz_array),
-    ".nii.gz": (nifti_bytes, nifti_array),
-}
-
-
 @dataclass(frozen=True)
 class Format:
     """How the challenge of one year takes displacements.
@@ -276,7 +220,6 @@ class Format:
         return self.unpack(task, array)
 
 
-DAMAGED = (*UNREADABLE, BadZipFile, KeyError, WrapStructError)
 FORMATS = (
     Format(2020, (".npz",), np.dtype(np.float16), half_shape, pack_half, unpack_half, True),
     Format(2021, (".npz",), np.dtype(np.float16), half_shape, pack_half, unpack_half, True),

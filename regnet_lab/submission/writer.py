@@ -81,7 +81,12 @@ class SubmissionWriter(Callback):
         moved(self.aside, self.folder)
         archive = self.folder.with_name(f"{self.folder.name}.zip")
         pack(self.folder, archive)
-        log.info("The submission of %d pairs: %s", len(self.entries), archive)
+        done = min(sum(trainer.num_test_batches) * trainer.world_size, len(self.entries))
+        log.info("The submission of %d pairs: %s", done, archive)
+        if done < len(self.entries):
+            log.warning(
+                "%d pairs are missing: this is no full submission", len(self.entries) - done
+            )
         if missing := sorted(f for f in map(self._folder, TASKS) if not (self.folder / f).is_dir()):
             log.warning(
                 "The challenge of %d also wants %s: evaluate those data with "
