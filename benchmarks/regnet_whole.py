@@ -1,0 +1,68 @@
+"""Seconds and peak memory of RegNet's networks on a whole image, in one pass and in tiles.
+
+``PYTHONPATH=. python benchmarks/regnet_whole.py [side] [--model regnet_unet1] [--tile 64]``.  Each
+way runs in a process of its own, so that the peak (of the resident set, on a GPU of what PyTorch
+allocated) is its own; then the fields of both are compared.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from regnet_lab import models
+
+NETWORKS = {
+    "regnet": models.RegNet,
+    "regnet_crop4": models.RegNetCrop4,
+    "regnet_decimation4": models.RegNetDecimation4,
+    "regnet_unet1": models.RegNetUNet,
+}
+
+
+def run(name: str, side: int, tile: int | None, threads: int, path: str) -> None:
+    """One pass; prints its cost and leaves the field at ``path``."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    model = models.Tiled(NETWORKS[name](3), tile).eval().to(device)
+    fixed, moving = torch.rand(2, 1, 1, side, side, side).to(device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        (u,) = model(fixed, moving)
+        u = u.cpu()
+    took = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    torch.save(u, path)
+    way = f"tiles of {tile}" if tile else "one pass"
+    print(f"{name} {side}^3 {device}, {way}: {took:.1f} s, peak {peak / 2**20:.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("side", nargs="?", type=int, default=256)
+    parser.add_argument("--model", choices=NETWORKS, default="regnet_unet1")
+    parser.add_argument("--tile", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tiles-only", action="store_true", help="where one pass has no room")
+    given = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        fields = []
+        for tile in [given.tile] if given.tiles_only else [None, given.tile]:
+            fields.append(Path(folder) / f"{tile}.pt")
+            each = (given.model, given.side, tile, given.threads, str(fields[-1]))
+            process = context.Process(target=run, args=each)
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"failed with code {process.exitcode}: too little memory?")
+        if len(fields) == 2:
+            whole, tiled = (torch.load(field, weights_only=True) for field in fields)
+            print(f"greatest difference of the fields: {(whole - tiled).abs().max():.1e} voxels")
