@@ -1,26 +1,32 @@
 """DIRV-Net: control points, fields of experts, units, its losses, tasks and pictures."""
 
+import json
 import math
+import re
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Trainer
 from scipy.interpolate import BSpline, RegularGridInterpolator
 from scipy.ndimage import gaussian_filter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.func import functional_call
 
-from regnet_lab import losses, ops
+from regnet_lab import losses, ops, similarity
 from regnet_lab.build import build
+from regnet_lab.callbacks import CaseTable
 from regnet_lab.errors import UserError
-from regnet_lab.models import DIRVNet
+from regnet_lab.models import DIRVNet, Identity
 from regnet_lab.models.control_points import ControlGrid, control_points, cubic
 from regnet_lab.models.dirvnet import Level
 from regnet_lab.models.experts import FieldOfExperts, PiecewiseLinear, RadialBasis
 from regnet_lab.pair import Pair, Registration, registered, resized
 from regnet_lab.report import dirvnet as report
 from regnet_lab.report import experts
+from regnet_lab.tasks import Optimum, Passes, Pictures
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9), (18, 25)])
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
@@ -370,8 +376,6 @@ def test_an_unsupervised_term_sees_the_images_of_the_level(shape):
     for u in (out.fields[2], out.fields[5]):
         level = resized(pair, u.shape[2:])
         expected += (level["fixed"] - ops.warp(level["moving"], u)).square().mean().item() / 2
-    from regnet_lab import similarity
-
     loss = losses.Unrolled(losses.Similarity(similarity.mean_squares), coarser=1.0)
     assert loss(pair, out).item() == pytest.approx(expected, rel=1e-4)
 
@@ -382,13 +386,13 @@ def test_it_learns_to_register(composed):
     batch = next(iter(build(cfg.data).train_dataloader()))
     optimizer, loss = torch.optim.Adam(model.parameters(), 1e-2), losses.EndpointError()
     history = []
-    for _ in range(60):
+    for _ in range(30):
         error = loss(batch, registered(batch, model(batch["fixed"], batch["moving"])))
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         history.append(error.item())
-    assert history[-1] < 0.7 * history[0]
+    assert history[-1] < 0.8 * history[0]
 
 
 def test_potentials_are_the_integrals_of_activations():
@@ -424,8 +428,7 @@ LEARNED = ("filters", "activations", "potentials")
 MODEL = {"weights", *(f"{term}_{what}" for term in experts.TERMS for what in LEARNED)}
 
 
-@SMALL
-@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("shape", "known"), [((9, 11), False), ((7, 8, 9), True)])
 def test_a_batch_is_drawn_with_and_without_the_truth(shape, known):
     pair, _ = unrolled_case(shape)
     if not known:
@@ -435,6 +438,7 @@ def test_a_batch_is_drawn_with_and_without_the_truth(shape, known):
     pages = report.of_batch(pair, out)
     assert set(pages) == BATCH
     for figure in pages.values():
+        figure.set_layout_engine(None)  # which takes a second
         figure.canvas.draw()
     rows = 3 * len(shape) if known else len(shape)
     drawn = [a for a in pages["displacements"].axes if a.images and a.get_ylabel()]
@@ -450,56 +454,80 @@ def test_pairs_of_two_sizes_are_not_put_beside_each_other():
 
 
 TINY = [
-    "data=chessboard", "model=dirvnet", "data.dataset.images.shape=20", "model.units=2",
-    "model.filters=2", "data.dataset.size=4", "data.batch_size=2", "data.epoch_size=4",
-    "trainer.accelerator=cpu", "trainer.devices=1", "trainer.enable_progress_bar=false",
+    "data=chessboard", "model=dirvnet", "loss=dirvnet", "callbacks=dirvnet",
+    "data.dataset.images.shape=20", "model.units=2", "model.filters=2", "data.dataset.size=4",
+    "data.batch_size=2", "data.epoch_size=4", "trainer.accelerator=cpu", "trainer.devices=1",
+    "trainer.enable_progress_bar=false", "trainer.max_epochs=2",
+    "callbacks.units.every_n_epochs=2", "callbacks.units.cases=2",
 ]  # fmt: skip
 
 
-def test_a_run_from_training_to_pictures(command, tmp_path):
-    """Training writes the pictures to TensorBoard and the errors to a table; the tasks go on."""
-    done = command(
-        "train.py", *TINY, "loss=dirvnet", "callbacks=dirvnet", "callbacks.units.every_n_epochs=2",
-        "trainer.max_epochs=2", "callbacks.units.cases=2", "run_dir=run", "doctor=null",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / "outputs" / "run"
-    table = np.genfromtxt(run / "levels.csv", delimiter=",", names=True)
+def judge(folder):
+    table = CaseTable(str(folder), pictures=0)
+    return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[table])
+
+
+@pytest.fixture
+def parts(composed, tmp_path):
+    """A configuration, and the module and data made of it."""
+    cfg = composed("train", *TINY)
+    cfg.folder = str(tmp_path)
+    return cfg, build(cfg.module), build(cfg.data)
+
+
+def test_a_run_is_shown_in_tensorboard_and_as_files(parts, tmp_path):
+    (cfg, module, data), folder = parts, tmp_path
+    (folder / "config.yaml").write_text("ndim: 2", encoding="utf-8")
+    watcher = build(cfg.callbacks.units)
+    build(cfg.trainer, callbacks=[watcher], enable_checkpointing=False).fit(module, data)
+    table = np.genfromtxt(folder / "levels.csv", delimiter=",", names=True)
     assert table["step"].tolist() == [0, 2, 4]
     assert (table["epe_vox"] > 0).all()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    tags = {tag.split("/")[-1] for tag in events.Tags()["images"] if not tag.startswith("val/")}
     groups = BATCH | MODEL | {"smallest_gradients", "level_losses"}
-    assert tags == groups
+    assert {tag.split("/")[-1] for tag in events.Tags()["images"]} == groups
     assert "configuration/text_summary" in events.Tags()["tensors"]
-
-    quiet = ["trainer.enable_progress_bar=false", "trainer.accelerator=cpu", f"run={run}"]
-    done = command("evaluate.py", *quiet, "task=pictures", "task.cases=2")
-    assert done.returncode == 0, done.stderr
-    drawn = {path.stem for path in (run / "evaluation/same/pictures_of_units").glob("*.png")}
-    assert drawn == groups
-
-    done = command("evaluate.py", *quiet, "task=optimum", "pictures=0")
-    assert done.returncode == 0, done.stderr
-    assert "optimum" in (run / "evaluation/same/optimum/summary.md").read_text("utf-8")
-    numbers = done.stdout.split("Endpoint error")[1].replace(",", " ").replace(";", " ").split()
-    still, own, best = (
-        float(numbers[numbers.index(k) + 1]) for k in ("identity", "dirvnet", "optimum")
-    )
-    assert best < own
-    assert best < still
-    assert float(numbers[-1]) == pytest.approx(own / best, rel=0.05)
-
-    done = command("evaluate.py", *quiet, "task=passes", "task.times=3", "pictures=0")
-    assert done.returncode == 0, done.stderr
-    told = (run / "evaluation/same/passes/summary.md").read_text("utf-8")
-    assert all(name in told for name in ("dirvnet x 2", "dirvnet x 3", "dirvnet until it stops"))
+    task = Pictures(str(folder / "pictures"), str(folder / "levels.csv"), cases=2)
+    task.run(judge(folder), module, data.one_by_one("test"))
+    assert {path.stem for path in (folder / "pictures").glob("*.png")} == groups
 
 
-def test_only_models_of_control_points_have_an_optimum(command):
-    done = command("evaluate.py", "data=chessboard", "model=identity", "task=optimum")
-    assert done.returncode == 2
-    assert "identity does not say which fields it can represent" in done.stderr
+def test_a_model_is_judged_beside_the_optimum(parts, tmp_path, capsys):
+    _, module, data = parts
+    Optimum().run(judge(tmp_path), module, data.one_by_one("test"))
+    told = capsys.readouterr().out.split("Endpoint error")[1]
+    still, own, best, ratio = (float(x) for x in re.findall(r"\d+\.\d+", told))
+    summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    for name, value in (("identity", still), ("dirvnet", own), ("optimum", best)):
+        assert summary[name]["epe_vox"]["mean"] == pytest.approx(value, abs=1e-3)
+    assert best < min(own, still)
+    assert ratio == pytest.approx(own / best, rel=0.01)
+
+
+def test_a_model_is_judged_after_every_pass(parts, tmp_path):
+    _, module, data = parts
+    data, trainer = data.one_by_one("test"), judge(tmp_path)
+    Passes(times=3).run(trainer, module, data)
+    summary = json.loads((tmp_path / "summary.json").read_text("utf-8"))
+    names = ["identity", "dirvnet", "dirvnet x 2", "dirvnet x 3", "dirvnet until it stops"]
+    assert [name for name in summary if name != "cases"] == names
+    pair = next(iter(data))
+    module.eval()
+    twice = module.model.eval()(pair["fixed"], module(pair).warped.detach())[-1]
+    total = ops.compose(twice, module(pair).displacement)
+    (table,) = (c for c in trainer.callbacks if isinstance(c, CaseTable))
+    judged = {(record["case"], record["method"]): record["epe_vox"] for record in table.records}
+    second = judged[pair["name"][0], "dirvnet x 2"]
+    assert second == pytest.approx(distance(total, pair["displacement"]), rel=1e-3)
+
+
+def test_only_models_of_control_points_and_true_displacements_have_an_optimum(parts, tmp_path):
+    _, module, data = parts
+    data = data.one_by_one("test")
+    module.score = lambda pair, u: {"rmse": 0.0}
+    with pytest.raises(UserError, match="metrics=strict"):
+        Optimum().run(judge(tmp_path), module, data)
+    module.model = Identity()
+    with pytest.raises(UserError, match="does not say which fields it can represent"):
+        Optimum().run(judge(tmp_path), module, data)
