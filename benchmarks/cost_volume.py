@@ -1,9 +1,8 @@
 """The cost volume, forward and backward, against a loop over offsets and against unfolding.
 
-``python benchmarks/cost_volume.py``: 3D, radius 1 to 4, one thread unless ``--threads``.  Times are
-taken in turn in one process, memory in a process of its own for each form, as growth of its largest
-resident size over what it held before.  Prints a table and writes
-outputs/benchmarks/cost_volume.json.
+``python benchmarks/cost_volume.py``: 3D, radius 1 to 4, one thread.  Times are seconds of the
+processor, taken in turn in one process; memory is the growth of the largest resident size, in a
+process of its own for each form.  Prints a table and writes outputs/benchmarks/cost_volume.json.
 """
 
 import argparse
@@ -54,11 +53,11 @@ def case(radius: int) -> tuple[Tensor, Tensor, Tensor]:
 def run(form: str, radius: int, given: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
     """Seconds of the forward pass and of both passes."""
     fixed, moving, slope = given
-    began = time.perf_counter()
+    began = time.process_time()
     cost = FORMS[form](fixed, moving, radius)
-    middle = time.perf_counter()
+    middle = time.process_time()
     torch.autograd.grad(cost, (fixed, moving), slope)
-    return middle - began, time.perf_counter() - began
+    return middle - began, time.process_time() - began
 
 
 def timed(radius: int, forms: list[str], rounds: int) -> dict[str, dict[str, float]]:
@@ -109,11 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--radius", type=int, nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="outputs/benchmarks/cost_volume.json")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     if arguments.child:
         child(arguments.radius[0], arguments.child)
         return
@@ -134,7 +132,7 @@ def main() -> None:
                 flush=True,
             )
     about = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {arguments.threads} threads",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, one thread",
         "torch": torch.__version__,
         "channels": CHANNELS,
     }

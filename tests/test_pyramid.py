@@ -272,6 +272,22 @@ def test_fields_below_the_last_estimator_are_interpolated(shape, last):
     assert estimated.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("shape", [(9, 11), (9, 10, 9), (17, 9, 9)])
+def test_gradients_under_mixed_precision_are_those_of_single(shape):
+    """The coarsest grids have two voxels along an axis, where bfloat16 convolutions went wrong."""
+    fixed, moving = smooth(shape, seed=1), smooth(shape, seed=2)
+    slopes = []
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        model = Pyramid(len(shape), **SMALL, **MENDED | {"flow_deviation": 0.01})
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            fields = model(fixed, moving)
+        torch.stack([u.square().mean() for u in fields]).sum().backward()
+        slopes.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    single, mixed = slopes
+    assert (mixed - single).norm() < 0.2 * single.norm()
+
+
 @SHAPES
 def test_without_flow_weights_the_mended_model_is_the_identity(shape):
     model = Pyramid(len(shape), **SMALL, **MENDED | {"flow_deviation": 0.0})
