@@ -6,7 +6,6 @@ al., CVPR 2018).  Two ways of being are kept apart by parameters: as published, 
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,15 +61,6 @@ def block(
     return nn.Sequential(*orders[norm])
 
 
-def careful(module: nn.Module, x: Tensor, *more: Any) -> Any:
-    """``module(x, *more)``, in single precision if x has an axis of at most four voxels.
-
-    On a CPU, bfloat16 convolutions of 2 x 2 x 2 voxels give gradients of 1e37 (torch 2.13).
-    """
-    call = ops.full_precision(module.__call__) if min(x.shape[2:]) <= 4 else module
-    return call(x, *more)
-
-
 class Features(nn.ModuleList):
     """Maps of an image, fine to coarse: the image itself, then one of each width, each halving
     the grid (rounding up) by a stride and followed by two more blocks.
@@ -87,7 +77,7 @@ class Features(nn.ModuleList):
     def forward(self, image: Tensor) -> list[Tensor]:
         maps = [image]
         for level in self:
-            maps.append(careful(level, maps[-1]))
+            maps.append(level(maps[-1]))
         return maps
 
 
@@ -303,10 +293,10 @@ class Pyramid(nn.Module):
         carried: list[Tensor] = []
         fields: list[Tensor] = []
         for i, estimator in enumerate(self.estimators):
-            u, x = careful(estimator, *levels[i], u, carried)
+            u, x = estimator(*levels[i], u, carried)
             fields.append(u)
             if i < len(self.rises):
-                u, *carried = careful(self.rises[i], u, x, levels[i + 1][0].shape[2:])
+                u, *carried = self.rises[i](u, x, levels[i + 1][0].shape[2:])
         return fields + [ops.resize_field(u, f.shape[2:]) for f, _ in levels[len(fields) :]]
 
     def seen(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
