@@ -4,17 +4,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from torch.utils.data import default_collate
 
 from regnet_lab import losses
-from regnet_lab.data.deformed import alone
+from regnet_lab.data.deformed import Deformed, alone
+from regnet_lab.data.dvf import LowFrequency
 from regnet_lab.data.patches import InOrder, Patches, PatchModule, balanced, classes, cut
 from regnet_lab.errors import UserError
 from regnet_lab.losses.cropped import bounding_box
+from regnet_lab.models import RegNet
 from regnet_lab.pair import Pair, Registration
 
 shapes = pytest.mark.parametrize("shape", [(30, 26), (16, 14, 18)])
 SPACING = (1.0, 2.0, 0.5)
 THRESHOLDS = [1.5, 4.0, 8.0]
+LEARNING = 150  # steps
 
 
 def pair(shape, number=0, **more):
@@ -234,3 +238,38 @@ def test_a_cropped_term_sees_the_box_of_the_mask_alone(shape, term):
     out = Registration([u], mask)
     assert losses.Cropped(term)(bare, out) == term(bare, out)
     assert bounding_box(torch.zeros(1, 1, 3, 4)) == (slice(None),) * 2
+
+
+@pytest.mark.slow
+def test_regnet_learns_displacements_from_patches_and_finds_them_in_whole_images():
+    torch.manual_seed(0)
+
+    def images(split):
+        rng = np.random.default_rng(["train", "val"].index(split))
+        noise = [gaussian_filter(rng.normal(size=(64, 60)), 1.5) for _ in range(8)]
+        return [
+            alone(torch.from_numpy(x / x.std() / 4 + 0.5).float()[None], f"n{i}")
+            for i, x in enumerate(noise)
+        ]
+
+    fields = LowFrequency(max_deform=3.0, sigma=8.0, border=4.0)
+    pairs, judged = (Deformed(split, images, fields, size=400) for split in ("train", "val"))
+    patches = Patches(pairs, 22, RegNet.margin, [0.5, 1.5, 3.0], images=8, samples=8)
+    model = RegNet(2, patches=RegNet.margin)
+    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
+    loss = losses.Cropped(losses.HuberDisplacement())
+    for step in range(LEARNING):
+        batch = default_collate([patches[8 * step + k] for k in range(8)])
+        u = model(batch["fixed"], batch["moving"])[-1]
+        optimiser.zero_grad()
+        loss(batch, Registration([u], batch["moving"])).backward()
+        optimiser.step()
+    model.eval()
+    before, after = [], []
+    with torch.no_grad():
+        for n in range(6):
+            batch = default_collate([judged[n]])
+            u = model(batch["fixed"], batch["moving"])[-1]
+            before.append(batch["displacement"].square().sum(1).sqrt().mean())
+            after.append((u - batch["displacement"]).square().sum(1).sqrt().mean())
+    assert sum(after) < 0.7 * sum(before)
