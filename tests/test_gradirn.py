@@ -16,6 +16,7 @@ from torch.func import functional_call
 from regnet_lab import ops, similarity
 from regnet_lab.build import build
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation import judged_module
 from regnet_lab.models import Diffeomorphic, GraDIRN, SliceWise
 from regnet_lab.pair import Pair, registered
 from regnet_lab.report import energy
@@ -203,6 +204,9 @@ def test_unrolling_multiplies_the_iterations_inside_wrappers_and_is_undone(shape
     for factor, count in [(1, 6), (2, 12), (0.5, 1 + 1 + 2), (1.5, 2 + 3 + 4)]:
         with unrolled(model, factor):
             assert len(model(fixed, moving)) == count
+    with unrolled(inner, 1, halvings=4):
+        assert inner.halvings == 4
+    assert inner.halvings == 0
     with unrolled(inner, 2):
         longer = inner(fixed, moving)
     assert torch.equal(longer[0], inner(fixed, moving)[0])
@@ -278,7 +282,7 @@ def test_the_energy_curve_is_what_a_plain_loop_finds(shape):
         )
         whole = ops.resize_field(u, shape)
         error = (fixed - ops.warp(moving, whole)).square().mean()
-        assert row["energy"] == pytest.approx(float(error))
+        assert row["energy"] == pytest.approx(error.item())
         slopes = np.stack(np.gradient(whole.detach().numpy(), axis=range(2, whole.ndim)))
         assert row["roughness"] == pytest.approx((slopes**2).sum((0, 2)).mean(), rel=1e-4)
 
@@ -369,6 +373,19 @@ def test_the_task_steps_writes_a_curve_and_evaluation_the_energies(run_of, comma
     assert (folder / "steps.png").stat().st_size > 0
     assert (folder / "energy.png").stat().st_size > 0
     assert len(list((folder / "pictures").glob("*_iterations.png"))) == 1
+
+
+def test_a_run_of_slices_judges_volumes(run_of, composed):
+    run = run_of("model=gradirn", "model.channels=4")
+    module = judged_module(composed("evaluate", f"run={run}", "data=cardiac"))
+    assert isinstance(module.model, SliceWise)
+    saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name, value in module.model.model.state_dict().items():
+        assert torch.equal(value, saved[f"model.{name}"])
+    plain = judged_module(composed("evaluate", f"run={run}", "data=brain2d"))
+    assert isinstance(plain.model, GraDIRN)
+    fresh = judged_module(composed("evaluate", "model=gradirn", "data=cardiac"))
+    assert isinstance(fresh.model, SliceWise)
 
 
 def test_an_evaluation_of_several_runs_ends_in_one_table_though_one_fails(

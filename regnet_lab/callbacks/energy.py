@@ -16,13 +16,14 @@ from regnet_lab.report.files import write_text
 class EnergyCurve(Callback):
     """Image energy, roughness and learned step by iteration, the mean over held-out pairs.
 
-    At every ``every_n_epochs``-th validation a picture in TensorBoard; at a test ``energy.csv``,
-    ``energy_cases.csv`` and ``energy.png``, and of the first cases a picture of their iterations.
+    At the first and every ``every_n``-th validation after it a picture in TensorBoard; at a test
+    ``energy.csv``, ``energy_cases.csv`` and ``energy.png``, and of the first cases a picture of
+    their iterations.
     A model that returns one field has no curve.
 
     Args:
         folder: Where the files of a test go.
-        every_n_epochs: Epochs of training between two pictures.
+        every_n: Validations from one picture to the next.
         pictures: Cases of a test of which a picture is made.
         measure: The energy; null: the model's own, or the mean of squares if it has none.
     """
@@ -30,11 +31,11 @@ class EnergyCurve(Callback):
     def __init__(
         self,
         folder: str,
-        every_n_epochs: int = 5,
+        every_n: int = 5,
         pictures: int = 4,
         measure: energy.Measure | None = None,
     ) -> None:
-        self.folder, self.every_n_epochs = Path(folder), every_n_epochs
+        self.folder, self.every_n, self.validations = Path(folder), every_n, 0
         self.pictures, self.measure = pictures, measure
         self.watched = ExitStack()
         self.rows: list[dict[str, Any]] = []
@@ -54,7 +55,8 @@ class EnergyCurve(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.rows = []
-        self.due = trainer.current_epoch % self.every_n_epochs == 0
+        self.due = self.validations % self.every_n == 0
+        self.validations += 1
         if self.due:
             self.watch(pl_module)
 

@@ -36,6 +36,7 @@ class Collect(Callback):
             "run": config.run and str(config.run),
             "model": choices.get("model"),
             "data": choices.get("data") or "same",
+            "overrides": list(config.hydra.overrides.task),
             "folder": str(OmegaConf.select(config, "folder")),
             "error": " ".join(str(job_return._return_value).split()) if failed else None,
         }

@@ -21,27 +21,30 @@ CURVES = {"steps": ("model", step_figure), "energy": ("method", energy.figure)}
 
 
 def note(folder: Path, job: dict[str, Any]) -> None:
-    """Write down what a job judged: its ``run``, ``model``, ``data``, ``folder`` and ``error``."""
+    """Write down what a job judged: ``run``, ``model``, ``data``, ``overrides``, ``folder`` and, if
+    it failed, ``error``.
+    """
     write_text(folder / JOB, json.dumps(job, indent=2))
 
 
 def noted(sweep: Path) -> list[dict[str, Any]]:
     """The jobs of a sweep that have ended, in order, each with its ``source`` and ``target``.
 
-    A source is called by the path of its run below the folder common to all runs, or by its model.
+    A source is called by the path of its run below the folder common to all runs, or by its model,
+    and by what else differs between jobs.
     """
     paths = sorted(sweep.glob(f"*/{JOB}"), key=lambda path: (len(path.parent.name), path))
     jobs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     parents = [os.path.dirname(os.path.abspath(job["run"])) for job in jobs if job["run"]]
     common = os.path.commonpath(parents) if parents else ""
-    return [
-        job
-        | {
-            "source": os.path.relpath(job["run"], common) if job["run"] else job["model"],
-            "target": job["data"],
-        }
-        for job in jobs
-    ]
+    everywhere = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
+
+    def source(job: dict[str, Any]) -> str:
+        name = os.path.relpath(job["run"], common) if job["run"] else job["model"]
+        named = everywhere | {f"{key}={job[key]}" for key in ("run", "model", "data")}
+        return " ".join([name, *(word for word in job["overrides"] if word not in named)])
+
+    return [job | {"source": source(job), "target": job["data"]} for job in jobs]
 
 
 def setting(run: str | None, key: str) -> Any:

@@ -19,8 +19,9 @@ from regnet_lab.report.steps import step_curve, step_figure
 
 
 @contextmanager
-def unrolled(model: nn.Module, factor: float) -> Iterator[None]:
-    """Within the block, every model with an ``unroll`` runs ``factor`` times its iterations.
+def unrolled(model: nn.Module, factor: float, halvings: int | None = None) -> Iterator[None]:
+    """Within the block, every model with an ``unroll`` runs ``factor`` times its iterations, and
+    halves steps as often as ``halvings`` says, if it does.
 
     Raises:
         UserError: There is no such model.
@@ -28,14 +29,15 @@ def unrolled(model: nn.Module, factor: float) -> Iterator[None]:
     found = [m for m in model.modules() if hasattr(m, "unroll")]
     if not found:
         raise UserError("task=steps: this model does not iterate; choose a run of GraDIRN.")
-    before = [m.unroll for m in found]
+    before = [(m.unroll, m.halvings) for m in found]
     try:
-        for m in found:
+        for m, (_, own) in zip(found, before, strict=True):
             m.unroll = factor  # type: ignore[assignment]
+            m.halvings = own if halvings is None else halvings  # type: ignore[assignment]
         yield
     finally:
-        for m, own in zip(found, before, strict=True):
-            m.unroll = own
+        for m, (unroll, own) in zip(found, before, strict=True):
+            m.unroll, m.halvings = unroll, own
 
 
 class Outcomes(Callback):
@@ -69,17 +71,20 @@ class Steps:
     Args:
         folder: Where the curve goes.
         factors: Of the iterations of every level, such as 0.5 or 4.
+        halvings: Of a step that does not lower the energy; null: those of the model itself.
     """
 
-    def __init__(self, folder: str, factors: Sequence[float] = (1, 2, 3, 4)) -> None:
-        self.folder, self.factors = Path(folder), list(factors)
+    def __init__(
+        self, folder: str, factors: Sequence[float] = (1, 2, 3, 4), halvings: int | None = None
+    ) -> None:
+        self.folder, self.factors, self.halvings = Path(folder), list(factors), halvings
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader) -> None:
         model, outcomes = module.name, Outcomes()
         trainer.callbacks.append(outcomes)  # type: ignore[attr-defined]
         for factor in self.factors:
             module.name = f"{model} x{factor:g}"
-            with unrolled(module.model, factor):
+            with unrolled(module.model, factor, self.halvings):
                 trainer.test(module, data, verbose=False)
             self.write(step_curve(outcomes.rows, model))
         module.name = model
