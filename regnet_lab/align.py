@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -201,7 +202,7 @@ def of_kind(kind: str, begun: sitk.Transform, fixed: sitk.Image) -> sitk.Transfo
         UserError: There is no such kind.
     """
     ndim = fixed.GetDimension()
-    makers: dict[str, Callable[[], sitk.Transform]] = {
+    makers: dict[str, Callable[[], Any]] = {
         "rigid": {2: sitk.Euler2DTransform, 3: sitk.Euler3DTransform}[ndim],
         "affine": lambda: sitk.AffineTransform(ndim),
     }

@@ -52,7 +52,7 @@ def serve(cfg: DictConfig) -> None:
 
 def numbers(sheet: Score) -> dict[str, float]:
     """A quality sheet as one row of a table."""
-    row = {}
+    row: dict[str, float] = {}
     for measure in ("ncc", "lncc", "mi"):
         row |= {f"{measure}_{s}": n[measure] for s, n in sheet["similarity"].items()}
     for measure in ("dice", "tre_mm"):
@@ -142,7 +142,7 @@ def register_all(cfg: DictConfig) -> None:
                 raise UserError(f"there is a pair {name} above; give each its own name.")
             names.add(name)
             sheet = carry_out(registrar, job, Path(cfg.folder, name), cfg)
-            table.append({"name": name, "error": ""} | numbers(sheet))
+            table.append({"name": name, "error": "", **numbers(sheet)})
             console.print(f"{name}: {summary(sheet)}", highlight=False)
         except UserError as error:
             table.append({"name": name, "error": str(error)})

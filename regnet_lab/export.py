@@ -78,15 +78,21 @@ def to_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> float:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     network, images = LastField(model).eval().cpu(), example(shape)
     aside = path.with_name(f".{uuid4().hex}.onnx")
-    names = {"input_names": ["fixed", "moving"], "output_names": ["displacement"]}
     try:
         with torch.no_grad():
             torch.onnx.export(
-                network, images, aside, dynamo=True, opset_version=OPSET,
-                external_data=False, verbose=False, **names,
-            )  # fmt: skip
+                network,
+                images,
+                aside,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+                input_names=["fixed", "moving"],
+                output_names=["displacement"],
+            )
             session = onnxruntime.InferenceSession(aside, providers=["CPUExecutionProvider"])
-            inputs = {n: i.numpy() for n, i in zip(names["input_names"], images, strict=True)}
+            inputs = {"fixed": images[0].numpy(), "moving": images[1].numpy()}
             (again,) = session.run(None, inputs)
             return placed(aside, path, again, network(*images).numpy())
     except (RuntimeError, OSError, torch.onnx.OnnxExporterError) as error:

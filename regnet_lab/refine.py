@@ -82,9 +82,9 @@ class FieldOptimised:
     def __init__(
         self,
         losses: Mapping[str, Loss],
-        steps: Sequence[int] = (50, 50, 50),
+        steps: Sequence[int] = (50, 50, 50, 30),
         rate: float = 0.2,
-        largest: int = 500_000,
+        largest: int = 1_500_000,
         pull: float = 0.0,
         seconds: float | None = None,
     ) -> None:

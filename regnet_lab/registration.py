@@ -160,7 +160,7 @@ class Registrar:
         clock = [time.perf_counter()]
         like = {"like": fixed.image} if self.shared_range else {}
         fixed, moving = (replace(s, image=self.intensity(s.image, **like)) for s in (fixed, moving))
-        images = [_image(scan.image, scan) for scan in (fixed, moving)]
+        images = _image(fixed.image, fixed), _image(moving.image, moving)
         matrix = self.align(Sides(*images, _mask(fixed), _mask(moving)))
         clock.append(time.perf_counter())
         grid = self.grid.place(fixed)
