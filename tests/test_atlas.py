@@ -390,6 +390,14 @@ def test_too_few_rounds_are_told(tmp_path, caplog):
     assert "task.rounds=1 were too few" in caplog.text
 
 
+def test_nothing_inside_has_no_sharpness_and_is_written_as_such(tmp_path):
+    for number in range(2):
+        write(tmp_path, f"img{number}", np.zeros((9, 11), np.float32), np.eye(4))
+    cases = [Case(f"case{n}", tmp_path / f"img{n}.nii") for n in range(2)]
+    facts, _ = run(tmp_path, CasePairs(pairs_of(cases), CentredGrid((9, 11))), Identity())
+    assert facts["sharper_percent"] is None
+
+
 def test_the_sentence_says_less_sharp_where_it_is():
     facts = {"changes": [1, 2], "sharper_percent": -3.21, "model": "m"}
     assert task.sentence(facts) == "2 rounds, 3.2 % less sharp than the plain mean"

@@ -287,6 +287,11 @@ def test_labels_of_a_montage_are_colours_named_in_the_legend():
     assert not overlay[labels[:, :, 0].T == 0].any()
 
 
+def test_more_labels_than_a_legend_has_room_for_have_none():
+    labels = np.arange(7 * 8 * 9).reshape(7, 8, 9) % 9
+    assert not maps.montage(noise(7, 8, 9), [1, 1, 1], count=2, labels=labels).legends
+
+
 def test_a_montage_of_a_picture_is_refused():
     with pytest.raises(UserError, match="needs a 3D volume"):
         maps.montage(noise(9, 11), [1, 1])

@@ -15,7 +15,7 @@ from regnet_lab import ops
 from regnet_lab.report.canvas import Draw, View, symmetric, window
 from regnet_lab.report.slices import Array, Plane, cut, grid_lines, grid_steps
 
-MOST_NAMED = 12  # labels in a legend
+MOST_NAMED = 6  # labels for which a legend has room
 FOLD = (0.9, 0.0, 0.1, 1.0)  # red, which the colours of log det J do not hold
 
 Colour = tuple[float, float, float]
@@ -122,7 +122,7 @@ def label_colours(values: Sequence[int]) -> dict[int, Colour]:
 
 
 def regions(labels: Array, image: Array, limits: tuple[float, float], opacity: float = 0.5) -> View:
-    """Labels (*spatial) as colours over an image (*spatial), each named in the legend."""
+    """Labels (*spatial) as colours over an image (*spatial), in a legend if they are few."""
     behind = image_of(image, limits)
     colours = label_colours([int(value) for value in np.unique(labels) if value])
 
@@ -136,4 +136,4 @@ def regions(labels: Array, image: Array, limits: tuple[float, float], opacity: f
         return shown
 
     legend = tuple(Patch(facecolor=c, label=f"label {v}") for v, c in colours.items())
-    return View("labels", draw, legend=legend[:MOST_NAMED])
+    return View("labels", draw, legend=legend if len(legend) <= MOST_NAMED else ())

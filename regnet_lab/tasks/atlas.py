@@ -163,11 +163,15 @@ def plain_mean(subjects: Population) -> Tensor:
 
 
 def sharpness(mean: Tensor, image: Tensor, inside: Tensor, subjects: Population) -> dict[str, Any]:
-    """Sharpness of the plain mean, the template and, on average, the images, per mm."""
+    """Sharpness of the plain mean, the template and, on average, the images, per mm; None where
+    nothing is inside.
+    """
 
     def of(one: Tensor) -> float:
         return atlas.sharpness(one, inside, subjects.spacing)
 
+    if not inside.any():
+        return {"sharpness_per_mm": None, "sharper_percent": None}
     single = sum(of(subject.image) for subject in subjects) / len(subjects)
     values = {"mean": of(mean), "template": of(image), "single_image": single}
     percent = 100 * (values["template"] / values["mean"] - 1) if values["mean"] else None
@@ -176,7 +180,8 @@ def sharpness(mean: Tensor, image: Tensor, inside: Tensor, subjects: Population)
 
 def sentence(facts: dict[str, Any]) -> str:
     """What was measured, in words."""
-    told = f"{len(facts['changes'])} rounds"
+    rounds = len(facts["changes"])
+    told = f"{rounds} round{'s' if rounds > 1 else ''}"
     if facts["sharper_percent"] is not None:
         more = "sharper" if facts["sharper_percent"] >= 0 else "less sharp"
         told += f", {abs(facts['sharper_percent']):.1f} % {more} than the plain mean"
