@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.func import functional_call
 
 from regnet_lab import ops, similarity
@@ -323,6 +324,28 @@ def test_curves_are_means_over_cases():
     assert steps["dice"].tolist() == pytest.approx([0.6, 1.0])
     assert steps["dice_std"].tolist() == pytest.approx([0.1, 0.0])
     assert "dice/1" not in steps
+
+
+@pytest.mark.parametrize("model", ["gradirn", "voxelmorph"])
+def test_validation_puts_the_curve_on_tensorboard_at_the_first_and_every_nth(
+    model, composed, tmp_path
+):
+    cfg = composed(
+        "train", f"model={model}", "ndim=2", "data.dataset.shape=[16,18]", "data.dataset.size=2",
+        "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
+        "callbacks.energy.every_n=2",
+    )  # fmt: skip
+    cfg.folder = str(tmp_path)
+    trainer = build(
+        cfg.trainer, callbacks=[build(cfg.callbacks.energy)], enable_checkpointing=False
+    )
+    trainer.fit(build(cfg.module), build(cfg.data))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    if model == "voxelmorph":  # one field, no curve
+        assert "val/energy" not in events.Tags()["images"]
+    else:
+        assert [event.step for event in events.Images("val/energy")] == [2, 6]
 
 
 # --- as commands
