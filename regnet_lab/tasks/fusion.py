@@ -13,7 +13,7 @@ from regnet_lab import atlas, metrics, ops
 from regnet_lab.data.population import Population
 from regnet_lab.report.tables import IDENTITY
 
-NEAR = 0.01  # voxels by which no inverse changes any more
+NEAR = 0.01  # voxels by which an inverse may be wrong
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def leave_one_out(
 ) -> tuple[list[dict[str, Any]], float]:
     """Label every subject by the votes of the others, and judge it by its own labels.
 
-    The votes come back by the inverse of u, v(x) = -u(x + v(x)).
+    The votes come back by the inverse v of u.
 
     Returns:
         Records of the vote without registration and with it; and the mean of |u o v|, voxels, by
@@ -112,7 +112,7 @@ def leave_one_out(
         known = [v for v, votes in zip(values, others[0], strict=True) if votes.any()]
         guess = atlas.winners(others, values)
         records.append(record(subject.name, IDENTITY, own, guess, known))
-        v = ops.invert(u, 20, NEAR)
+        v = ops.invert(u, tolerance=NEAR)
         residuals.append(float(ops.compose(v, u).norm(dim=1).mean()))
         guess = atlas.fused(ballot.carried - atlas.one_hot(seen(own, u), values), values, v)
         records.append(record(subject.name, method, own, guess, known))

@@ -31,7 +31,7 @@ class Deformation:
     def v(self) -> Vectors:
         """The inverse of id + u, on the same grid in the same voxels."""
         field = torch.from_numpy(self.u)[None]
-        return ops.invert(field, iterations=100, tolerance=1e-3)[0].numpy()
+        return ops.invert(field, tolerance=1e-3)[0].numpy()
 
     @cached_property
     def residual(self) -> Vectors:
