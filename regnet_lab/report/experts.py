@@ -20,6 +20,7 @@ from regnet_lab.report.unrolled import canvas
 FINE = 200  # points of a curve
 MOST_FILTERS = 24
 TERMS = ("data", "regularisers")
+LINES = ("step sizes", "momentum")  # few numbers, shown unit by unit
 
 Groups = Mapping[str, Tensor]
 
@@ -136,7 +137,7 @@ def histograms(heading: str, groups: Groups) -> Figure:
     for axes in grid[len(groups) :]:
         axes.set_axis_off()
     for axes, (name, values) in zip(grid, groups.items(), strict=False):
-        if name in ("step sizes", "momentum"):
+        if name in LINES:
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3)
             axes.set_xlabel("unit, level after level", fontsize=7)
         else:
@@ -153,7 +154,10 @@ def weight_histograms(model: nn.Module) -> Figure:
 
 def gradient_histograms(slopes: Groups, share: float = 0.75) -> Figure:
     """The smallest gradients of every kind of weight, where training stalls first."""
-    small = {name: smallest(values, share) for name, values in slopes.items()}
+    small = {
+        name: values if name in LINES else smallest(values, share)
+        for name, values in slopes.items()
+    }
     return histograms(f"The {100 * share:.0f} % smallest gradients", small)
 
 
