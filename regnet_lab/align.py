@@ -19,6 +19,7 @@ from regnet_lab.errors import UserError
 from regnet_lab.transforms.frame import Frame, components, matrix_of
 
 BINS = 32
+FEWEST = 5000  # voxels of a level
 PLAUSIBLE = (0.2, 5.0)  # change of volume that anatomy allows
 
 
@@ -51,10 +52,18 @@ def check_overlap(fixed: Frame, moving: Frame) -> None:
 
 
 def shrunk(image: sitk.Image, factor: float) -> sitk.Image:
-    """The image on a grid whose voxels are at least ``factor`` times its finest, averaged."""
+    """The image on a grid whose voxels are ``factor`` times its finest, averaged; fewer times
+    where a histogram would have too little to count.
+    """
     frame = Frame.of(image)
     own = np.array(image.GetSpacing())
-    size = np.maximum(np.rint(frame.shape * own / np.maximum(own, factor * own.min())), 1)
+
+    def at(factor: float) -> np.ndarray:
+        return np.maximum(np.rint(frame.shape * own / np.maximum(own, factor * own.min())), 1)
+
+    while factor > 1 and at(factor).prod() < FEWEST:
+        factor *= 0.9
+    size = at(factor)
     array = torch.from_numpy(np.ascontiguousarray(components(image), np.float32))[None, None]
     small = ops.resize(array, size.astype(int).tolist())[0, 0].numpy()
     stretch = np.eye(4)
@@ -179,7 +188,7 @@ class Linear:
         return sitk.TranslationTransform(ndim, found[min(unlike, key=unlike.__getitem__)])
 
     def optimise(self, sides: Sides, transform: sitk.Transform) -> sitk.Transform:
-        """One level; where the result is none of anatomy's, what it began with."""
+        """One level; where the result is worse, or none of anatomy's, what it began with."""
         method = self.method(sides)
         step = float(np.mean(sides.fixed.GetSpacing()))
         method.SetOptimizerAsRegularStepGradientDescent(
@@ -188,11 +197,13 @@ class Linear:
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, inPlace=False)
         try:
+            before = method.MetricEvaluate(sides.fixed, sides.moving)
             found = method.Execute(sides.fixed, sides.moving)
         except RuntimeError:  # it was driven apart
             return transform
         volume = np.linalg.det(matrix_of(found)[:3, :3])
-        return found if PLAUSIBLE[0] < volume < PLAUSIBLE[1] else transform
+        better = method.GetMetricValue() <= before
+        return found if better and PLAUSIBLE[0] < volume < PLAUSIBLE[1] else transform
 
 
 def of_kind(kind: str, begun: sitk.Transform, fixed: sitk.Image) -> sitk.Transform:
