@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
 from regnet_lab.data.synthetic import Synthetic
@@ -24,10 +24,10 @@ SPACING = {"task_02": (7.0, 5.0, 7.0), "task_03": (8.0, 8.0, 8.0)}  # the real f
 AIR, BRIGHT = -1000, 1400  # Hounsfield units of 0, and of 1 above it
 
 
-def write(path: Path, values: Tensor, spacing: Iterable[float], kind: type) -> None:
+def write(path: Path, values: Tensor, spacing: Iterable[float], kind: DTypeLike) -> None:
     """Write an unbatched image (1, *spatial) as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = values[0].numpy().astype(kind)
+    array: NDArray = values[0].numpy().astype(kind)
     nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
 
 
@@ -47,7 +47,9 @@ def write_task02(folder: Path, cases: int) -> None:
     """Two states of one phantom per case, with masks and landmarks; the last fifth is held out."""
     name, spacing = "task_02", SPACING["task_02"]
     write_pairs(folder, [(n, n) for n in range(cases - max(cases // 5, 1) + 1, cases + 1)])
-    for n, pair in enumerate(Synthetic("train", 3, SHAPES[name], cases, seed=2), start=1):
+    listed = Synthetic("train", 3, SHAPES[name], cases, seed=2)
+    for n in range(1, cases + 1):
+        pair = listed[n - 1]
         for side, phase in (("fixed", "exp"), ("moving", "insp")):
             file = f"case_{n:03d}_{phase}.nii.gz"
             image: Tensor = pair[side]  # type: ignore[literal-required]
@@ -65,7 +67,8 @@ def write_task03(folder: Path, cases: int) -> None:
     held_out = range(cases - max(cases // 5, 2) + 1, cases + 1)
     write_pairs(folder, [(a, b) for a in held_out for b in held_out if a != b])
     listed = Synthetic("train", 3, SHAPES[name], cases, seed=3, labels=ORGANS)
-    for n, pair in enumerate(listed, start=1):
+    for n in range(1, cases + 1):
+        pair = listed[n - 1]
         image, labels = folder / f"Training/img/img{n:04d}", folder / f"Training/label/label{n:04d}"
         write(image.with_suffix(".nii.gz"), hounsfield(pair["fixed"]), spacing, np.int16)
         write(labels.with_suffix(".nii.gz"), pair["fixed_labels"], spacing, np.uint8)
