@@ -520,3 +520,37 @@ def test_every_alignment_builds(choice, composed):
 @pytest.mark.parametrize("choice", ["instance", "network"])
 def test_every_refinement_builds(choice, composed):
     assert build(composed("register", f"refine={choice}").refine)
+
+
+def test_a_runs_network_takes_images_of_any_spacing_to_the_grid_it_was_trained_on(
+    command, composed, tmp_path, monkeypatch
+):
+    trained = command(
+        "train.py",
+        "ndim=2",
+        "data.dataset.shape=24",
+        "data.dataset.size=2",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+        "run_dir=run",
+        "doctor=null",
+    )
+    assert trained.returncode == 0, trained.stderr
+    run = tmp_path / "outputs" / "run"
+    grid = json.loads((run / "grid.json").read_text(encoding="utf-8"))
+    assert grid["shape"] == [24, 24]
+    fixed, moving = scans(2)
+    fine = np.diag([0.5, 0.5, 1, 1])
+    for name, scan in (("a", fixed), ("b", moving)):
+        save(tmp_path / f"{name}.nii", scan.image[..., None], scan.affine @ fine)
+    monkeypatch.chdir(tmp_path)
+    cfg = composed("register", f"run={run}", "fixed=a.nii", "moving=b.nii", "device=cpu")
+    registrar_used = desk.registrar_of(cfg, ["run=x"])
+    assert registrar_used.refine is None
+    assert desk.registrar_of(cfg, ["refine=instance"]).refine is not None
+    placed = registrar_used.grid.place(Scan(fixed.image, fixed.affine @ fine))
+    np.testing.assert_allclose(world.spacing(placed.affine, 2), grid["spacing"])
+    desk.serve(cfg)
+    sheet = json.loads((tmp_path / "registered" / "quality.json").read_text(encoding="utf-8"))
+    assert sheet["similarity"]["registered"]["ncc"] > 0.5
