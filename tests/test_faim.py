@@ -506,5 +506,5 @@ def test_the_sweep_varies_penalty_and_cycle_together(composed):
         found.append((cfg.loss.folding.weight, cfg.cycle, cfg.module.name))
         assert build(cfg.module).cycle == cfg.cycle
     name = "voxelmorph_1"
-    weights = (0.0, 1e-5, 1e-4, 1e-3)
+    weights = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
     assert found == [*((w, 0.0, name) for w in weights), (0.0, 1.0, f"{name}, cycle")]
