@@ -73,6 +73,12 @@ def test_a_single_target_gives_a_table_of_methods(tmp_path):
     assert "0.900 ± 0.100" in lines[4]
 
 
+def test_a_run_that_is_called_by_a_number_is_told_with_its_method(tmp_path):
+    job(tmp_path, 0, "sweep/0", "x", 0.8)
+    frame = gather.outcomes(gather.noted(tmp_path))
+    assert frame["source"].tolist() == ["identity", "0 net"]
+
+
 def test_methods_of_one_job_stay_apart(tmp_path):
     job(tmp_path, 0, "a", "x", 0.8, **{"net x2": numbers(0.7)})
     frame = gather.outcomes(gather.noted(tmp_path))

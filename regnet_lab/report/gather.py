@@ -65,7 +65,8 @@ def judged(job: dict[str, Any], against: str | None) -> list[dict[str, Any]]:
     for method, numbers in summary.items():
         known = method == tables.IDENTITY
         several = len(methods) - (tables.IDENTITY in methods) > 1
-        own = f"{job['source']} {method}" if several else job["source"]
+        bare = job["source"].isdigit()  # as the jobs of a sweep are
+        own = f"{job['source']} {method}" if several or bare else job["source"]
         rows.append(
             {"source": method if known else own, "target": job["target"], "method": method}
             | ({against: None if known else setting(job["run"], against)} if against else {})
