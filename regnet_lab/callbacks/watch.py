@@ -31,10 +31,13 @@ class ValidationLog(Callback):
 
 
 class ValidationPanel(Callback):
-    """The first validation case as a picture in TensorBoard every ``every_n_epochs`` epochs."""
+    """The first case of the first and every ``every_n``-th validation after it in TensorBoard."""
 
-    def __init__(self, every_n_epochs: int = 5) -> None:
-        self.every_n_epochs = every_n_epochs
+    def __init__(self, every_n: int = 5) -> None:
+        self.every_n, self.validations = every_n, 0
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validations += not trainer.sanity_checking
 
     def on_validation_batch_end(
         self,
@@ -45,7 +48,7 @@ class ValidationPanel(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        due = batch_idx == 0 and trainer.current_epoch % self.every_n_epochs == 0
+        due = batch_idx == 0 and self.validations % self.every_n == 0
         if not (due and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
             return
         out: Registration = outputs["registration"]
