@@ -327,25 +327,28 @@ def test_curves_are_means_over_cases():
 
 
 @pytest.mark.parametrize("model", ["gradirn", "voxelmorph"])
-def test_validation_puts_the_curve_on_tensorboard_at_the_first_and_every_nth(
-    model, composed, tmp_path
+@pytest.mark.parametrize("callback", ["energy", "panel"])
+def test_validation_puts_pictures_on_tensorboard_at_the_first_and_every_nth(
+    callback, model, composed, tmp_path
 ):
     cfg = composed(
         "train", f"model={model}", "ndim=2", "data.dataset.shape=[16,18]", "data.dataset.size=2",
-        "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
-        "callbacks.energy.every_n=2",
+        "trainer.max_epochs=6", "trainer.check_val_every_n_epoch=2", "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false", f"callbacks.{callback}.every_n=2",
     )  # fmt: skip
     cfg.folder = str(tmp_path)
     trainer = build(
-        cfg.trainer, callbacks=[build(cfg.callbacks.energy)], enable_checkpointing=False
+        cfg.trainer, callbacks=[build(cfg.callbacks[callback])], enable_checkpointing=False
     )
     trainer.fit(build(cfg.module), build(cfg.data))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    if model == "voxelmorph":  # one field, no curve
-        assert "val/energy" not in events.Tags()["images"]
-    else:
-        assert [event.step for event in events.Images("val/energy")] == [2, 6]
+    several = {"energy": {"val/energy"}, "panel": {"val/fields"}}[callback]  # of several fields
+    always = {"energy": set(), "panel": {"val/panel"}}[callback]
+    shown = set(events.Tags()["images"])
+    assert shown == (always if model == "voxelmorph" else always | several)
+    for tag in shown:
+        assert [event.step for event in events.Images(tag)] == [4, 12]
 
 
 # --- as commands

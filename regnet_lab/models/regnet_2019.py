@@ -128,11 +128,11 @@ class RegNetUNet(PatchNetwork):
     """A U-Net over three poolings whose answer is as large as its images.
 
     232,749 parameters in 3D, counted as in :class:`RegNetCrop4`.  Images are continued at their
-    far ends to 8 k + 5 voxels, 37 at least: on the 2^3 voxels that 29 leave at the bottom, PyTorch
-    2.13 gets the gradient of a bfloat16 convolution wrong on a CPU.  Published are 125.
+    far ends to 8 k + 5 voxels, 29 at least, which leave batch normalisation 2^D voxels at the
+    bottom.  Published are 125.
     """
 
-    margin, reach, stride, remainder, least = 0, 56, 8, 5, 37
+    margin, reach, stride, remainder, least = 0, 56, 8, 5, 29
 
     def __init__(self, ndim: int, patches: int | None = None) -> None:
         super().__init__(patches)
