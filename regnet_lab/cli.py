@@ -62,8 +62,11 @@ def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Calla
         @functools.wraps(task)
         def job(cfg: DictConfig) -> float | None:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for fonts
-            several = HydraConfig.get().mode == RunMode.MULTIRUN
-            return task(cfg) if several else told(task, cfg)  # of several Hydra tells at the end
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                return told(task, cfg)
+            from regnet_lab import sweep
+
+            return sweep.job(name, task, cfg)  # of several Hydra tells at the end
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)
@@ -77,10 +80,20 @@ def prepare(cfg: DictConfig) -> None:
     import torch
     from pytorch_lightning import seed_everything
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, of its own code
+    if not first():
+        logging.getLogger().setLevel(logging.WARNING)  # one process tells for all
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
+
+
+def first() -> bool:
+    """Whether this is the first of the processes that work together, or alone."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0
 
 
 def _git(*arguments: str) -> str | None:
@@ -114,8 +127,11 @@ def environment() -> dict[str, object]:
 def keep(cfg: DictConfig, prefix: str = "") -> None:
     """Write the resolved configuration and the environment into the run's folder.
 
-    ``prefix`` of the two files' names tells an evaluation's from the run's.
+    ``prefix`` of the two files' names tells an evaluation's from the run's.  Of several processes
+    the first one writes.
     """
+    if not first():
+        return
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{prefix}config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")

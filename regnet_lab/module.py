@@ -128,7 +128,8 @@ class RegistrationModule(LightningModule):
         """Log the mean of every score over the pairs of all processes that have it."""
         scores = gathered(self.scores)
         for name in dict.fromkeys(k for score in scores for k in score if "/" not in k):
-            self.log(f"val/{name}", fmean(score[name] for score in scores if name in score))
+            average = fmean(score[name] for score in scores if name in score)
+            self.log(f"val/{name}", average, sync_dist=True)  # the same everywhere
 
     def test_step(self, pair: Pair, _: int) -> dict[str, Any]:
         """Records of the case without registration and with it, and the registration."""
