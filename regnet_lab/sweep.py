@@ -19,7 +19,7 @@ from pytorch_lightning import Trainer
 
 from regnet_lab.agreement import difference, settings
 from regnet_lab.build import build
-from regnet_lab.cli import CONF, kept
+from regnet_lab.cli import CONF, kept, quieten
 from regnet_lab.errors import UserError
 from regnet_lab.report.files import write_text
 
@@ -89,6 +89,7 @@ def job(command: str, task: Callable[[DictConfig], float | None], cfg: DictConfi
 
 def launches(cfg: DictConfig) -> bool:
     """Whether the trainer starts further processes itself."""
+    quieten()
     trainer = build(cfg.trainer, cfg.allow, callbacks=[], logger=False)
     environment = getattr(trainer.strategy.launcher, "cluster_environment", None)
     return trainer.world_size > 1 and not getattr(environment, "creates_processes_externally", True)

@@ -27,6 +27,5 @@ def everyone(mine: T) -> list[T]:
 
 def gathered(rows: list[T]) -> list[T]:
     """The rows of all processes, in turn: the order of the pairs that :class:`Share` deals out."""
-    missing = object()
-    turns = zip_longest(*everyone(rows), fillvalue=missing)
-    return [row for turn in turns for row in turn if row is not missing]
+    turns = zip_longest(*([[row] for row in mine] for mine in everyone(rows)), fillvalue=[])
+    return [row for turn in turns for part in turn for row in part]
