@@ -8,12 +8,13 @@ from regnet_lab.cli import command, keep, prepare
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Do the task with every pair of the split, write the tables and print the summary."""
+    from regnet_lab.agreement import Agreement
     from regnet_lab.build import build
     from regnet_lab.evaluation import callbacks, judged
 
     prepare(cfg)
     module, data = judged(cfg)
-    trainer = build(cfg.trainer, cfg.allow, callbacks=callbacks(cfg))
+    trainer = build(cfg.trainer, cfg.allow, callbacks=[Agreement(cfg), *callbacks(cfg)])
     keep(cfg, "evaluation_")
     build(cfg.task, cfg.allow).run(trainer, module, data.one_by_one(cfg.split))
 

@@ -1,11 +1,10 @@
 """Train a registration model: ``python train.py model=gradirn data=task04 loss=ncc``."""
 
 import logging
-import math
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, continued, keep, prepare
+from regnet_lab.cli import command, continued, first, keep, prepare
 
 log = logging.getLogger(__name__)
 
@@ -13,15 +12,17 @@ log = logging.getLogger(__name__)
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Fit the model; the monitored metric is what a sweep compares."""
+    from regnet_lab.agreement import Agreement
     from regnet_lab.build import build
     from regnet_lab.report.checkup import check
+    from regnet_lab.sweep import finish, last_checkpoint
     from regnet_lab.weights import checkpoint_path, load_matching
 
-    checkpoint = f"{cfg.resume}/checkpoints/last.ckpt" if cfg.resume else None
+    checkpoint = last_checkpoint(cfg)
     cfg = continued(cfg) if cfg.resume else cfg
     prepare(cfg)
     data = build(cfg.data, cfg.allow)
-    if cfg.doctor is not None:
+    if cfg.doctor is not None and first():
         check(data, whole=cfg.doctor)
     if cfg.doctor:
         return None
@@ -29,10 +30,10 @@ def main(cfg: DictConfig) -> float | None:
     for run in [] if checkpoint else cfg.init_from:
         log.info(load_matching(module, checkpoint_path(run, "best")))
     callbacks = [c for c in build(cfg.callbacks, cfg.allow).values() if c]
-    trainer = build(cfg.trainer, cfg.allow, callbacks=callbacks)
+    trainer = build(cfg.trainer, cfg.allow, callbacks=[Agreement(cfg), *callbacks])
     keep(cfg)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    return float(trainer.callback_metrics.get(cfg.monitor, math.nan))
+    return finish(cfg, trainer)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,15 @@ def sentence(error: Exception) -> str:
     return " ".join(text.split())
 
 
+def one_of_several(
+    command: str, task: Callable[[DictConfig], float | None], cfg: DictConfig
+) -> float | None:
+    """Do a job of a sweep."""
+    from regnet_lab import sweep
+
+    return sweep.job(command, task, cfg)
+
+
 def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
     """Make a Hydra command of a function of the configuration ``conf/<name>.yaml``.
 
@@ -62,8 +71,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Calla
         @functools.wraps(task)
         def job(cfg: DictConfig) -> float | None:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for fonts
-            several = HydraConfig.get().mode == RunMode.MULTIRUN
-            return task(cfg) if several else told(task, cfg)  # of several Hydra tells at the end
+            several = HydraConfig.get().mode == RunMode.MULTIRUN  # of which Hydra tells at the end
+            return one_of_several(name, task, cfg) if several else told(task, cfg)
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)
@@ -72,15 +81,30 @@ def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Calla
     return decorate
 
 
+def quieten() -> None:
+    """Let Lightning speak only to warn."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, of its own code
+
+
 def prepare(cfg: DictConfig) -> None:
-    """Seed everything, set the CPU threads, and let Lightning speak only to warn."""
+    """Seed everything, set the CPU threads, and let one process speak for all."""
     import torch
     from pytorch_lightning import seed_everything
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, of its own code
+    quieten()
+    if not first():
+        logging.getLogger().setLevel(logging.WARNING)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
+
+
+def first() -> bool:
+    """Whether this is the first of the processes that work together, or alone."""
+    from pytorch_lightning.utilities import rank_zero_only
+
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def _git(*arguments: str) -> str | None:
@@ -114,8 +138,11 @@ def environment() -> dict[str, object]:
 def keep(cfg: DictConfig, prefix: str = "") -> None:
     """Write the resolved configuration and the environment into the run's folder.
 
-    ``prefix`` of the two files' names tells an evaluation's from the run's.
+    ``prefix`` of the two files' names tells an evaluation's from the run's.  Of several processes
+    the first one writes.
     """
+    if not first():
+        return
     folder = Path(cfg.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{prefix}config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")

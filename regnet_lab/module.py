@@ -1,6 +1,7 @@
 """Training and evaluation of any registration model with any sum of losses on any data."""
 
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from regnet_lab.losses import Loss, inverse_consistency
 from regnet_lab.metrics import quick, strict
 from regnet_lab.pair import Pair, Registration, registered, returned, swapped
 from regnet_lab.profile import Profile
+from regnet_lab.together import gathered
 
 Score = Callable[[Pair, Tensor], dict[str, float]]
 WAYS_BACK: dict[str, Callable[[Pair, Registration], Pair]] = {"warped": returned, "fixed": swapped}
@@ -82,7 +84,7 @@ class RegistrationModule(LightningModule):
             {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total},
             batch_size=len(pair["name"]),
             prog_bar=stage == "train",
-            sync_dist=stage == "val",
+            sync_dist=True,
         )
         return total
 
@@ -101,7 +103,7 @@ class RegistrationModule(LightningModule):
             total = total + self.cycle * self.objective(back, home, "train/back")
         if self.consistency:
             apart = self.consistency * inverse_consistency(out.displacement, home.displacement)
-            self.log("train/back/consistency", apart, batch_size=len(home.warped))
+            self.log("train/back/consistency", apart, batch_size=len(home.warped), sync_dist=True)
             total = total + apart
         return total
 
@@ -113,12 +115,21 @@ class RegistrationModule(LightningModule):
                 "continue from the last checkpoint."
             )
 
+    def on_validation_epoch_start(self) -> None:
+        self.scores: list[dict[str, float]] = []
+
     def validation_step(self, pair: Pair, _: int) -> dict[str, Registration]:
         out = self(pair)
         self.objective(pair, out, "val")
-        scores = {k: v for k, v in quick(pair, out.displacement).items() if "/" not in k}
-        self.log_dict({f"val/{k}": v for k, v in scores.items()}, batch_size=1, sync_dist=True)
+        self.scores.append(quick(pair, out.displacement))
         return {"registration": out}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean of every score over the pairs of all processes that have it."""
+        scores = gathered(self.scores)
+        for name in dict.fromkeys(k for score in scores for k in score if "/" not in k):
+            average = fmean(score[name] for score in scores if name in score)
+            self.log(f"val/{name}", average, sync_dist=True)  # the same everywhere
 
     def test_step(self, pair: Pair, _: int) -> dict[str, Any]:
         """Records of the case without registration and with it, and the registration."""

@@ -1,15 +1,16 @@
 """The judged cases as tables and pictures."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
 from regnet_lab.pair import Pair
 from regnet_lab.report import figures, tables
+from regnet_lab.together import gathered
 
 
 class CaseTable(Callback):
@@ -24,11 +25,13 @@ class CaseTable(Callback):
     def __init__(self, folder: str, pictures: int = 4) -> None:
         self.folder, self.pictures = Path(folder), pictures
         self.records: list[dict[str, Any]] = []
+        self.judged: list[list[dict[str, Any]]] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.journal = self.folder / f"records.{trainer.global_rank}.jsonl"
         self.journal.unlink(missing_ok=True)
+        self.judged = []
 
     def on_test_batch_end(
         self,
@@ -39,20 +42,16 @@ class CaseTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.records += outputs["records"]
+        self.judged.append(outputs["records"])
         with self.journal.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in outputs["records"])
-        if batch_idx < self.pictures and trainer.is_global_zero:
+        if batch_idx * trainer.world_size + trainer.global_rank < self.pictures:
             picture = self.folder / "pictures" / f"{batch['name'][0]}.png"
             picture.parent.mkdir(exist_ok=True)
             figures.panel(batch, outputs["registration"]).savefig(picture)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        everyone = [self.records]
-        if trainer.world_size > 1:
-            everyone = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(everyone, self.records)
+        self.records += chain(*gathered(self.judged))
         if trainer.is_global_zero:
-            records = [record for part in everyone for record in part]
-            tables.write(records, self.folder)
-            Console().print(tables.rich_table(tables.summary(records)))
+            tables.write(self.records, self.folder)
+            Console().print(tables.rich_table(tables.summary(self.records)))

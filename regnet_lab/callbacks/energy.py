@@ -1,6 +1,7 @@
 """The energy at every iteration of a model that returns a field for each."""
 
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report import energy, figures
 from regnet_lab.report.files import write_text
+from regnet_lab.together import gathered
 
 
 class EnergyCurve(Callback):
@@ -38,7 +40,7 @@ class EnergyCurve(Callback):
         self.folder, self.every_n, self.validations = Path(folder), every_n, 0
         self.pictures, self.measure = pictures, measure
         self.watched = ExitStack()
-        self.rows: list[dict[str, Any]] = []
+        self.curves: list[list[dict[str, Any]]] = []
 
     def watch(self, pl_module: LightningModule) -> None:
         self.watched.close()
@@ -51,10 +53,14 @@ class EnergyCurve(Callback):
             return
         rows = energy.energies(pair, out.fields, self.measure or energy.own_energy(pl_module))
         case = {"method": pl_module.name, "case": pair["name"][0]}
-        self.rows += [case | row for row in energy.with_learned_steps(rows, steps)]
+        self.curves.append([case | row for row in energy.with_learned_steps(rows, steps)])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The curves of all cases, also of other processes, below one another."""
+        return list(chain(*gathered(self.curves)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rows = []
+        self.curves = []
         self.due = self.validations % self.every_n == 0
         self.validations += 1
         if self.due:
@@ -74,8 +80,9 @@ class EnergyCurve(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watched.close()
-        if self.rows and isinstance(trainer.logger, TensorBoardLogger):
-            picture = energy.figure(energy.mean_curve(self.rows))
+        rows = self.rows()
+        if rows and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            picture = energy.figure(energy.mean_curve(rows))
             trainer.logger.experiment.add_figure("val/energy", picture, trainer.global_step)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,9 +106,10 @@ class EnergyCurve(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watched.close()
-        if self.rows and trainer.is_global_zero:
-            cases = pd.DataFrame(self.rows)
-            curve = energy.mean_curve(self.rows)
+        rows = self.rows()
+        if rows and trainer.is_global_zero:
+            cases = pd.DataFrame(rows)
+            curve = energy.mean_curve(rows)
             write_text(self.folder / "energy_cases.csv", cases.to_csv(index=False))
             write_text(self.folder / "energy.csv", curve.to_csv(index=False))
             energy.figure(curve).savefig(self.folder / "energy.png")

@@ -1,7 +1,6 @@
 """What a report needs to show the best, the median and the worst judged case."""
 
 import io
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils.data import default_collate
 from regnet_lab import ops
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report.files import write_bytes
+from regnet_lab.together import gathered
 
 METRICS = {"dice": 1, "tre_mm": -1, "epe_vox": -1, "rmse": -1}  # the first one known; higher better
 RANKS = ("best", "median", "worst")
@@ -46,14 +46,11 @@ class Gallery(Callback):
         self.judged.append((place, outputs["records"][-1]))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        everyone = [self.judged]
-        if trainer.world_size > 1:
-            everyone = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(everyone, self.judged)
+        judged = gathered(self.judged)
         if not trainer.is_global_zero:
             return
         cases = trainer.test_dataloaders.dataset  # type: ignore[union-attr]
-        for rank, (place, metric, record) in ranked(list(chain(*everyone))).items():
+        for rank, (place, metric, record) in ranked(judged).items():
             batch = default_collate([cases[place]])
             pair = trainer.strategy.batch_to_device(batch)
             with torch.no_grad(), trainer.precision_plugin.forward_context():

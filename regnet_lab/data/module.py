@@ -11,12 +11,15 @@ from regnet_lab.data.augment import Augment, Augmented
 from regnet_lab.data.listing import Listing
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
+from regnet_lab.together import place
 
 
 class EpochSampler(Sampler[int]):
     """``samples`` indices for each epoch, a function of (seed, epoch) alone.
 
-    Drawn without replacement while they last; iteration begins at ``start``.
+    Drawn without replacement while they last; iteration begins at ``start``.  Of several processes
+    each takes every so many-th, so that a step of all of them sees the pairs that a step of one
+    process with as large a batch sees; an epoch is rounded up to as many pairs for each.
     """
 
     def __init__(self, population: int, samples: int, seed: int) -> None:
@@ -24,26 +27,70 @@ class EpochSampler(Sampler[int]):
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return self.samples
+        return -(-self.samples // place()[1])
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before every epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> torch.Tensor:
+        """The indices of this epoch for all processes."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        rounds = -(-self.samples // self.population)
+        whole = len(self) * place()[1]
+        rounds = -(-whole // self.population)
         orders = [torch.randperm(self.population, generator=generator) for _ in range(rounds)]
+        return torch.cat(orders)[:whole]
+
+    def draws(self) -> range:
+        """The numbers of this process's draws, counted since training began."""
+        rank, world = place()
         start, self.start = self.start, 0
-        yield from torch.cat(orders)[start : self.samples].tolist()
+        before = self.epoch * len(self) * world
+        return range(before + start * world + rank, before + len(self) * world, world)
+
+    def numbered(self) -> Iterator[tuple[int, int]]:
+        """Number and index of every draw."""
+        order = self.order()
+        yield from ((n, int(order[n % len(order)])) for n in self.draws())
+
+    def __iter__(self) -> Iterator[int]:
+        return (index for _, index in self.numbered())
 
 
 class DrawSampler(EpochSampler):
     """The same order as (n, index), where n counts what was drawn since training began."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        first = self.epoch * self.samples + self.start
-        yield from enumerate(super().__iter__(), first)
+        return self.numbered()
+
+
+class Share(Sampler[int]):
+    """Every pair in its own order; of several processes the first takes the first, the second the
+    second and so on in turn, none twice.
+    """
+
+    def __init__(self, population: int) -> None:
+        self.population = population
+
+    def __len__(self) -> int:
+        return len(self.mine())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.mine())
+
+    def mine(self) -> range:
+        """The pairs of this process.
+
+        Raises:
+            UserError: There are more processes than pairs.
+        """
+        rank, world = place()
+        if self.population < world:
+            raise UserError(
+                f"{self.population} pairs cannot be shared by {world} processes: "
+                "lower trainer.devices or trainer.num_nodes."
+            )
+        return range(rank, self.population, world)
 
 
 class ResumableLoader(DataLoader[Pair]):
@@ -104,7 +151,7 @@ class PairModule(LightningDataModule):
 
     Args:
         dataset: ``dataset(split=...)`` makes the data set of ``train``, ``val`` or ``test``.
-        batch_size: Pairs in a training step; validation and test take one at a time.
+        batch_size: Pairs in a training step of one process; validation and test take one at a time.
         epoch_size: Pairs in a training epoch; null: as many as there are.
         fraction: Share of the training subjects that are used (:func:`share_of`), as often as
             all would be: an epoch keeps its length.
@@ -156,7 +203,8 @@ class PairModule(LightningDataModule):
 
     def one_by_one(self, split: str) -> DataLoader[Pair]:
         """Every pair of a split in its own order, a batch each."""
-        return DataLoader(self.pairs(split), num_workers=self.workers)
+        pairs = self.pairs(split)
+        return DataLoader(pairs, sampler=Share(len(pairs)), num_workers=self.workers)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Pair]:
         return self.one_by_one("val")

@@ -253,9 +253,7 @@ class InOrder(EpochSampler):
     """Every draw since training began by its number; an epoch goes on where the last one ended."""
 
     def __iter__(self) -> Iterator[int]:
-        first = self.epoch * self.samples
-        start, self.start = self.start, 0
-        yield from range(first + start, first + self.samples)
+        return iter(self.draws())
 
 
 class PatchModule(PairModule):

@@ -16,6 +16,7 @@ from regnet_lab.pair import Pair
 from regnet_lab.report import energy
 from regnet_lab.report.files import write_text
 from regnet_lab.report.steps import step_curve, step_figure
+from regnet_lab.together import gathered
 
 
 @contextmanager
@@ -86,7 +87,9 @@ class Steps:
             module.name = f"{model} x{factor:g}"
             with unrolled(module.model, factor, self.halvings):
                 trainer.test(module, data, verbose=False)
-            self.write(step_curve(outcomes.rows, model))
+            rows = gathered(outcomes.rows)
+            if trainer.is_global_zero:
+                self.write(step_curve(rows, model))
         module.name = model
 
     def write(self, curve: pd.DataFrame) -> None:

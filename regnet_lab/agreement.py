@@ -1,0 +1,60 @@
+"""Whether two configurations say the same, and all processes of a job have the same one."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from regnet_lab.errors import UserError
+from regnet_lab.together import everyone, place
+
+PLACES = ("run_dir", "sweep_dir", "resume")  # where a run lies, which does not change what it does
+
+
+def settings(cfg: DictConfig) -> dict[str, str]:
+    """What a run does: every value of its resolved configuration by its dotted name, its folder
+    being called ".".
+    """
+    text = OmegaConf.to_yaml(cfg, resolve=True).replace(str(cfg.folder), ".")
+    plain = OmegaConf.to_container(OmegaConf.create(text))
+    found = leaves(plain)
+    return {name: value for name, value in found.items() if name not in PLACES}
+
+
+def leaves(node: Any, name: str = "") -> dict[str, str]:
+    """The values of nested mappings as text."""
+    if not isinstance(node, dict) or not node:
+        return {name: str(node)}
+    below = (leaves(value, f"{name}.{key}".lstrip(".")) for key, value in node.items())
+    return {k: v for part in below for k, v in part.items()}
+
+
+def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
+    """The first setting that differs, such as ``optim.lr: 0.1, not 0.2``; None if none does."""
+    for name in {**one, **other}:
+        here, there = one.get(name, "absent"), other.get(name, "absent")
+        if here != there:
+            return f"{name}: {here}, not {there}"
+    return None
+
+
+class Agreement(Callback):
+    """Refuse to begin unless all processes have the same configuration and folder.
+
+    Raises:
+        UserError: They have not; on the first process, for all.
+    """
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.mine = {"folder": str(cfg.folder), **settings(cfg)}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        first, *others = everyone(self.mine)
+        for rank, theirs in enumerate(others, 1):
+            if apart := difference(theirs, first):
+                if place()[0]:
+                    raise SystemExit(2)
+                raise UserError(
+                    f"Process {rank} has another configuration than process 0 ({apart}): start all "
+                    "of them with the same command and values."
+                )

@@ -1,0 +1,174 @@
+"""Several processes, accumulated batches and clipped gradients do what one process would."""
+
+import pandas as pd
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from regnet_lab import together
+from regnet_lab.build import build
+from regnet_lab.data import module as data_module
+from regnet_lab.data.module import DrawSampler, EpochSampler, Share
+from regnet_lab.data.patches import InOrder
+from regnet_lab.errors import UserError
+from regnet_lab.report.curves import scalars
+
+TINY = [
+    "ndim=2",
+    "data.dataset.shape=24",
+    "data.dataset.size=7",
+    "data.epoch_size=8",
+    "trainer.max_epochs=2",
+    "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
+    "doctor=null",
+    "threads=1",
+    "callbacks.panel=null",
+    "callbacks.energy=null",
+]
+ONE = ["trainer=cpu", "data.batch_size=4"]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
+
+
+def of_each(monkeypatch, world, make):
+    """What ``make()`` gives in each of ``world`` processes."""
+    found = []
+    for rank in range(world):
+        monkeypatch.setattr(data_module, "place", lambda rank=rank: (rank, world))
+        found.append(make())
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize("kind", [EpochSampler, DrawSampler, InOrder])
+@pytest.mark.parametrize(("world", "start"), [(2, 0), (3, 0), (2, 2)])
+def test_a_step_of_several_processes_sees_what_one_with_as_large_a_batch_sees(
+    kind, world, start, monkeypatch
+):
+    def drawn():
+        sampler = kind(10, 12, 5)
+        sampler.set_epoch(3)
+        sampler.start = start
+        assert len(sampler) == -(-12 // together.place()[1]) or world > 1
+        return list(sampler)
+
+    sampler = kind(10, 12, 5)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    each = of_each(monkeypatch, world, drawn)
+    dealt = [index for turn in zip(*each, strict=True) for index in turn]
+    assert dealt == whole[start * world :]
+    assert len(set(whole[:10])) == 10
+
+
+def test_an_epoch_is_rounded_up_so_that_all_processes_take_as_many_steps(monkeypatch):
+    each = of_each(monkeypatch, 2, lambda: list(EpochSampler(7, 7, 0)))
+    assert [len(e) for e in each] == [4, 4]
+    assert set(each[0] + each[1]) == set(range(7))
+
+
+@pytest.mark.parametrize("population", [2, 5, 6])
+def test_held_out_pairs_are_shared_without_padding(population, monkeypatch):
+    each = of_each(monkeypatch, 2, lambda: (list(Share(population)), len(Share(population))))
+    assert [len(mine) for mine, _ in each] == [length for _, length in each]
+    assert sorted(index for mine, _ in each for index in mine) == list(range(population))
+    monkeypatch.setattr(together, "everyone", lambda _: [mine for mine, _ in each])
+    assert together.gathered([]) == list(range(population))
+
+
+def test_more_processes_than_pairs_are_refused(monkeypatch):
+    monkeypatch.setattr(data_module, "place", lambda: (0, 3))
+    with pytest.raises(UserError, match="2 pairs cannot be shared by 3 processes"):
+        len(Share(2))
+
+
+def fitted(composed, folder, *overrides):
+    """The module after training, and the lengths of its steps."""
+    lengths = []
+
+    class Steps(Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            after = [p.detach().clone() for p in pl_module.parameters()]
+            moved = [(p - q).flatten() for p, q in zip(after, self.before, strict=True)]
+            lengths.append(float(torch.cat(moved).norm()))
+            self.before = after
+
+    cfg = composed("train", *TINY, "model=voxelmorph_1", "trainer.logger=false", *overrides)
+    cfg.folder = str(folder)
+    torch.manual_seed(0)
+    module = build(cfg.module)
+    trainer = build(cfg.trainer, callbacks=[Steps()], enable_checkpointing=False)
+    trainer.fit(module, build(cfg.data))
+    return module, lengths
+
+
+DESCENT = ["optim._target_=torch.optim.SGD", "optim.lr=1", "trainer.max_epochs=1"]
+
+
+def test_two_accumulated_batches_are_one_twice_as_large(composed, tmp_path):
+    whole, _ = fitted(composed, tmp_path, *DESCENT, *ONE)
+    half = ["trainer=cpu", "data.batch_size=2", "trainer.accumulate_grad_batches=2"]
+    parts, _ = fitted(composed, tmp_path, *DESCENT, *half)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_clipping_bounds_the_step(composed, tmp_path):
+    _, free = fitted(composed, tmp_path, *DESCENT, *ONE)
+    bound = min(free) / 2
+    clip = f"trainer.gradient_clip_val={bound}"
+    _, clipped = fitted(composed, tmp_path, *DESCENT, *ONE, clip)
+    assert clipped == pytest.approx([bound] * len(clipped), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["model=voxelmorph"],
+        ["model=refined", "loss=refined", "callbacks=alternation"],
+        ["model=regnet", "loss=supervised"],  # batch normalisation
+    ],
+    ids=lambda m: m[0],
+)
+def test_two_processes_train_and_judge_as_one_does(model, tmp_path, command):
+    alternating = ["callbacks.alternation.epochs={model: 1, refinement: 1}"]
+    model = [*model, *(alternating if "callbacks=alternation" in model else [])]
+    for name, devices in (("one", ONE), ("two", TWO)):
+        done = command("train.py", *TINY, *model, *devices, f"folder={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    for number in ("train/loss", "val/loss", "val/dice", "val/tre_mm"):
+        one, two = (scalars(tmp_path / name, number)[1] for name in ("one", "two"))
+        assert len(one) == (4 if number == "train/loss" else 2)
+        assert two == pytest.approx(one, abs=1e-5)
+    judge = [f"run={tmp_path / 'two'}", "trainer.enable_progress_bar=false", "pictures=2"]
+    several = ["trainer=evaluate_ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    for name, devices in (("judged_by_one", []), ("judged_by_two", several)):
+        done = command("evaluate.py", *judge, *devices, f"folder={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    by_one, by_two = (
+        pd.read_csv(tmp_path / f"judged_by_{n}" / "cases.csv") for n in ("one", "two")
+    )
+    cost = ["seconds", "peak_mb"]
+    assert len(by_one) == 2 * 7
+    pd.testing.assert_frame_equal(by_one.drop(columns=cost), by_two.drop(columns=cost))
+    pictures = [
+        sorted(p.name for p in (tmp_path / f"judged_by_{n}/pictures").iterdir())
+        for n in ("one", "two")
+    ]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.slow
+def test_a_process_with_another_configuration_is_refused(tmp_path, command):
+    unlike = "optim.lr='${oc.decode:${oc.env:LOCAL_RANK,2}}'"  # 2 in the first, 1 in the second
+    run = [f"folder={tmp_path / 'run'}", unlike.replace("'", "")]
+    done = command("train.py", *TINY, *TWO, "model=voxelmorph", *run)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("train:")]
+    assert "Process 1" in line
+    assert "optim.lr: 1, not 2" in line
