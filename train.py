@@ -2,10 +2,11 @@
 
 import logging
 import math
+from pathlib import Path
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, continued, keep, prepare
+from regnet_lab.cli import command, continued, keep, less, prepare
 
 log = logging.getLogger(__name__)
 
@@ -14,8 +15,9 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> float | None:
     """Fit the model; the monitored metric is what a sweep compares."""
     from regnet_lab.build import build
+    from regnet_lab.mishaps import explained
     from regnet_lab.report.checkup import check
-    from regnet_lab.weights import checkpoint_path, load_matching
+    from regnet_lab.weights import checkpoint_path, load_matching, read_weights
 
     checkpoint = f"{cfg.resume}/checkpoints/last.ckpt" if cfg.resume else None
     cfg = continued(cfg) if cfg.resume else cfg
@@ -31,7 +33,10 @@ def main(cfg: DictConfig) -> float | None:
     callbacks = [c for c in build(cfg.callbacks, cfg.allow).values() if c]
     trainer = build(cfg.trainer, cfg.allow, callbacks=callbacks)
     keep(cfg)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint:
+        read_weights(Path(checkpoint))  # or say that it is damaged, or refused
+    with explained(less(cfg), f"continue with train.py resume={cfg.folder}"):
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return float(trainer.callback_metrics.get(cfg.monitor, math.nan))
 
 

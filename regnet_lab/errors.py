@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input; the entry points print its sentence and exit with code 2, without a traceback."""
+
+
+class DivergedError(UserError):
+    """A loss or a gradient is no longer finite."""

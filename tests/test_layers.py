@@ -7,12 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules"},
+    {"errors", "durable", "ops", "similarity", "profile", "cost_volume", "schedules"},
     {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
     {"report", "callbacks", "tasks", "submission", "registration", "delivery"},
-    {"build", "cli", "weights", "evaluation", "registrar", "desk", "export"},
+    {"build", "cli", "kept", "mishaps", "weights", "evaluation", "registrar", "desk", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "regnet_lab").rglob("*.py"))
