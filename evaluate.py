@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, keep, prepare
+from regnet_lab.cli import command, keep, less, prepare
 
 
 @command("evaluate")
@@ -11,12 +11,15 @@ def main(cfg: DictConfig) -> None:
     from regnet_lab.agreement import Agreement
     from regnet_lab.build import build
     from regnet_lab.evaluation import callbacks, judged
+    from regnet_lab.mishaps import explained
 
     prepare(cfg)
     module, data = judged(cfg)
     trainer = build(cfg.trainer, cfg.allow, callbacks=[Agreement(cfg), *callbacks(cfg)])
     keep(cfg, "evaluation_")
-    build(cfg.task, cfg.allow).run(trainer, module, data.one_by_one(cfg.split))
+    pairs = data.one_by_one(cfg.split)
+    with explained(less(cfg), "judge it once more"):
+        build(cfg.task, cfg.allow).run(trainer, module, pairs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """From a configuration to objects, and no further than the packages it may name."""
 
 import inspect
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from regnet_lab.errors import UserError
 
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # check_target says it in a sentence
 FUNCTIONS = ("regnet_lab.data", "regnet_lab.metrics", "regnet_lab.similarity")
+WRITERS = tuple(  # of files, so that none of their functions may be named
+    f"regnet_lab.data.{name}" for name in ("cache", "dirlab", "export", "facts", "generated_tasks")
+)
 CLASSES = (
     *FUNCTIONS,
     "regnet_lab.align",
@@ -22,10 +27,17 @@ CLASSES = (
     "regnet_lab.refine",
     "regnet_lab.submission",
     "regnet_lab.tasks",
-    "pytorch_lightning",
+    "pytorch_lightning.accelerators",
+    "pytorch_lightning.callbacks",
+    "pytorch_lightning.loggers",
+    "pytorch_lightning.plugins",
+    "pytorch_lightning.profilers",
+    "pytorch_lightning.strategies",
+    "pytorch_lightning.trainer",
     "torch.nn",
     "torch.optim",
 )
+SHORT = ("pytorch_lightning.Trainer",)  # names by which their classes are known besides
 
 
 def within(name: str, packages: Iterable[str]) -> bool:
@@ -33,16 +45,31 @@ def within(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def targets(node: object) -> Iterator[str]:
-    """Every ``_target_`` below a plain container."""
+def leaves(node: object, key: object = None) -> Iterator[tuple[object, object]]:
+    """Every value below a plain container that is none itself, with the key it has."""
     if isinstance(node, dict):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from targets(value)
+        for name, value in node.items():
+            yield None, name
+            yield from [(name, value)] if name == "_target_" else leaves(value, name)
     elif isinstance(node, list):
         for value in node:
-            yield from targets(value)
+            yield from leaves(value)
+    else:
+        yield key, node
+
+
+def check_plain(config: object, allow: Iterable[str] = ()) -> None:
+    """Refuse a resolved configuration that names what it may not, or that would change once more
+    when it is resolved again: an escaped interpolation can become a target only then.
+
+    Raises:
+        UserError: It does.
+    """
+    for key, value in leaves(config):
+        if key == "_target_":
+            check_target(str(value), allow)
+        elif isinstance(value, str) and "${" in value:
+            raise UserError(f"{value} is refused: an interpolation may not give another one.")
 
 
 def check_target(target: str, allow: Iterable[str] = ()) -> None:
@@ -55,7 +82,7 @@ def check_target(target: str, allow: Iterable[str] = ()) -> None:
     """
     allow = tuple(allow)
     try:
-        found = get_object(target) if within(target, (*CLASSES, *allow)) else None
+        found = get_object(target) if within(target, (*CLASSES, *SHORT, *allow)) else None
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"_target_ {target}: there is no such thing; check its spelling."
@@ -66,11 +93,13 @@ def check_target(target: str, allow: Iterable[str] = ()) -> None:
         inspect.isfunction(found)
         and "." not in found.__qualname__  # no method, such as load_from_checkpoint
         and within(home, (*FUNCTIONS, *allow))
+        and not within(home, WRITERS)
     )
     if not (is_class or is_function):
         raise UserError(
             f"_target_ {target} is refused: a configuration may only name classes and functions "
-            "of regnet_lab, torch and pytorch_lightning; allow=[package] admits another."
+            "of regnet_lab, torch and pytorch_lightning that take part in registration; "
+            "allow=[package] admits another."
         )
 
 
@@ -81,8 +110,7 @@ def build(config: DictConfig | ListConfig | None, allow: Iterable[str] = (), **m
         UserError: A target is refused or a constructor turns its arguments down.
     """
     plain = OmegaConf.to_container(config, resolve=True) if config is not None else None
-    for target in targets(plain):
-        check_target(target, allow)
+    check_plain(plain, allow)
     try:
         return instantiate(plain, **more, _convert_="all")
     except InstantiationException as error:

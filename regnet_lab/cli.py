@@ -22,7 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from regnet_lab.durable import written
 from regnet_lab.errors import UserError
+from regnet_lab.kept import read_kept
 
 CONF = str(Path(__file__).parent.parent / "conf")
 REPORTED = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
@@ -144,27 +146,37 @@ def keep(cfg: DictConfig, prefix: str = "") -> None:
     if not first():
         return
     folder = Path(cfg.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{prefix}config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), "utf-8")
-    (folder / f"{prefix}environment.json").write_text(json.dumps(environment(), indent=2), "utf-8")
+    texts = {
+        f"{prefix}config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
+        f"{prefix}environment.json": json.dumps(environment(), indent=2),
+    }
+    for name, text in texts.items():
+        with written(folder / name) as aside:
+            aside.write_text(text, "utf-8")
+
+
+def less(cfg: DictConfig) -> str:
+    """What to lower where memory does not suffice."""
+    batch = OmegaConf.select(cfg, "data.batch_size") or 1
+    steps = [f"lower data.batch_size, now {batch}"] if cfg.get("optim") and batch > 1 else []
+    if cfg.trainer.precision == 32:
+        steps.append("set trainer.precision=bf16-mixed")
+    return ", or ".join([*steps, "take a smaller grid, a narrower model, or the CPU"])
 
 
 def kept(run: str) -> DictConfig:
     """The configuration of a finished or broken run, with its folder where it lies now.
 
     Raises:
-        UserError: There is no such run.
+        UserError: There is no such run, or its configuration is not to be trusted.
     """
-    path = Path(run) / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run}: not the folder of a run, there is no config.yaml in it.")
-    saved = OmegaConf.load(path)
-    moved = path.read_text(encoding="utf-8").replace(str(saved.folder), str(Path(run)))
-    return OmegaConf.create(moved)  # type: ignore[return-value]
+    return OmegaConf.create(read_kept(Path(run)))
 
 
 def continued(cfg: DictConfig) -> DictConfig:
     """The kept configuration of the run to resume, changed by plain ``key=value`` overrides.
+
+    What it may build beyond regnet_lab is the user's word, ``allow``, and not the run's.
 
     Raises:
         UserError: There is nothing to resume, or an override would change a group.
@@ -175,9 +187,10 @@ def continued(cfg: DictConfig) -> DictConfig:
     OmegaConf.set_struct(run, True)
     for override in HydraConfig.get().overrides.task:
         key, _, _ = override.partition("=")
-        if key == "resume":
+        if key in ("resume", "allow"):
             continue
         if key[0] in "+~" or OmegaConf.is_config(OmegaConf.select(run, key)):
             raise UserError(f"resume: {override} cannot change a run; give plain key=value only.")
         OmegaConf.update(run, key, OmegaConf.select(cfg, key))
+    run.allow = cfg.allow
     return run

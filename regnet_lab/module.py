@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from regnet_lab.errors import UserError
+from regnet_lab.errors import DivergedError, UserError
 from regnet_lab.losses import Loss, inverse_consistency
 from regnet_lab.metrics import quick, strict
 from regnet_lab.pair import Pair, Registration, registered, returned, swapped
@@ -69,12 +69,12 @@ class RegistrationModule(LightningModule):
         """The weighted sum of the terms, each logged under its name.
 
         Raises:
-            UserError: A term is not finite.
+            DivergedError: A term is not finite.
         """
         terms = {name: loss.weight * loss(pair, out) for name, loss in self.losses.items()}
         for name, term in terms.items():
             if not torch.isfinite(term):
-                raise UserError(
+                raise DivergedError(
                     f"loss.{name} became {term.item()} at step {self.global_step} on "
                     f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
                     "from the last checkpoint."
@@ -110,7 +110,7 @@ class RegistrationModule(LightningModule):
     def on_before_optimizer_step(self, _: Optimizer) -> None:
         norm = grad_norm(self, 2).get("grad_2.0_norm_total", torch.zeros(()))
         if not torch.isfinite(torch.as_tensor(norm)) and self.trainer.precision != "16-mixed":
-            raise UserError(
+            raise DivergedError(
                 f"The gradient became {float(norm)} at step {self.global_step}: lower optim.lr and "
                 "continue from the last checkpoint."
             )

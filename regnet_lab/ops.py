@@ -9,7 +9,7 @@ centre has the voxel's index as coordinate, so a grid of n voxels covers [-1/2, 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from itertools import permutations
+from itertools import permutations, product
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -58,6 +58,38 @@ def _per_axis(values: Sequence[float | int], like: Tensor) -> Tensor:
     )
 
 
+def _sampled(image: Tensor, points: Tensor, padding: str) -> Tensor:
+    """What grid_sample gives, from single voxels, whose gradients are added up in a fixed order
+    where PyTorch is asked for deterministic algorithms; its own backward has none on CUDA.
+    """
+    batch, channels, *shape = image.shape
+    if padding == "border":
+        last = _per_axis(shape, points) - 1
+        inside = (points > 0) & (points < last)
+        points = torch.where(inside, points, points.detach().clamp(min=0).minimum(last))
+    floor = points.detach().floor()
+    ahead = points - floor  # (B, D, *out) way to the next voxel
+    voxels, total = image.flatten(2), image.new_zeros(())
+    for corner in product((0, 1), repeat=len(shape)):
+        steps = _per_axis(corner, points)
+        weight = (steps * ahead + (1 - steps) * (1 - ahead)).prod(1, keepdim=True)
+        index, valid = _flat(floor.long() + steps.long(), shape)
+        values = voxels.gather(2, index.flatten(2).expand(batch, channels, -1))
+        total = total + values.view(batch, channels, *points.shape[2:]) * (weight * valid)
+    return total
+
+
+def _flat(cell: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Number (B, 1, *out) of a voxel (B, D, *out), of the nearest outside, and whether inside."""
+    inside = torch.ones_like(cell[:, :1], dtype=torch.bool)
+    index = torch.zeros_like(cell[:, :1])
+    for axis, n in enumerate(shape):
+        along = cell[:, axis : axis + 1]
+        inside &= (along >= 0) & (along < n)
+        index = index * n + along.clamp(0, n - 1)
+    return index, inside
+
+
 @full_precision
 def sample(
     image: Image, points: Float[Tensor, "b d *out"], padding: str = "border"
@@ -72,6 +104,8 @@ def sample(
     Returns:
         (B, C, *out).
     """
+    if points.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return _sampled(image, points.to(image.dtype), padding)
     unit = (2 * points + 1) / _per_axis(image.shape[2:], points) - 1  # cells of [-1, 1]
     grid = unit.movedim(1, -1).flip(-1)  # grid_sample wants (B, *out, D), last axis first
     return F.grid_sample(image, grid.to(image.dtype), "bilinear", padding, align_corners=False)
@@ -87,13 +121,7 @@ def sample_nearest(
     Arguments as in :func:`sample`; halves round up, floor(x + 1/2), as scipy does at order 0.
     """
     batch, channels, *shape = image.shape
-    cell = torch.floor(points.detach() + 0.5).long()  # (B, D, *out)
-    inside = torch.ones_like(cell[:, :1], dtype=torch.bool)
-    index = torch.zeros_like(cell[:, :1])
-    for axis, n in enumerate(shape):
-        along = cell[:, axis : axis + 1]
-        inside &= (along >= 0) & (along < n)
-        index = index * n + along.clamp(0, n - 1)
+    index, inside = _flat(torch.floor(points.detach() + 0.5).long(), shape)
     values = image.flatten(2).gather(2, index.flatten(2).expand(batch, channels, -1))
     values = values.view(batch, channels, *points.shape[2:])
     return values if padding == "border" else values * inside

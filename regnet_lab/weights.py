@@ -1,6 +1,7 @@
 """Checkpoints in: which file, and its weights into a module, trusting nothing but tensors."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -22,18 +23,40 @@ def checkpoint_path(run: str, checkpoint: str) -> Path:
     raise UserError(f"checkpoint={checkpoint}: there is no {named}, nor a file of that name.")
 
 
+def check_archive(path: Path) -> None:
+    """Refuse a file that is not as ``torch.save`` writes it: a zip whose members lie in it as they
+    are, so that nothing in it can unfold to more than the file has bytes.
+
+    Raises:
+        UserError: It is not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.") from error
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise UserError(f"{path}: refused, it was not written by torch.save.")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The named tensors of a checkpoint; nothing but tensors and plain values is unpickled.
 
     Raises:
         UserError: The file is damaged or holds other objects.
     """
+    check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{path}: refused, it holds more than weights or is damaged.") from error
-    except (KeyError, EOFError, OSError, RuntimeError) as error:
+    except (KeyError, EOFError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.") from error
+    weights = found.get("state_dict") if isinstance(found, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.")
+    return weights
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

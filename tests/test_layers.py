@@ -7,12 +7,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules", "together"},
+    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules", "together", "durable"},
     {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
     {"report", "callbacks", "tasks", "submission", "registration", "delivery"},
-    {"build", "cli", "agreement", "sweep", "weights", "evaluation", "registrar", "desk", "export"},
+    {
+        "build",
+        "cli",
+        "agreement",
+        "sweep",
+        "weights",
+        "evaluation",
+        "registrar",
+        "desk",
+        "export",
+        "kept",
+        "mishaps",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "regnet_lab").rglob("*.py"))

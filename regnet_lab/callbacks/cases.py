@@ -10,6 +10,7 @@ from rich.console import Console
 
 from regnet_lab.pair import Pair
 from regnet_lab.report import figures, tables
+from regnet_lab.report.files import write_figure
 from regnet_lab.together import gathered
 
 
@@ -47,8 +48,7 @@ class CaseTable(Callback):
             file.writelines(json.dumps(record) + "\n" for record in outputs["records"])
         if batch_idx * trainer.world_size + trainer.global_rank < self.pictures:
             picture = self.folder / "pictures" / f"{batch['name'][0]}.png"
-            picture.parent.mkdir(exist_ok=True)
-            figures.panel(batch, outputs["registration"]).savefig(picture)
+            write_figure(picture, figures.panel(batch, outputs["registration"]))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.records += chain(*gathered(self.judged))

@@ -1,15 +1,49 @@
 """Checkpoints that survive."""
 
+import io
 import logging
 import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from regnet_lab.durable import written
+from regnet_lab.errors import DivergedError
 from regnet_lab.pair import Pair
 
 log = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or not there, and on the disk when training goes on.
+
+    Lightning's own are first written to the system's folder for temporary files, and copied from
+    there, byte after byte, where that is another disk.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write it.
+
+        Raises:
+            UserError: The disk is full or the folder cannot be written to.
+        """
+        whole = io.BytesIO()
+        torch.save(checkpoint, whole)
+        run = Path(path).parent.parent
+        remedy = f"make room and continue from the one before it, train.py resume={run}"
+        with written(path, remedy) as aside:
+            aside.write_bytes(whole.getbuffer())
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint's file, never a folder nor what a path with .. leads to."""
+        path = Path(path)
+        if path.is_file() and path.suffix == ".ckpt" and ".." not in path.parts:
+            path.unlink()
 
 
 class LastCheckpoint(Callback):
@@ -17,7 +51,7 @@ class LastCheckpoint(Callback):
 
     Written every ``every_n_steps`` training steps, after every validation, at the end, and on an
     interrupt (SIGINT), for which the running step is finished first; a second interrupt does not
-    wait.  Lightning writes aside and renames.
+    wait.
     """
 
     def __init__(self, path: str, every_n_steps: int = 100) -> None:
@@ -72,3 +106,50 @@ class LastCheckpoint(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class DivergedBatch(Callback):
+    """Keep what a loss or a gradient stopped being finite on, for study.
+
+    ``torch.load(path, weights_only=True)`` gives ``step``, ``pair`` (the batch), ``state_dict``
+    (the weights it met) and ``reason``.
+
+    Args:
+        path: The file; of several processes the first keeps its own.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.batch: Pair | None = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int
+    ) -> None:
+        self.batch = batch
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.batch = batch
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if not (isinstance(exception, DivergedError) and trainer.is_global_zero):
+            return
+        found = {
+            "step": trainer.global_step,
+            "reason": str(exception),
+            "pair": dict(self.batch or {}),
+            "state_dict": pl_module.state_dict(),
+        }
+        whole = io.BytesIO()
+        torch.save(found, whole)
+        with written(self.path) as aside:
+            aside.write_bytes(whole.getbuffer())
+        log.warning("The batch and the weights are kept in %s", self.path)

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report import energy, figures
-from regnet_lab.report.files import write_text
+from regnet_lab.report.files import write_figure, write_text
 from regnet_lab.together import gathered
 
 
@@ -101,8 +101,7 @@ class EnergyCurve(Callback):
         self.note(pl_module, out, batch)
         if batch_idx < self.pictures and len(out.fields) > 1 and trainer.is_global_zero:
             picture = self.folder / "pictures" / f"{batch['name'][0]}_iterations.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            figures.iterations(batch, out).savefig(picture)
+            write_figure(picture, figures.iterations(batch, out))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watched.close()
@@ -112,4 +111,4 @@ class EnergyCurve(Callback):
             curve = energy.mean_curve(rows)
             write_text(self.folder / "energy_cases.csv", cases.to_csv(index=False))
             write_text(self.folder / "energy.csv", curve.to_csv(index=False))
-            energy.figure(curve).savefig(self.folder / "energy.png")
+            write_figure(self.folder / "energy.png", figure := energy.figure(curve), figure.dpi)

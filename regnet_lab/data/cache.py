@@ -22,6 +22,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from regnet_lab.durable import settle
 from regnet_lab.errors import UserError
 
 Arrays = dict[str, NDArray]
@@ -174,11 +175,8 @@ def write(path: Path, arrays: Arrays) -> None:
     header += b" " * (-(len(MAGIC) + 8 + len(header)) % ALIGNED)
     aside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        with aside.open("xb") as file:
-            file.write(MAGIC + len(header).to_bytes(8, "little") + header + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        aside.write_bytes(MAGIC + len(header).to_bytes(8, "little") + header + body)
+        settle(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

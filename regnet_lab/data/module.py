@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from regnet_lab.data.augment import Augment, Augmented
 from regnet_lab.data.listing import Listing
+from regnet_lab.data.watched import watched
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
 from regnet_lab.together import place
@@ -188,23 +189,27 @@ class PairModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         pairs = self.pairs("train")
-        samples = self.epoch_size or len(pairs)  # type: ignore[arg-type]
+        samples, workers = self.epoch_size or len(pairs), self.workers  # type: ignore[arg-type]
         if self.fraction != 1:
             pairs = Subset(pairs, share_of(pairs, self.fraction))
         order = (len(pairs), samples, self.seed)  # type: ignore[arg-type]
         return ResumableLoader(
-            Augmented(pairs, self.augment, self.seed) if self.augment else pairs,
+            watched(Augmented(pairs, self.augment, self.seed) if self.augment else pairs, workers),
             self.batch_size,
             sampler=DrawSampler(*order) if self.augment else EpochSampler(*order),
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def one_by_one(self, split: str) -> DataLoader[Pair]:
         """Every pair of a split in its own order, a batch each."""
         pairs = self.pairs(split)
-        return DataLoader(pairs, sampler=Share(len(pairs)), num_workers=self.workers)  # type: ignore[arg-type]
+        return DataLoader(
+            watched(pairs, self.workers),
+            sampler=Share(len(pairs)),  # type: ignore[arg-type]
+            num_workers=self.workers,
+        )
 
     def val_dataloader(self) -> DataLoader[Pair]:
         return self.one_by_one("val")

@@ -2,10 +2,7 @@
 
 import gzip
 import io
-import os
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import nibabel
 import numpy as np
@@ -13,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet_lab import world
-from regnet_lab.errors import UserError
+from regnet_lab.durable import written
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -24,22 +21,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises:
         UserError: The folder cannot be written to, or is full.
     """
-    path = Path(path)
-    aside = path.with_name(f".{uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another folder or make room."
-        ) from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
+    with written(path) as aside:
+        aside.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,12 +2,12 @@
 
 import os
 import shutil
+import stat
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from uuid import uuid4
 
+from regnet_lab.durable import written
 from regnet_lab.errors import UserError
 
 LARGEST = 2**32  # bytes of a file that is read into memory
@@ -44,14 +44,16 @@ def zip_files(path: Path) -> Files:
     """The files in a zip.
 
     Raises:
-        UserError: It is no zip, or one that would write outside the folder it is unpacked in.
+        UserError: It is no zip, or one that leads outside the folder it would be unpacked in.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [member.filename for member in archive.infolist() if not member.is_dir()]
+            members = [member for member in archive.infolist() if not member.is_dir()]
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path}: is no zip and no folder ({error}).") from error
-    if unsafe := [name for name in names if not name or outside(name)]:
+    names = [member.filename for member in members]
+    links = [m.filename for m in members if stat.S_ISLNK(m.external_attr >> 16)]
+    if unsafe := [*links, *(name for name in names if not name or outside(name))]:
         raise UserError(f"{path}: is refused, {unsafe[0]!r} in it leads out of its folder.")
     return {name: lambda name=name: _of_zip(path, name) for name in names}  # type: ignore[misc]
 
@@ -71,26 +73,6 @@ def files(path: Path) -> Files:
         file.relative_to(path).as_posix(): lambda file=file: _of_folder(file)  # type: ignore[misc]
         for file in found
     }
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """Where to write so that ``path`` is either whole or as before.
-
-    Raises:
-        UserError: It cannot be written to.
-    """
-    aside = path.with_name(f".{uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another folder or make room."
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def moved(source: Path, folder: Path) -> None:

@@ -154,6 +154,7 @@ def entries(dataset: Any) -> dict[str, Entry]:
     Raises:
         UserError: It has pairs that belong to no challenge.
     """
+    dataset = getattr(dataset, "watched", dataset)
     if hasattr(dataset, "parts"):
         parts = {name: entries(part) for name, part in dataset.parts.items()}
         return {f"{name}_{pair}": e for name, part in parts.items() for pair, e in part.items()}

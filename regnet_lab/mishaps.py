@@ -1,0 +1,81 @@
+"""What can befall a long run through nobody's fault, in a sentence that says what to do."""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from regnet_lab.data.watched import at
+from regnet_lab.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = re.compile(r"out of memory|can't allocate memory|CUDNN_STATUS_ALLOC_FAILED", re.I)
+DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)\s*([^.]*)")
+INEXACT = re.compile(r"(\w+) does not have a deterministic implementation")
+
+
+def no_memory(error: BaseException, smaller: str) -> str | None:
+    """Of a device, or of the machine."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if not (known or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)))):
+        return None
+    return f"memory did not suffice: {smaller}."
+
+
+def full_disk(error: BaseException, again: str) -> str | None:
+    """Or a quota, or the largest file allowed."""
+    if not (isinstance(error, OSError) and error.errno in FULL):
+        return None
+    place = f" {error.filename}" if error.filename else ""
+    return f"nothing more can be written{place} ({error.strerror}): make room, then {again}."
+
+
+def dead_worker(error: BaseException, again: str) -> str | None:
+    """A process that loaded data has ended."""
+    found = DEAD.search(str(error)) if isinstance(error, RuntimeError) else None
+    if not found:
+        return None
+    pairs = " and ".join(at(map(int, found[1].split(",")))) or "nothing"
+    how = " ".join(found[2].split()) or "ended"
+    return (
+        f"a process that loads data {how} while it read {pairs}: if memory ran out lower "
+        f"data.workers, else data.workers=0 shows the fault; then {again}."
+    )
+
+
+def inexact(error: BaseException) -> str | None:
+    """An operation cannot be repeated bit by bit."""
+    found = INEXACT.search(str(error)) if isinstance(error, RuntimeError) else None
+    if not found:
+        return None
+    return (
+        f"{found[1]} has no deterministic form on this device: train with deterministic=warn, "
+        "which tolerates it, or on the CPU."
+    )
+
+
+@contextmanager
+def explained(smaller: str, again: str) -> Iterator[None]:
+    """Turn what befalls the block into one sentence.
+
+    Args:
+        smaller: What to lower where memory does not suffice, such as ``lower data.batch_size``.
+        again: What to do once the fault is mended, such as ``continue with ...``.
+
+    Raises:
+        UserError: It befell; anything else passes as it is.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, MemoryError) as error:
+        told = (
+            no_memory(error, smaller)
+            or full_disk(error, again)
+            or dead_worker(error, again)
+            or inexact(error)
+        )
+        if told is None:
+            raise
+        raise UserError(told) from error
