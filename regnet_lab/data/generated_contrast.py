@@ -68,7 +68,7 @@ class Contrast:
     def __call__(
         self, rng: np.random.Generator, look: Look, labels: Tensor, texture: Tensor
     ) -> Tensor:
-        """Image (1, 1, *spatial) of labels (1, 1, *spatial) and textures (1, TEXTURES, *spatial)."""
+        """Image of labels (both (1, 1, *spatial)) and textures (1, TEXTURES, *spatial)."""
         strength = look.texture[labels[0, 0]].movedim(-1, 0)
         image = look.intensity[labels] + (strength * texture[0]).sum(0)
         image = self.thickened(rng, self.blurred(rng, image))

@@ -21,10 +21,23 @@ Maps = tuple[Tensor, Tensor]  # learned features and context, (B, C, *level)
 SMOOTHED = 5  # voxels along which costs are averaged
 
 
+@ops.full_precision
 def context(image: Tensor) -> Tensor:
     """(B, 2 D (D - 1), *spatial) self-similarity context, each voxel's mean taken away."""
     similar = mind_ssc(image)
     return similar - similar.mean(1, keepdim=True)
+
+
+@ops.full_precision
+def pointed(cost: Tensor, rate: Tensor, steps: Tensor) -> Tensor:
+    """(B, D, *level) mean of the offsets (D, N), weighed by the softmax of rate times cost."""
+    return torch.einsum("dn,bn...->bd...", steps, (rate * cost).softmax(1))
+
+
+@ops.full_precision
+def averaged(cost: Tensor) -> Tensor:
+    """Over a neighbourhood."""
+    return box_sum(cost, SMOOTHED, "replicate") / SMOOTHED ** (cost.ndim - 2)
 
 
 class Encoder(nn.Module):
@@ -75,13 +88,10 @@ class Estimator(nn.Module):
         learned, similar = (
             cost_volume(f, ops.warp(m, u), self.radius) for f, m in zip(fixed, moving, strict=True)
         )
-        around = box_sum(similar, SMOOTHED, "replicate") / SMOOTHED ** (u.ndim - 2)
-        costs = zip(self.sharpness.exp(), (learned, similar, around), strict=True)
-        pointed = [
-            torch.einsum("dn,bn...->bd...", self.offsets, (rate * cost).softmax(1))
-            for rate, cost in costs
-        ]
-        x = torch.cat([learned, 10 * similar, *pointed, fixed[0], u], 1)
+        costs = learned, similar, averaged(similar)
+        rates = self.sharpness.exp()
+        means = [pointed(cost, r, self.offsets) for cost, r in zip(costs, rates, strict=True)]
+        x = torch.cat([learned, 10 * similar, *means, fixed[0], u], 1)
         return self.flow(self.layers(x)).float()
 
 
