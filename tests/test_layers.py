@@ -12,7 +12,7 @@ LAYERS = [
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
     {"report", "callbacks", "tasks", "submission", "registration", "delivery"},
-    {"build", "cli", "weights", "evaluation", "registrar", "desk", "export"},
+    {"build", "cli", "weights", "evaluation", "registrar", "desk", "export", "shipped"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SOURCES = sorted((ROOT / "regnet_lab").rglob("*.py"))
