@@ -25,6 +25,7 @@ CLASSES = (
     "regnet_lab.module",
     "regnet_lab.schedules",
     "regnet_lab.refine",
+    "regnet_lab.shipped",
     "regnet_lab.submission",
     "regnet_lab.tasks",
     "pytorch_lightning.accelerators",

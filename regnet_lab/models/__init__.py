@@ -18,6 +18,7 @@ from regnet_lab.models.regnet import RegNet as RegNet
 from regnet_lab.models.regnet_2019 import RegNetCrop4 as RegNetCrop4
 from regnet_lab.models.regnet_2019 import RegNetDecimation4 as RegNetDecimation4
 from regnet_lab.models.regnet_2019 import RegNetUNet as RegNetUNet
+from regnet_lab.models.shared_pyramid import SharedPyramid as SharedPyramid
 from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Chain as Chain
 from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic

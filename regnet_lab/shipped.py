@@ -1,0 +1,161 @@
+"""The networks that come with the project: a file of tensors each, and a card of what it is.
+
+``python -m regnet_lab.shipped outputs/<run> weights/general_3d.pt`` makes both of a run.  The card,
+``general_3d.json``, has the file's SHA-256, the model's configuration, the voxels it was trained on
+and how it was made; a file that its card does not know is not loaded.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from regnet_lab import ops
+from regnet_lab.build import build
+from regnet_lab.cli import kept
+from regnet_lab.errors import UserError
+from regnet_lab.report.files import write_bytes, write_text
+from regnet_lab.weights import checkpoint_path, read_weights
+
+PREFIX = "model."  # of the model's weights in a checkpoint
+FOLDERS = (Path(__file__).parent.parent / "weights", Path(sys.prefix) / "share/regnet_lab/weights")
+FEWEST = 16  # voxels that a short axis keeps when images are made smaller
+
+
+def shipped(name: str) -> Path:
+    """The file of a network, in the repository or where it was installed.
+
+    Raises:
+        UserError: It is in neither.
+    """
+    for folder in FOLDERS:
+        if (folder / f"{name}.pt").is_file():
+            return folder / f"{name}.pt"
+    raise UserError(
+        f"{FOLDERS[0] / name}.pt is missing: fetch the repository again, or use model=identity."
+    )
+
+
+def load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a file, and its card.
+
+    Raises:
+        UserError: One of the two is missing or damaged, or they do not belong together.
+    """
+    try:
+        content = path.read_bytes()
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        known = card["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: it or its card {path.stem}.json cannot be read.") from error
+    if hashlib.sha256(content).hexdigest() != known:
+        raise UserError(
+            f"{path}: is damaged or another than its card {path.stem}.json describes; "
+            "fetch both again."
+        )
+    model = build(OmegaConf.create(card["model"]))
+    try:
+        model.load_state_dict(torch.load(io.BytesIO(content), "cpu", weights_only=True))
+    except Exception as error:
+        raise UserError(f"{path}: does not hold the weights of the model on its card.") from error
+    return model, card
+
+
+def ship(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
+    """Write the network of a run and its card.
+
+    Returns:
+        The card.
+
+    Raises:
+        UserError: The run has no such checkpoint, or the folder is no good.
+    """
+    cfg, source = kept(run), checkpoint_path(run, checkpoint)
+    weights = read_weights(source)
+    tensors = {k.removeprefix(PREFIX): w for k, w in weights.items() if k.startswith(PREFIX)}
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    made = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))
+    data = OmegaConf.to_container(cfg.data.dataset)
+    card = {
+        "sha256": hashlib.sha256(file.getvalue()).hexdigest(),
+        "ndim": cfg.ndim,
+        "voxels": math.prod(cfg.data.dataset.shape),
+        "model": OmegaConf.to_container(cfg.module.model),
+        "loss": OmegaConf.to_container(cfg.module.losses),
+        "data": data,
+        "seed": cfg.seed,
+        "steps": torch.load(source, "cpu", weights_only=True)["global_step"],
+        "batch_size": cfg.data.batch_size,
+        "made": made,
+    }
+    write_bytes(path, file.getvalue())
+    write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def bounded(shape: Sequence[int], voxels: int) -> list[int]:
+    """A grid over the same field of view of about ``voxels`` at most, all sides made smaller by
+    one factor; a side of few voxels keeps them.
+    """
+    size, factor = list(shape), 1.0
+    while math.prod(size) > voxels and max(size) > FEWEST:
+        factor *= 1.02
+        size = [max(round(n / factor), min(n, FEWEST)) for n in shape]
+    return size
+
+
+class General(nn.Module):
+    """The shipped networks for images of any contrast, organ and size.
+
+    Images of more voxels than a network is at home with are averaged down to as many; the last
+    field is on half of that grid.
+
+    Args:
+        ndim: 2 or 3, of the images to come; null: both.
+        growth: Voxels a network is given, over those it was trained on.
+
+    Raises:
+        UserError: A file is missing or damaged.
+    """
+
+    def __init__(self, ndim: int | None = None, growth: float = 1.5) -> None:
+        super().__init__()
+        loaded = {str(n): load(shipped(f"general_{n}d")) for n in ([ndim] if ndim else (2, 3))}
+        self.networks = nn.ModuleDict({n: model for n, (model, _) in loaded.items()})
+        self.voxels = {n: int(growth * card["voxels"]) for n, (_, card) in loaded.items()}
+
+    def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
+        """Raises RuntimeError for images of other dimensions than those to come."""
+        ndim = str(fixed.ndim - 2)
+        if ndim not in self.voxels:
+            raise RuntimeError(f"this is a network of {' or '.join(self.voxels)} dimensions")
+        shape = bounded(fixed.shape[2:], self.voxels[ndim])
+        return self.networks[ndim](ops.resize(fixed, shape), ops.resize(moving, shape))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Make a shipped network of a run.")
+    parser.add_argument("run", help="folder of a training run")
+    parser.add_argument("path", type=Path, help="such as weights/general_3d.pt")
+    parser.add_argument("--checkpoint", default="last", help="best, last or a file")
+    arguments = parser.parse_args()
+    try:
+        card = ship(arguments.run, arguments.path, arguments.checkpoint)
+    except UserError as error:
+        parser.error(str(error))
+    sys.stdout.write(f"{arguments.path}: {card['steps']} steps, sha256 {card['sha256']}\n")
+
+
+if __name__ == "__main__":
+    main()

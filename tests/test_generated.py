@@ -1,0 +1,196 @@
+"""Generated pairs: one anatomy, two deformations, two scanners, nothing else in common."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from regnet_lab import ops
+from regnet_lab.data.generated import Flow, Generated
+from regnet_lab.data.generated_anatomy import Shapes
+from regnet_lab.data.generated_contrast import Contrast, Look, ranged
+from regnet_lab.errors import UserError
+
+GRIDS = pytest.mark.parametrize("shape", [(40, 36), (24, 20, 22)])
+FAULTLESS = {
+    "texture": (0, 0),
+    "blur": (0, 0),
+    "thick": (1, 1),
+    "bias": (0, 0),
+    "noise": (0, 0),
+    "gamma": 0,
+    "inverted": 0,
+    "cut": 0,
+}
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def inside(u, margin):
+    """A field (1, D, *shape) away from the border."""
+    return u[(slice(None), slice(None), *[slice(margin, -margin)] * (u.ndim - 2))]
+
+
+@GRIDS
+def test_the_known_displacement_brings_labels_together(shape):
+    pairs = Generated("train", shape, flow=Flow(amplitude=(0.04, 0.05), width=(0.15, 0.3)))
+    before, after = [], []
+    for index in range(4):
+        pair = pairs[index]
+        fixed, moving = pair["fixed_labels"].numpy()[0], pair["moving_labels"].numpy()[0]
+        points = np.indices(shape) + pair["displacement"].numpy()
+        moved = map_coordinates(moving, points, order=0, mode="nearest")
+        before.append((fixed == moving).mean())
+        after.append((fixed == moved).mean())
+    assert np.mean(after) > 0.9
+    assert np.mean(after) > np.mean(before) + 0.1
+
+
+@GRIDS
+def test_a_flow_and_its_inverse_cancel_and_do_not_fold(shape):
+    there, back = Flow(amplitude=(0.05, 0.05), width=(0.2, 0.3))(rng(), shape)
+    assert there.abs().mean() > 0.5
+    assert inside(ops.compose(there, back), 5).abs().max() < 0.2
+    assert (ops.jacobian_determinant(there) > 0).all()
+
+
+@GRIDS
+def test_without_a_velocity_a_flow_is_affine_about_the_middle(shape):
+    there, _ = Flow(amplitude=(0, 0), linear=0.1, shift=0.0)(rng(), shape)
+    slope = ops.gradient(there)
+    assert slope.abs().max() > 0.05
+    assert (slope - slope.mean(tuple(range(3, slope.ndim)), keepdim=True)).abs().max() < 1e-3
+    assert there.mean(tuple(range(2, there.ndim))).abs().max() < 1e-3
+
+
+@GRIDS
+def test_an_anatomy_is_a_function_of_the_point(shape):
+    anatomy = Shapes(regions=(6, 6), walled=1.0, body=1.0, radius=(0.7, 0.8))(rng(), shape)
+    x = ops.identity_grid(shape, torch.zeros(()))
+    labels, texture = anatomy(x)
+    step = torch.tensor([2.0, 1.0, 3.0][: len(shape)]).view(1, -1, *[1] * len(shape))
+    shifted, moved = anatomy(x + step)
+    here = tuple(slice(int(s), None) for s in step.flatten())
+    there = tuple(slice(None, n - int(s)) for n, s in zip(shape, step.flatten(), strict=True))
+    assert torch.equal(shifted[0, 0][there], labels[0, 0][here])
+    assert torch.allclose(moved[0, :, *there], texture[0, :, *here], atol=1e-4)
+    assert set(labels.unique().tolist()) <= set(range(anatomy.labels + 1))
+    assert labels.max() > 6  # some walls are seen
+    corners = labels[0, 0][tuple([0, -1] for _ in shape)]
+    assert not corners.any()
+    assert labels.any()
+
+
+def test_shapes_obey_their_ranges():
+    plain = Shapes(regions=(3, 3), walled=0.0, body=0.0)(rng(), (32, 32))
+    assert plain.labels == 6
+    assert not plain.wall.any()
+    labels, _ = plain(ops.identity_grid((32, 32), torch.zeros(())))
+    assert set(labels.unique().tolist()) <= {1, 2, 3}
+    several = [len(Shapes(regions=(2, 5))(rng(seed), (16, 16)).wall) for seed in range(40)]
+    assert set(several) == {2, 3, 4, 5}
+
+
+def test_a_faultless_scanner_shows_each_label_as_it_looks():
+    labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
+    look = Look(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
+    image = Contrast(**FAULTLESS)(rng(), look, labels, torch.zeros(1, 2, 20, 30))
+    assert torch.allclose(image, look.intensity[labels], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "value"),
+    [
+        ("blur", (1, 1)),
+        ("thick", (3, 3)),
+        ("bias", (0.3, 0.3)),
+        ("noise", (0.05, 0.05)),
+        ("gamma", 0.5),
+        ("inverted", 1),
+        ("cut", 1),
+    ],
+)
+def test_every_fault_shows_and_stays_in_range(fault, value):
+    labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
+    look = Look(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
+    made = Contrast(**{**FAULTLESS, fault: value})
+    images = [made(rng(seed), look, labels, torch.zeros(1, 2, 20, 30)) for seed in range(4)]
+    assert any((image - look.intensity[labels]).abs().mean() > 0.01 for image in images)
+    assert all(0 <= image.min() and image.max() <= 1 for image in images)
+
+
+def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
+    labels = torch.ones(1, 1, 20, 30, dtype=torch.int64)
+    labels[..., :15] = 2
+    look = Look(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3, 2))
+    turned = Contrast(**{**FAULTLESS, "inverted": 1})(
+        rng(), look, labels, torch.zeros(1, 2, 20, 30)
+    )
+    assert torch.allclose(turned, 1 - look.intensity[labels])
+    seen = Contrast(cut=1, margin=(0.2, 0.2)).view(rng(), (20, 30))
+    expected = torch.zeros(20, 30)
+    expected[4:16, 6:24] = 1
+    assert torch.equal(seen, expected)
+
+
+def test_percentiles_become_zero_and_one():
+    image = torch.linspace(-3, 7, 1001)[None, None]
+    assert torch.allclose(ranged(image), ((image + 2.95) / 9.9).clamp(0, 1), atol=1e-4)
+
+
+def levels(image, labels):
+    """Mean intensity of every label that is taught."""
+    return np.array([float(image[labels == k].mean()) for k in labels.unique() if k])
+
+
+def test_contrasts_are_independent_unless_alike():
+    def correlation(alike):
+        pairs = Generated("train", (48, 48), alike=alike, contrast=Contrast(**FAULTLESS))
+        sides = [
+            [levels(pair[side], pair[f"{side}_labels"]) for side in ("fixed", "moving")]
+            for pair in (pairs[i] for i in range(12))
+        ]
+        fixed, moving = (
+            np.concatenate(s)
+            for s in zip(*(s for s in sides if len(s[0]) == len(s[1])), strict=True)
+        )
+        return np.corrcoef(fixed, moving)[0, 1]
+
+    assert correlation(1.0) > 0.95
+    assert abs(correlation(0.0)) < 0.6
+
+
+@GRIDS
+def test_an_item_follows_from_seed_split_and_index(shape):
+    first, again = (Generated("train", shape, seed=3)[5] for _ in range(2))
+    others = Generated("train", shape, seed=4)[5], Generated("val", shape, seed=3)[5]
+    for key in ("fixed", "moving", "displacement", "fixed_labels", "moving_labels"):
+        assert torch.equal(first[key], again[key])
+    assert all(not torch.equal(first["fixed"], other["fixed"]) for other in others)
+    assert first["fixed"].shape == (1, *shape)
+    assert first["displacement"].shape == (len(shape), *shape)
+    assert first["fixed"].dtype == torch.float32
+
+
+def test_only_so_many_labels_are_taught():
+    pairs = Generated("train", (48, 48), taught=3, anatomy=Shapes(regions=(9, 9)))
+    for index in range(4):
+        pair = pairs[index]
+        assert pair["fixed_labels"].unique().tolist() == [0, 1, 2, 3]
+        assert set(pair["moving_labels"].unique().tolist()) <= {0, 1, 2, 3}
+
+
+def test_sizes_may_be_given_by_split():
+    assert len(Generated("val", (16, 16), size={"train": 9, "val": 2})) == 2
+    with pytest.raises(IndexError):
+        Generated("val", (16, 16), size=2)[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"), [({"split": "all"}, "split='all'"), ({"shape": (16, 8)}, "16 voxels")]
+)
+def test_what_cannot_be_is_named(changed, named):
+    with pytest.raises(UserError, match=named):
+        Generated(**{"split": "train", "shape": (16, 16)} | changed)
