@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules"},
+    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules", "windows"},
     {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
