@@ -9,7 +9,7 @@ centre has the voxel's index as coordinate, so a grid of n voxels covers [-1/2, 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from itertools import permutations, product
+from itertools import product
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -58,6 +58,11 @@ def _per_axis(values: Sequence[float | int], like: Tensor) -> Tensor:
     )
 
 
+def _in_fixed_order(points: Tensor) -> bool:
+    """Whether sums are to be made in a fixed order where grid_sample's backward has none."""
+    return points.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
 def _sampled(image: Tensor, points: Tensor, padding: str) -> Tensor:
     """What grid_sample gives, from single voxels, whose gradients are added up in a fixed order
     where PyTorch is asked for deterministic algorithms; its own backward has none on CUDA.
@@ -90,6 +95,39 @@ def _flat(cell: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     return index, inside
 
 
+def _slabs(image: Tensor, grid: Tensor) -> int:
+    """Into how many equal slabs an output is cut: grid_sample in 3D on a CPU gives every thread
+    cases of its own, so that one case would keep one thread busy.
+    """
+    threads = torch.get_num_threads()
+    splits = grid.ndim == 5 and len(image) == 1 and image.device.type == "cpu" and threads > 1
+    if not splits or image.requires_grad or torch.compiler.is_exporting():
+        return 1  # each slab would have a gradient to the whole image of its own
+    return next((k for k in range(threads, 4 * threads) if grid.shape[1] % k == 0), 1)
+
+
+def _interpolate(image: Tensor, unit: Sequence[Tensor], padding: str) -> Tensor:
+    """Linear interpolation at coordinates (B, *out) of each axis, whose cells fill [-1, 1]."""
+    grid = torch.stack([*unit][::-1], 1).movedim(1, -1)  # grid_sample wants the last axis first
+    slabs = _slabs(image, grid)
+    if slabs > 1:
+        grid = grid[0].unflatten(0, (slabs, -1))
+        image = image.expand(slabs, *image.shape[1:])
+    out = F.grid_sample(image, grid.to(image.dtype), "bilinear", padding, align_corners=False)
+    return out.transpose(0, 1).flatten(1, 2)[None] if slabs > 1 else out
+
+
+@full_precision
+def _warp_linear(image: Tensor, u: Tensor, padding: str) -> Tensor:
+    """:func:`sample` at x + u(x), which is nowhere written down."""
+    unit = []
+    for axis, (along, n) in enumerate(zip(u.unbind(1), image.shape[2:], strict=True)):
+        centres = (2 * torch.arange(u.shape[2 + axis], dtype=u.dtype, device=u.device) + 1) / n - 1
+        line = centres.view(-1, *[1] * (u.ndim - 3 - axis))
+        unit.append(torch.add(line, along, alpha=2 / n))
+    return _interpolate(image, unit, padding)
+
+
 @full_precision
 def sample(
     image: Image, points: Float[Tensor, "b d *out"], padding: str = "border"
@@ -104,11 +142,10 @@ def sample(
     Returns:
         (B, C, *out).
     """
-    if points.is_cuda and torch.are_deterministic_algorithms_enabled():
+    if _in_fixed_order(points):
         return _sampled(image, points.to(image.dtype), padding)
-    unit = (2 * points + 1) / _per_axis(image.shape[2:], points) - 1  # cells of [-1, 1]
-    grid = unit.movedim(1, -1).flip(-1)  # grid_sample wants (B, *out, D), last axis first
-    return F.grid_sample(image, grid.to(image.dtype), "bilinear", padding, align_corners=False)
+    along = zip(points.unbind(1), image.shape[2:], strict=True)
+    return _interpolate(image, [(2 * p + 1) / n - 1 for p, n in along], padding)
 
 
 def sample_nearest(
@@ -141,8 +178,10 @@ def warp(
         mode: ``linear`` or ``nearest`` (labels).
         padding: ``border`` or ``zeros`` outside the image.
     """
+    if mode == "linear" and not _in_fixed_order(u):
+        return _warp_linear(image, u, padding)
     points = identity_grid(u.shape[2:], u.float() if u.dtype.itemsize < 4 else u) + u
-    return {"linear": sample, "nearest": sample_nearest}[mode](image, points, padding)
+    return (sample if mode == "linear" else sample_nearest)(image, points, padding)
 
 
 def sample_at(
@@ -222,21 +261,22 @@ def forward_difference(x: Image) -> Float[Tensor, "b c d *inner"]:
     return torch.stack([inner(x.diff(dim=axis), skip=axis) for axis in axes], dim=2)
 
 
-def _parity(order: Sequence[int]) -> int:
-    """+1 for an even permutation, -1 for an odd one."""
-    swaps = sum(a > b for i, a in enumerate(order) for b in order[i + 1 :])
-    return 1 - 2 * (swaps % 2)
-
-
 def determinant(matrix: Float[Tensor, "b d e *spatial"]) -> Float[Tensor, "b *spatial"]:
-    """Leibniz' sum over permutations of a field of D x D matrices."""
-    rows = range(matrix.shape[1])
-    terms = [
-        _parity(order)
-        * torch.stack([matrix[:, i, j] for i, j in zip(rows, order, strict=True)]).prod(0)
-        for order in permutations(rows)
-    ]
-    return torch.stack(terms).sum(0)
+    """Determinant of a field of D x D matrices, by Laplace's expansion along the first row."""
+
+    def minor(columns: list[int]) -> Tensor:
+        """That of the last rows in as many columns."""
+        row = matrix[:, matrix.shape[1] - len(columns)]
+        total = row[:, columns[0]]
+        if len(columns) == 1:
+            return total
+        total = total * minor(columns[1:])
+        for k, column in enumerate(columns[1:], start=1):
+            rest = row[:, column] * minor(columns[:k] + columns[k + 1 :])
+            total = total - rest if k % 2 else total + rest
+        return total
+
+    return minor(list(range(matrix.shape[2])))
 
 
 @full_precision

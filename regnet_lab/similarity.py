@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from regnet_lab import ops
+from regnet_lab.windows import box_sum, mean_squared_correlation
 
 Image = Float[Tensor, "b c *spatial"]
 Mask = Shaped[Tensor, "b c *spatial"]
@@ -47,27 +48,6 @@ def global_ncc(
     return 1 - covariance**2 / (_mean(f * f, mask) * _mean(w * w, mask) + epsilon)
 
 
-def _window_matrix(n: int, window: int, padding: str, like: Tensor) -> Tensor:
-    """(n, n) banded matrix that sums ``window`` neighbours along an axis; ``padding`` says what
-    the neighbours beyond the border are: ``zeros`` or ``replicate`` (the outermost voxel).
-    """
-    at = torch.arange(n, device=like.device)
-    offsets = torch.arange(window, device=like.device) - (window - 1) // 2
-    neighbour = at[:, None] + offsets  # (n, window)
-    inside = (neighbour >= 0) & (neighbour < n)
-    weight = inside if padding == "zeros" else torch.ones_like(inside)
-    band = torch.zeros(n, n, dtype=like.dtype, device=like.device)
-    return band.scatter_add_(1, neighbour.clamp(0, n - 1), weight.to(like.dtype))
-
-
-def box_sum(image: Image, window: int, padding: str = "zeros") -> Image:
-    """Sum over a window^D box around every voxel, one banded matrix product for each axis."""
-    for axis, n in enumerate(image.shape[2:], start=2):
-        band = _window_matrix(n, window, padding, image)
-        image = (image.movedim(axis, -1) @ band.T).movedim(-1, axis)
-    return image
-
-
 @ops.full_precision
 def local_ncc(
     fixed: Image,
@@ -83,13 +63,13 @@ def local_ncc(
     (Avants et al., MedIA 2008; the form used by VoxelMorph, FAIM and the pyramid).  With ``zeros``
     the image continues as zero beyond its border, with ``replicate`` as its outermost voxel.
     """
-    count = window ** (fixed.ndim - 2)
-    maps = torch.cat([fixed, warped, fixed * fixed, warped * warped, fixed * warped], 1)
-    f, w, ff, ww, fw = box_sum(maps, window, padding).chunk(5, 1)
-    cross = fw - f * w / count
-    variance_f = (ff - f * f / count).clamp(min=0)
-    variance_w = (ww - w * w / count).clamp(min=0)
-    return 1 - _mean(cross**2 / (variance_f * variance_w + epsilon), mask)
+    if mask is None:
+        weight = fixed.new_tensor(1 / fixed[0].numel())
+    else:
+        mask = mask.to(fixed.dtype).expand_as(fixed)
+        inside = mask.flatten(1).sum(1).clamp(min=1e-6)
+        weight = mask / inside.view(-1, *[1] * (fixed.ndim - 1))
+    return 1 - mean_squared_correlation(fixed, warped, weight, window, padding, epsilon)
 
 
 def _parzen(image: Tensor, bins: int) -> Tensor:

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "ops", "similarity", "profile", "cost_volume", "schedules", "together", "durable"},
+    {"errors", "durable", "together", "profile", "schedules"}
+    | {"ops", "windows", "similarity", "cost_volume"},
     {"pair", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
