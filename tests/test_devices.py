@@ -1,11 +1,14 @@
 """Several processes, accumulated batches and clipped gradients do what one process would."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
 
-from regnet_lab import together
+from regnet_lab import agreement, together
+from regnet_lab.agreement import Agreement
 from regnet_lab.build import build
 from regnet_lab.data import module as data_module
 from regnet_lab.data.module import DrawSampler, EpochSampler, Share
@@ -124,13 +127,29 @@ def test_clipping_bounds_the_step(composed, tmp_path):
     assert clipped == pytest.approx([bound] * len(clipped), rel=1e-3)
 
 
+@pytest.mark.parametrize("model", ["pyramid_2020", "regnet"])
+def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed, monkeypatch):
+    cfg = composed("train", "trainer=ddp", f"model={model}", "ndim=2")
+    network = build(cfg.model)
+    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(cfg.model))
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
+    assert shared.state_dict().keys() == network.state_dict().keys()
+    monkeypatch.setattr(agreement, "everyone", lambda mine: [mine, mine])
+    cpu, gpu = (
+        SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
+        for name in ("cpu", "cuda")
+    )
+    Agreement(cfg).setup(gpu, network, "fit")
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm=false"):
+        Agreement(cfg).setup(cpu, network, "fit")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
         ["model=voxelmorph"],
         ["model=refined", "loss=refined", "callbacks=alternation"],
-        ["model=regnet", "loss=supervised"],  # batch normalisation
     ],
     ids=lambda m: m[0],
 )

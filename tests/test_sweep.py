@@ -61,7 +61,7 @@ def result(folder):
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, command):
-    arguments = [*TINY, "-m", "optim.lr=1e-3,2e-3", "sweep_dir=s", "data.epoch_size=30"]
+    arguments = ["-m", *TINY, "optim.lr=1e-3,2e-3", "sweep_dir=s", "data.epoch_size=30"]
     first, second = (tmp_path / "outputs" / "sweeps" / "s" / n for n in "01")
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *arguments],
@@ -105,10 +105,10 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, command):
 @pytest.mark.slow
 def test_a_job_of_two_processes_trains_what_one_process_trains(tmp_path, command):
     """Lightning's processes repeat the command line: each would sweep on its own (trap 5)."""
-    sweep = ["-m", "optim.lr=1e-4,1e-2", "data.epoch_size=4"]
-    one = command("train.py", *TINY, *sweep, "sweep_dir=one", "data.batch_size=2")
+    sweep = ["optim.lr=1e-4,1e-2", "data.epoch_size=4"]
+    one = command("train.py", "-m", *TINY, *sweep, "sweep_dir=one", "data.batch_size=2")
     assert one.returncode == 0, one.stderr
-    two = command("train.py", *TINY, *TWO, *sweep, "sweep_dir=two", "data.batch_size=1")
+    two = command("train.py", "-m", *TINY, *TWO, *sweep, "sweep_dir=two", "data.batch_size=1")
     assert two.returncode == 0, two.stderr
     found = {name: tmp_path / "outputs" / "sweeps" / name for name in ("one", "two")}
     for job in "01":
@@ -123,7 +123,7 @@ def test_a_job_of_two_processes_trains_what_one_process_trains(tmp_path, command
 @pytest.mark.slow
 @needs("hydra_optuna_sweeper")
 def test_a_seeded_search_of_two_processes_repeats_and_continues_itself(tmp_path, command):
-    search = [*TINY, *TWO, "-m", "+sweep=optuna", "sweep_dir=s", "data.epoch_size=2"]
+    search = ["-m", *TINY, *TWO, "+sweep=optuna", "sweep_dir=s", "data.epoch_size=2"]
     done = command("train.py", *search, "hydra.sweeper.n_trials=1")
     assert done.returncode == 0, done.stderr
     first = tmp_path / "outputs" / "sweeps" / "s" / "0" / "result.json"
@@ -147,8 +147,8 @@ def test_a_seeded_search_of_two_processes_repeats_and_continues_itself(tmp_path,
 )
 def test_a_launcher_runs_the_jobs_side_by_side(launcher, tmp_path, command):
     name, *more = launcher
-    sweep = ["-m", f"hydra/launcher={name}", *more, "seed=1,2", "sweep_dir=s"]
-    done = command("train.py", *TINY, *sweep, "data.epoch_size=2", "trainer.max_epochs=1")
+    sweep = [f"hydra/launcher={name}", *more, "seed=1,2", "sweep_dir=s"]
+    done = command("train.py", "-m", *TINY, *sweep, "data.epoch_size=2", "trainer.max_epochs=1")
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "outputs" / "sweeps" / "s" / "sweep.csv")
     assert table["seed"].tolist() == [1, 2]
