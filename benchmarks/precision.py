@@ -52,7 +52,6 @@ def trained(model: str, half: str, seed: int, given: argparse.Namespace) -> dict
         "trainer.max_epochs=1",
         "trainer.logger=false",
         "~trainer.precision",
-        "callbacks=null",
         "trainer.enable_progress_bar=false",
         f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
     ]

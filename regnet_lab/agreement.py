@@ -31,12 +31,12 @@ def leaves(node: Any, name: str = "") -> dict[str, str]:
 
 
 def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
-    """The first setting that differs, such as ``optim.lr: 0.1, not 0.2``; None if none does."""
-    for name in {**one, **other}:
-        here, there = one.get(name, "absent"), other.get(name, "absent")
-        if here != there:
-            return f"{name}: {here}, not {there}"
-    return None
+    """Of the settings that differ the one with the shortest name, from which others may follow,
+    such as ``optim.lr: 0.1, not 0.2``; None if none does.
+    """
+    values = {name: [s.get(name, "absent") for s in (one, other)] for name in {**one, **other}}
+    unlike = [name for name, (here, there) in values.items() if here != there]
+    return "{}: {}, not {}".format(n := min(unlike, key=len), *values[n]) if unlike else None
 
 
 class Agreement(Callback):

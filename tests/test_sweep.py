@@ -52,8 +52,8 @@ def test_settings_tell_what_a_run_does_and_not_where():
     assert settings(cfg("a/1"))["log"] == "./log"
     other = cfg("a/1", optim={"lr": 0.2})
     assert difference(settings(cfg("a/1")), settings(other)) == "optim.lr: 0.1, not 0.2"
-    longer = cfg("a/1", seed=3)
-    assert difference(settings(cfg("a/1")), settings(longer)) == "seed: absent, not 3"
+    more = cfg("a/1", seed=3, module={"rate": 0.1, "seed": "${seed}"})
+    assert difference(settings(cfg("a/1")), settings(more)) == "seed: absent, not 3"
 
 
 def result(folder):
@@ -97,7 +97,7 @@ def test_a_killed_sweep_goes_on_where_it_stopped(tmp_path, command):
     other = command("train.py", *arguments, "loss.smoothness.weight=7")
     assert other.returncode != 0
     assert "Traceback" not in other.stderr
-    assert "loss.smoothness.weight: 1.0, not 7" in other.stderr
+    assert " (loss.smoothness.weight: 0.1, not 7)" in other.stderr
     assert "choose another sweep_dir" in other.stderr
     assert (first / "result.json").stat().st_mtime_ns == done
 
