@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
 from regnet_lab import agreement, together
@@ -129,9 +130,11 @@ def test_clipping_bounds_the_step(composed, tmp_path):
 
 @pytest.mark.parametrize("model", ["pyramid_2020", "regnet"])
 def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed, monkeypatch):
-    cfg = composed("train", "trainer=ddp", f"model={model}", "ndim=2")
-    network = build(cfg.model)
-    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(cfg.model))
+    whole = composed("train", "trainer=ddp", f"model={model}", "ndim=2")
+    shares = {"sync_batchnorm": whole.trainer.sync_batchnorm}
+    cfg = OmegaConf.create({"folder": "run", "trainer": shares})
+    network = build(whole.model)
+    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(whole.model))
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
     assert shared.state_dict().keys() == network.state_dict().keys()
     monkeypatch.setattr(agreement, "everyone", lambda mine: [mine, mine])
