@@ -36,7 +36,10 @@ def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
     """
     values = {name: [s.get(name, "absent") for s in (one, other)] for name in {**one, **other}}
     unlike = [name for name, (here, there) in values.items() if here != there]
-    return "{}: {}, not {}".format(n := min(unlike, key=len), *values[n]) if unlike else None
+    if not unlike:
+        return None
+    name = min(unlike, key=len)
+    return f"{name}: {values[name][0]}, not {values[name][1]}"
 
 
 class Agreement(Callback):
