@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -151,7 +151,11 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
     for name in given.models:
-        found = known.get(name, {}) | {grid: counted(name, s) for grid, s in GRIDS.items()}
+        try:
+            found = known.get(name, {}) | {grid: counted(name, s) for grid, s in GRIDS.items()}
+        except DataDependentOutputException:
+            print(f"| {name} | cannot be counted: what it does depends on values |", flush=True)
+            continue
         found["parameters"] = sum(p.numel() for p in model_of(name).parameters())
         known[name] = found | (apart(name) if name in given.measure else {})
         print(row(name, known[name]), flush=True)
