@@ -1,9 +1,10 @@
 """Whether two configurations say the same, and all processes of a job have the same one."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab.errors import UserError
 from regnet_lab.together import everyone, place
@@ -30,31 +31,49 @@ def leaves(node: Any, name: str = "") -> dict[str, str]:
 
 
 def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
-    """The first setting that differs, such as ``optim.lr: 0.1, not 0.2``; None if none does."""
-    for name in {**one, **other}:
-        here, there = one.get(name, "absent"), other.get(name, "absent")
-        if here != there:
-            return f"{name}: {here}, not {there}"
-    return None
+    """Of the settings that differ the one with the shortest name, from which others may follow,
+    such as ``optim.lr: 0.1, not 0.2``; None if none does.
+    """
+    values = {name: [s.get(name, "absent") for s in (one, other)] for name in {**one, **other}}
+    unlike = [name for name, (here, there) in values.items() if here != there]
+    if not unlike:
+        return None
+    name = min(unlike, key=len)
+    return f"{name}: {values[name][0]}, not {values[name][1]}"
 
 
 class Agreement(Callback):
-    """Refuse to begin unless all processes have the same configuration and folder.
+    """Refuse to begin unless all processes have the same configuration and folder, and can share
+    what the model normalises by.
 
     Raises:
-        UserError: They have not; on the first process, for all.
+        UserError: On the first process, for all.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
         self.mine = {"folder": str(cfg.folder), **settings(cfg)}
+        self.shares_statistics = cfg.trainer.get("sync_batchnorm", False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         first, *others = everyone(self.mine)
         for rank, theirs in enumerate(others, 1):
             if apart := difference(theirs, first):
-                if place()[0]:
-                    raise SystemExit(2)
-                raise UserError(
+                refuse(
                     f"Process {rank} has another configuration than process 0 ({apart}): start all "
                     "of them with the same command and values."
                 )
+        normalised = any(isinstance(m, _BatchNorm) for m in pl_module.modules())
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if others and normalised and on_cpu and self.shares_statistics and stage == "fit":
+            refuse(
+                "This model has batch normalisation, whose statistics several processes share on "
+                "GPUs only: set trainer.accelerator=gpu or trainer.devices=1, or "
+                "trainer.sync_batchnorm=false to let each process normalise by its own batch."
+            )
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End all processes that work together; the first one says why."""
+    if place()[0]:
+        raise SystemExit(2)
+    raise UserError(sentence)

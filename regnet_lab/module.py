@@ -65,8 +65,8 @@ class RegistrationModule(LightningModule):
     def forward(self, pair: Pair) -> Registration:
         return registered(pair, self.model(pair["fixed"], pair["moving"]))
 
-    def objective(self, pair: Pair, out: Registration, stage: str) -> Tensor:
-        """The weighted sum of the terms, each logged under its name.
+    def objective(self, pair: Pair, out: Registration) -> dict[str, Tensor]:
+        """Every term times its weight, and their sum, ``loss``.
 
         Raises:
             DivergedError: A term is not finite.
@@ -79,18 +79,19 @@ class RegistrationModule(LightningModule):
                     f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
                     "from the last checkpoint."
                 )
-        total = torch.stack(list(terms.values())).sum()
+        return terms | {"loss": torch.stack(list(terms.values())).sum()}
+
+    def tell(self, terms: dict[str, Tensor], stage: str, pair: Pair) -> Tensor:
+        """Log the terms of a training step of all processes; their sum."""
+        named = {f"{stage}/{name}": term for name, term in terms.items()}
         self.log_dict(
-            {f"{stage}/{name}": term for name, term in terms.items()} | {f"{stage}/loss": total},
-            batch_size=len(pair["name"]),
-            prog_bar=stage == "train",
-            sync_dist=True,
+            named, batch_size=len(pair["name"]), prog_bar=stage == "train", sync_dist=True
         )
-        return total
+        return terms["loss"]
 
     def training_step(self, pair: Pair, _: int) -> Tensor:
         out = self(pair)
-        total = self.objective(pair, out, "train")
+        total = self.tell(self.objective(pair, out), "train", pair)
         if self.cycle or self.consistency:
             total = total + self.round_trip(pair, out)
         return total
@@ -100,7 +101,7 @@ class RegistrationModule(LightningModule):
         back, total = self.way_back(pair, out), out.warped.new_zeros(())
         home = self(back)
         if self.cycle:
-            total = total + self.cycle * self.objective(back, home, "train/back")
+            total = total + self.cycle * self.tell(self.objective(back, home), "train/back", back)
         if self.consistency:
             apart = self.consistency * inverse_consistency(out.displacement, home.displacement)
             self.log("train/back/consistency", apart, batch_size=len(home.warped), sync_dist=True)
@@ -120,12 +121,15 @@ class RegistrationModule(LightningModule):
 
     def validation_step(self, pair: Pair, _: int) -> dict[str, Registration]:
         out = self(pair)
-        self.objective(pair, out, "val")
-        self.scores.append(quick(pair, out.displacement))
+        terms = {name: float(term) for name, term in self.objective(pair, out).items()}
+        self.scores.append(terms | quick(pair, out.displacement))
         return {"registration": out}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean of every score over the pairs of all processes that have it."""
+        """Log the mean of every term and score over the pairs of all processes that have it.
+
+        (Lightning's own mean over processes rounds an odd number of pairs down.)
+        """
         scores = gathered(self.scores)
         for name in dict.fromkeys(k for score in scores for k in score if "/" not in k):
             average = fmean(score[name] for score in scores if name in score)

@@ -24,6 +24,9 @@ def script_for(group, name):
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_yaml_composes_and_builds(group, name, composed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if f"/sweeper: {name}" in (CONF / group / f"{name}.yaml").read_text(encoding="utf-8"):
+        plugin = f"hydra_plugins.hydra_{name}_sweeper"
+        pytest.importorskip(plugin, reason="needs pip install --editable '.[sweeps]'")
     prefix = "+" if group == "sweep" else ""
     cfg = composed(script_for(group, name), f"{prefix}{group}={name}")
     OmegaConf.set_readonly(cfg, False)

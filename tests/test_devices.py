@@ -1,11 +1,15 @@
 """Several processes, accumulated batches and clipped gradients do what one process would."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
-from regnet_lab import together
+from regnet_lab import agreement, together
+from regnet_lab.agreement import Agreement
 from regnet_lab.build import build
 from regnet_lab.data import module as data_module
 from regnet_lab.data.module import DrawSampler, EpochSampler, Share
@@ -124,13 +128,31 @@ def test_clipping_bounds_the_step(composed, tmp_path):
     assert clipped == pytest.approx([bound] * len(clipped), rel=1e-3)
 
 
+@pytest.mark.parametrize("model", ["pyramid_2020", "regnet"])
+def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed, monkeypatch):
+    whole = composed("train", "trainer=ddp", f"model={model}", "ndim=2")
+    shares = {"sync_batchnorm": whole.trainer.sync_batchnorm}
+    cfg = OmegaConf.create({"folder": "run", "trainer": shares})
+    network = build(whole.model)
+    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(whole.model))
+    assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
+    assert shared.state_dict().keys() == network.state_dict().keys()
+    monkeypatch.setattr(agreement, "everyone", lambda mine: [mine, mine])
+    cpu, gpu = (
+        SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
+        for name in ("cpu", "cuda")
+    )
+    Agreement(cfg).setup(gpu, network, "fit")
+    with pytest.raises(UserError, match=r"trainer\.sync_batchnorm=false"):
+        Agreement(cfg).setup(cpu, network, "fit")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
         ["model=voxelmorph"],
         ["model=refined", "loss=refined", "callbacks=alternation"],
-        ["model=regnet", "loss=supervised"],  # batch normalisation
     ],
     ids=lambda m: m[0],
 )
@@ -165,7 +187,7 @@ def test_two_processes_train_and_judge_as_one_does(model, tmp_path, command):
 @pytest.mark.slow
 def test_a_process_with_another_configuration_is_refused(tmp_path, command):
     unlike = "optim.lr='${oc.decode:${oc.env:LOCAL_RANK,2}}'"  # 2 in the first, 1 in the second
-    run = [f"folder={tmp_path / 'run'}", unlike.replace("'", "")]
+    run = [f"folder={tmp_path / 'run'}", unlike]
     done = command("train.py", *TINY, *TWO, "model=voxelmorph", *run)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -99,7 +99,8 @@ class EnergyCurve(Callback):
     ) -> None:
         out = outputs["registration"]
         self.note(pl_module, out, batch)
-        if batch_idx < self.pictures and len(out.fields) > 1 and trainer.is_global_zero:
+        place = batch_idx * trainer.world_size + trainer.global_rank
+        if place < self.pictures and len(out.fields) > 1:
             picture = self.folder / "pictures" / f"{batch['name'][0]}_iterations.png"
             write_figure(picture, figures.iterations(batch, out))
 
