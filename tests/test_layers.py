@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "durable", "ops", "similarity", "profile", "cost_volume", "schedules"},
-    {"pair", "world", "transforms", "align"},
+    {"pair", "sizes", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
     {"report", "callbacks", "tasks", "submission", "registration", "delivery"},

@@ -42,7 +42,9 @@ def test_no_function_that_a_configuration_may_name_writes_files():
     for path in (ROOT / "regnet_lab").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if within(module, FUNCTIONS) and not within(module, WRITERS):
-            found = {(what, owner) for what, owner in writes(path) if what != "replace" or owner == "os"}
+            found = {
+                (what, owner) for what, owner in writes(path) if what != "replace" or owner == "os"
+            }
             assert not found, module
 
 
