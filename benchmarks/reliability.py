@@ -50,7 +50,6 @@ SMALL = [
     "threads=1",
 ]
 JUDGED = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "threads=1", "pictures=2"]
-PLAIN = 10.0  # seconds that a command may take before it is stopped, at the latest
 
 
 def forked(task: Callable[[], object], log: Path) -> int:
@@ -150,21 +149,22 @@ def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool
     return not same_weights(run / "checkpoints/last.ckpt", whole.last)
 
 
+def readable(path: Path) -> object:
+    """Read a file to its end; false if that cannot be."""
+    if path.suffix == ".png":
+        return path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return [file[name] for name in file.files]
+    reader = {".json": lambda p: json.loads(p.read_text("utf-8")), ".csv": pd.read_csv}
+    reader.get(path.suffix, Path.read_bytes)(path)
+    return True
+
+
 def whole_files(folder: Path) -> bool:
     """Whether everything with its final name can be read to the end."""
-    for path in folder.rglob("*.*"):
-        if path.name.startswith("."):
-            continue
-        if path.suffix == ".json":
-            json.loads(path.read_text("utf-8"))
-        elif path.suffix == ".csv":
-            pd.read_csv(path)
-        elif path.suffix == ".png" and b"IEND" not in path.read_bytes()[-12:]:
-            return False
-        elif path.suffix == ".npz":
-            with np.load(path) as file:
-                all(file[name] is not None for name in file.files)
-    return True
+    found = [path for path in folder.rglob("*.*") if not path.name.startswith(".")]
+    return all(readable(path) for path in found)
 
 
 def kill_in_evaluation(rng: random.Random, folder: Path, whole: Reference) -> bool:
@@ -180,6 +180,7 @@ def kill_in_evaluation(rng: random.Random, folder: Path, whole: Reference) -> bo
 
 
 def constant(number: int, size: int = 300000) -> dict:
+    """A checkpoint that holds one number."""
     return {"state_dict": {"a": torch.full((size,), float(number))}}
 
 
@@ -198,6 +199,7 @@ def kill_in_checkpoint(rng: random.Random, folder: Path, _: Reference) -> bool:
 
 
 def entry(number: int) -> dict:
+    """An entry of a cache that holds one number."""
     return {"": np.full(100000, number), "spacing": np.ones(2)}
 
 
@@ -225,6 +227,7 @@ def limited(size: int, task: Callable[[], object]) -> None:
 
 
 def overfull(path: Path) -> None:
+    """Save where there is no room; exit code 2 if that is said."""
     try:
         WholeCheckpoints().save_checkpoint(constant(2), path)
     except UserError as error:
