@@ -6,6 +6,7 @@ what was there before is damaged, or the sentence that says what to do is missin
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -23,8 +24,6 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import evaluate
-import train
 from benchmarks.disguises import disguises, told
 from regnet_lab.callbacks import WholeCheckpoints
 from regnet_lab.data.cache import FolderCache, read
@@ -35,6 +34,14 @@ from regnet_lab.mishaps import explained
 from regnet_lab.module import RegistrationModule
 from regnet_lab.weights import read_weights
 
+
+def script(name: str) -> Callable[[], None]:
+    """A command, telling mistakes in one sentence though it is not the only one imported."""
+    os.environ["HYDRA_FULL_ERROR"] = ""
+    return importlib.import_module(name).main
+
+
+TRAIN, EVALUATE = script("train"), script("evaluate")
 SMALL = [
     "ndim=2",
     "model=voxelmorph",
@@ -110,10 +117,10 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder / "whole"
         start = time.monotonic()
-        self.do(train.main, *SMALL, f"experiment_root={folder}", "run_dir=whole")
+        self.do(TRAIN, *SMALL, f"experiment_root={folder}", "run_dir=whole")
         self.training = time.monotonic() - start
         start = time.monotonic()
-        self.do(evaluate.main, f"run={self.run}", *JUDGED)
+        self.do(EVALUATE, f"run={self.run}", *JUDGED)
         self.judging = time.monotonic() - start
         self.last = self.run / "checkpoints" / "last.ckpt"
         self.cases = numbers(self.run / "evaluation" / "same" / "cases.csv")
@@ -136,7 +143,7 @@ def numbers(path: Path) -> pd.DataFrame:
 def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """Kill, look at every checkpoint, continue, compare with the run that was not killed."""
     options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
-    pid = forked(partial(command, train.main, *options), folder / "log.txt")
+    pid = forked(partial(command, TRAIN, *options), folder / "log.txt")
     if not killed(pid, rng.uniform(0.3, 0.95) * whole.training):
         return False
     run = folder / "run"
@@ -144,7 +151,7 @@ def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool
     for path in found:
         read_weights(path)
     arguments = [f"resume={run}"] if run / "checkpoints/last.ckpt" in found else options
-    if ended(forked(partial(command, train.main, *arguments), folder / "log.txt")):
+    if ended(forked(partial(command, TRAIN, *arguments), folder / "log.txt")):
         return True
     return not same_weights(run / "checkpoints/last.ckpt", whole.last)
 
@@ -170,11 +177,11 @@ def whole_files(folder: Path) -> bool:
 def kill_in_evaluation(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """Kill, read every file there is, judge again, compare."""
     arguments = [f"run={whole.run}", *JUDGED, f"hydra.run.dir={folder / 'judged'}"]
-    pid = forked(partial(command, evaluate.main, *arguments), folder / "log.txt")
+    pid = forked(partial(command, EVALUATE, *arguments), folder / "log.txt")
     killed(pid, rng.uniform(0.2, 0.95) * whole.judging)
     if not whole_files(folder / "judged"):
         return True
-    if ended(forked(partial(command, evaluate.main, *arguments), folder / "log.txt")):
+    if ended(forked(partial(command, EVALUATE, *arguments), folder / "log.txt")):
         return True
     return not numbers(folder / "judged" / "cases.csv").equals(whole.cases)
 
@@ -248,11 +255,11 @@ def disk_full_in_training(rng: random.Random, folder: Path, whole: Reference) ->
     """A run that is resumed on a full disk keeps its checkpoint, and goes on when there is room."""
     options = [*SMALL[:-2], "threads=1", "callbacks.last.every_n_steps=3"]
     options += [f"experiment_root={folder}", "run_dir=run", "trainer.max_epochs=1"]
-    if ended(forked(partial(command, train.main, *options), folder / "first.txt")):
+    if ended(forked(partial(command, TRAIN, *options), folder / "first.txt")):
         return True
     last, log = folder / "run" / "checkpoints" / "last.ckpt", folder / "log.txt"
     before = last.read_bytes()
-    again = partial(command, train.main, f"resume={folder / 'run'}", "trainer.max_epochs=3")
+    again = partial(command, TRAIN, f"resume={folder / 'run'}", "trainer.max_epochs=3")
     code = ended(forked(partial(limited, rng.randrange(60000, len(before)), again), log))
     said = log.read_text("utf-8")
     if code != 2 or "Traceback" in said or "make room" not in said or last.read_bytes() != before:
@@ -270,7 +277,7 @@ def failing(step: int, error: Callable[[], BaseException], *arguments: str) -> N
         return usual(self, *given)  # type: ignore[arg-type]
 
     RegistrationModule.training_step = training_step  # type: ignore[method-assign,assignment]
-    command(train.main, *arguments)
+    command(TRAIN, *arguments)
 
 
 def out_of_memory(rng: random.Random, folder: Path, whole: Reference) -> bool:
@@ -282,7 +289,7 @@ def out_of_memory(rng: random.Random, folder: Path, whole: Reference) -> bool:
     said = log.read_text("utf-8")
     if code != 2 or "Traceback" in said or "lower data.batch_size, now 2" not in said:
         return True
-    if ended(forked(partial(command, train.main, f"resume={run}"), log)):
+    if ended(forked(partial(command, TRAIN, f"resume={run}"), log)):
         return True
     return not same_weights(run / "checkpoints/last.ckpt", whole.last)
 
@@ -292,7 +299,7 @@ def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:
     log, run = folder / "log.txt", folder / "run"
     options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
     rate = f"optim.lr=1e{rng.randrange(18, 30)}"
-    code = ended(forked(partial(command, train.main, *options, rate), log))
+    code = ended(forked(partial(command, TRAIN, *options, rate), log))
     kept = torch.load(run / "diverged.pt", weights_only=True)
     finite = all(
         torch.isfinite(value).all()

@@ -18,12 +18,12 @@ CUT = (ConnectionError, EOFError)  # while an ending process hands over what it 
 INEXACT = re.compile(r"(\w+) does not have a deterministic implementation")
 
 
-def no_memory(error: BaseException, smaller: str) -> str | None:
+def no_memory(error: BaseException, smaller: str, again: str) -> str | None:
     """Of a device, or of the machine."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not (known or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)))):
         return None
-    return f"memory did not suffice: {smaller}."
+    return f"memory did not suffice: {smaller}; then {again}."
 
 
 def full_disk(error: BaseException, again: str) -> str | None:
@@ -77,7 +77,7 @@ def explained(smaller: str, again: str) -> Iterator[None]:
         yield
     except (RuntimeError, OSError, MemoryError, EOFError) as error:
         told = (
-            no_memory(error, smaller)
+            no_memory(error, smaller, again)
             or full_disk(error, again)
             or dead_worker(error, again)
             or inexact(error)
