@@ -2,26 +2,28 @@
 
 import errno
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from regnet_lab.data.watched import at
+from regnet_lab.data.watched import at, ended
 from regnet_lab.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|CUDNN_STATUS_ALLOC_FAILED", re.I)
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)\s*([^.]*)")
+CUT = (ConnectionError, EOFError)  # while an ending process hands over what it made
 INEXACT = re.compile(r"(\w+) does not have a deterministic implementation")
 
 
-def no_memory(error: BaseException, smaller: str) -> str | None:
+def no_memory(error: BaseException, smaller: str, again: str) -> str | None:
     """Of a device, or of the machine."""
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if not (known or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)))):
         return None
-    return f"memory did not suffice: {smaller}."
+    return f"memory did not suffice: {smaller}; then {again}."
 
 
 def full_disk(error: BaseException, again: str) -> str | None:
@@ -35,10 +37,14 @@ def full_disk(error: BaseException, again: str) -> str | None:
 def dead_worker(error: BaseException, again: str) -> str | None:
     """A process that loaded data has ended."""
     found = DEAD.search(str(error)) if isinstance(error, RuntimeError) else None
-    if not found:
+    if not (found or isinstance(error, CUT)):
         return None
-    pairs = " and ".join(at(map(int, found[1].split(",")))) or "nothing"
-    how = " ".join(found[2].split()) or "ended"
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # further ends are no news
+    dead = {int(number) for number in found[1].split(",")} if found else ended()
+    if not dead:
+        return None
+    pairs = " and ".join(at(dead)) or "nothing"
+    how = " ".join(found[2].split()) if found else "ended"
     return (
         f"a process that loads data {how} while it read {pairs}: if memory ran out lower "
         f"data.workers, else data.workers=0 shows the fault; then {again}."
@@ -69,9 +75,9 @@ def explained(smaller: str, again: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, OSError, MemoryError) as error:
+    except (RuntimeError, OSError, MemoryError, EOFError) as error:
         told = (
-            no_memory(error, smaller)
+            no_memory(error, smaller, again)
             or full_disk(error, again)
             or dead_worker(error, again)
             or inexact(error)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "durable", "together", "profile", "schedules"}
     | {"ops", "windows", "similarity", "cost_volume"},
-    {"pair", "world", "transforms", "align"},
+    {"pair", "sizes", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
     {"report", "callbacks", "tasks", "submission", "registration", "delivery"},

@@ -465,3 +465,37 @@ def test_everything_is_computed_in_single_precision(shape, dtype, function):
         mixed = function(u)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, function(u.float()))
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@SHAPES
+def test_sampling_in_a_fixed_order_is_sampling(shape, padding):
+    """Also outside the image and in the gradients, which CUDA's grid_sample adds up at random."""
+    ndim = len(shape)
+    image = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    reach = torch.tensor(shape).view(1, -1, *[1] * ndim) + 4
+    spread = torch.rand(2, ndim, *[n + 2 for n in shape], dtype=torch.float64)
+    points = (spread * reach - 2.5).requires_grad_()
+    cotangent = torch.randn(2, 3, *spread.shape[2:], dtype=torch.float64)
+    found = []
+    for way in (ops.sample, ops._sampled):
+        value = way(image, points, padding)
+        found.append([value, *torch.autograd.grad((value * cotangent).sum(), [image, points])])
+    for usual, fixed in zip(*found, strict=True):
+        torch.testing.assert_close(fixed, usual, atol=1e-10, rtol=1e-10)
+
+
+@SHAPES
+def test_sampling_in_a_fixed_order_can_be_differentiated_twice(shape):
+    small = [3] * len(shape)
+    image = torch.randn(1, 1, *small, dtype=torch.float64, requires_grad=True)
+    spread = torch.rand(1, len(shape), *[2] * len(shape), dtype=torch.float64)
+    points = (0.1 + 0.8 * spread + (spread > 0.5)).requires_grad_()  # on no edge between voxels
+    assert gradgradcheck(lambda a, b: ops._sampled(a, b, "border"), (image, points))
+
+
+@SHAPES
+def test_a_zero_field_in_a_fixed_order_is_the_identity(shape):
+    image = torch.randn(1, 2, *shape)
+    found = ops._sampled(image, ops.identity_grid(shape, image), "border")
+    assert torch.equal(found, image)

@@ -64,8 +64,7 @@ def test_a_killed_run_resumes_to_the_same_weights(steps, tmp_path, command):
     assert resumed.returncode == 0, resumed.stderr
     assert torch.load(last, weights_only=True)["global_step"] == 40
     whole = weights(tmp_path / "whole" / "checkpoints" / "last.ckpt")
-    for name, value in weights(last).items():
-        torch.testing.assert_close(value, whole[name], atol=1e-6, rtol=0)
+    assert all(torch.equal(value, whole[name]) for name, value in weights(last).items())
 
 
 def test_an_interrupt_leaves_a_checkpoint_and_a_sentence(tmp_path):
@@ -93,6 +92,10 @@ def test_divergence_names_the_term_and_keeps_the_last_good_checkpoint(tmp_path, 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert any(text in done.stderr for text in ("loss.similarity", "loss.smoothness", "gradient"))
+    kept = torch.load(tmp_path / "run" / "diverged.pt", weights_only=True)
+    assert ", ".join(kept["pair"]["name"]) in kept["reason"] or "gradient" in kept["reason"]
+    assert kept["pair"]["fixed"].shape == (2, 1, 48, 48)
+    assert kept["state_dict"]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     if last.exists():
         assert all(torch.isfinite(value).all() for value in weights(last).values())

@@ -3,7 +3,6 @@
 Headers are checked before any memory is taken for the voxels.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,46 +14,15 @@ from numpy.typing import NDArray
 
 from regnet_lab import world
 from regnet_lab.errors import UserError
+from regnet_lab.sizes import check_size, itk_reader
+from regnet_lab.sizes import files_of as files_of
 
-LARGEST = 2**33  # voxels
-DENSEST = 1032  # bytes that one byte of a deflate stream can become
 GREY = (0.299, 0.587, 0.114)  # luminance of red, green and blue, ITU-R BT.601
 UNEVEN = 0.05  # of the usual distance between DICOM slices
 NIBABEL = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mgh", ".mgz")
-UNPACKED = (".nii", ".hdr", ".img", ".mgh")
 PICTURES = (".png", ".jpg", ".jpeg")
-DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.M)
 
 Raw = tuple[NDArray, world.Matrix]
-
-
-def files_of(path: Path) -> list[Path]:
-    """The files that hold an image: itself, the pixels beside its header, a DICOM folder's."""
-    if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.is_file())
-    beside = path
-    if path.suffix.lower() in (".hdr", ".img"):
-        beside = path.with_suffix({".hdr": ".img", ".img": ".hdr"}[path.suffix.lower()])
-    elif path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
-        found = DETACHED.search(path.read_text(errors="replace"))
-        beside = path.parent / found[1] if found else path
-    return [path, beside] if beside != path and beside.is_file() else [path]
-
-
-def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse an image that its file cannot hold or that no memory can.
-
-    Raises:
-        UserError: The header promises too much.
-    """
-    voxels = int(np.prod(shape, dtype=object))
-    stored = sum(file.stat().st_size for file in files_of(path))
-    room = stored * (1 if path.suffix.lower() in UNPACKED else DENSEST)
-    if not 0 < voxels <= LARGEST or voxels * itemsize > room:
-        raise UserError(
-            f"{path}: its header promises {' x '.join(map(str, shape))} voxels, which a file of "
-            f"{stored} bytes cannot hold; replace it."
-        )
 
 
 def _check_grey(path: Path, grey: bool) -> None:
@@ -86,13 +54,10 @@ def _luminance(image: sitk.Image) -> NDArray:
 
 def read_itk(path: Path) -> Raw:
     """NRRD, MetaImage, pictures (as luminance) and whatever else SimpleITK knows."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    reader = itk_reader(path)
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     picture = path.suffix.lower() in PICTURES
     _check_grey(path, "complex" not in kind and (picture or "vector" not in kind))
-    check_size(path, reader.GetSize(), 1)
     image = reader.Execute()
     array = _luminance(image) if picture else sitk.GetArrayFromImage(image).T
     return array, world.affine_of(image)
@@ -115,6 +80,7 @@ def _slice_positions(names: tuple[str, ...]) -> NDArray[np.float64]:
     for name in names:
         reader.SetFileName(name)
         reader.ReadImageInformation()
+        check_size(Path(name), reader.GetSize(), 1)
         origins.append(reader.GetOrigin()[:3])
     normal = np.reshape(reader.GetDirection(), (reader.GetDimension(), -1))[:3, 2]
     return np.array(origins) @ normal

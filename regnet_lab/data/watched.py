@@ -1,7 +1,9 @@
 """What the processes that load are at, so that the end of one can be explained."""
 
 import os
+import time
 from collections.abc import Iterable
+from multiprocessing import active_children
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -57,12 +59,23 @@ def called(pairs: Any, index: int) -> str:
     return " and ".join(str(case.image) for case in couples[index]) if couples else f"pair {index}"
 
 
+def ended(patience: float = 5.0) -> set[int]:
+    """The processes that loaded and are no more, if one ends within ``patience`` seconds."""
+    noted = {process for pairs in list(Watched.living) for process in pairs.places[:, 0].tolist()}
+    noted, limit = noted - {IDLE}, time.monotonic() + patience
+    while noted and noted <= {child.pid for child in active_children()}:
+        if time.monotonic() > limit:
+            break
+        time.sleep(0.02)
+    return noted - {child.pid for child in active_children()}
+
+
 def at(processes: Iterable[int]) -> list[str]:
-    """The pairs that these processes were making."""
-    processes = set(processes)
-    return [
-        called(pairs.watched, index)
-        for pairs in list(Watched.living)
-        for process, index in pairs.places.tolist()
-        if process in processes and index != IDLE
-    ]
+    """The pairs that these processes were making when they ended; then they are forgotten."""
+    processes, found = set(processes), []
+    for pairs in list(Watched.living):
+        for place, (process, index) in zip(pairs.places, pairs.places.tolist(), strict=True):
+            if process in processes:
+                place.fill_(IDLE)
+                found += [called(pairs.watched, index)] if index != IDLE else []
+    return found

@@ -1,6 +1,7 @@
 """Arrays as the bytes of an ``.npz`` or a ``.nii.gz``, and back without trusting them."""
 
 import gzip
+import math
 from collections.abc import Callable
 from io import BytesIO
 from zipfile import BadZipFile
@@ -57,6 +58,8 @@ def nifti_array(content: bytes, room: int) -> NDArray:
     image = nibabel.Nifti1Image.from_bytes(plain)
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError("it holds no plain numbers")
+    if math.prod(image.shape) * image.get_data_dtype().itemsize > len(plain):
+        raise ValueError("its header promises more than it holds")
     return np.asarray(image.dataobj)
 
 

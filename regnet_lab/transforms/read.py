@@ -1,5 +1,6 @@
 """Transforms in: files of ITK, ANTs, FSL and Learn2Reg as transforms of LPS+ millimetres."""
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +10,19 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
+from regnet_lab.sizes import check_size, itk_reader
 from regnet_lab.transforms import fsl, l2r
 from regnet_lab.transforms.frame import Frame, field_transform
 
 VECTOR = 1007  # NIfTI's intent code of ITK's displacements
 NIFTI = (".nii", ".nii.gz")
 FIELDS = (".nrrd", ".nhdr", ".mha", ".mhd")
-LARGEST = 1e6  # bytes of a text
+TEXT = 1e6  # bytes
+LARGEST = 2**33  # bytes of an array
 UNREADABLE = (
     RuntimeError,
+    MemoryError,
+    KeyError,
     OSError,
     ValueError,
     EOFError,
@@ -28,14 +33,14 @@ UNREADABLE = (
 
 def _is_text(path: Path) -> bool:
     """Whether a file is short and printable."""
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > TEXT:
         return False
     content = path.read_bytes()
     return b"\0" not in content and content.isascii()
 
 
 def _itk_field(path: Path) -> sitk.Transform:
-    image = sitk.ReadImage(str(path))
+    image = itk_reader(path).Execute()
     if image.GetNumberOfComponentsPerPixel() != image.GetDimension():
         raise UserError(f"{path}: is no field of displacements, but an image; give a transform.")
     return field_transform(image)
@@ -44,6 +49,7 @@ def _itk_field(path: Path) -> sitk.Transform:
 def _nifti(path: Path, fixed: Frame | None, moving: Frame | None) -> sitk.Transform:
     image: nibabel.Nifti1Image = nibabel.load(path)  # type: ignore[assignment]
     code, shape = int(image.header["intent_code"]), image.shape
+    check_size(path, shape, image.get_data_dtype().itemsize)
     if len(shape) == 5 and code == VECTOR:
         return _itk_field(path)
     if code in fsl.INTENTS:
@@ -58,7 +64,27 @@ def _nifti(path: Path, fixed: Frame | None, moving: Frame | None) -> sitk.Transf
     )
 
 
+def check_arrays(path: Path) -> None:
+    """Refuse an ``.npz`` whose arrays are larger than what is stored of them.
+
+    Raises:
+        UserError: One is.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, _, dtype = read(file)
+            if math.prod(shape) * dtype.itemsize > min(member.file_size, LARGEST):
+                raise UserError(f"{path}: promises {shape} numbers, which it does not hold.")
+
+
 def _learn2reg(path: Path, fixed: Frame | None, moving: Frame | None) -> sitk.Transform:
+    check_arrays(path)
     with np.load(path, allow_pickle=False) as arrays:
         if len(arrays.files) != 1:
             raise UserError(f"{path}: holds {len(arrays.files)} arrays; a displacement is one.")
