@@ -465,3 +465,27 @@ def test_everything_is_computed_in_single_precision(shape, dtype, function):
         mixed = function(u)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, function(u.float()))
+
+
+@pytest.mark.parametrize("depth", [8, 9, 7])
+def test_one_volume_is_cut_into_slabs_for_several_threads(depth):
+    image, u = textured((7, 8, 9), channels=2).float(), field((depth, 8, 9), 1.0).float()
+    fields = [u.clone().requires_grad_() for _ in range(2)]
+    warped = []
+    try:
+        for threads, each in zip((1, 3), fields, strict=True):
+            torch.set_num_threads(threads)
+            warped.append(ops.warp(image, each))
+            warped[-1].square().sum().backward()
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(*warped)
+    torch.testing.assert_close(fields[0].grad, fields[1].grad, rtol=1e-6, atol=0)
+
+
+@SHAPES
+def test_determinants_agree_with_numpy(shape):
+    ndim = len(shape)
+    matrix = torch.randn(2, ndim, ndim, *shape, dtype=torch.float64)
+    expected = np.linalg.det(np.moveaxis(matrix.numpy(), (1, 2), (-2, -1)))
+    torch.testing.assert_close(ops.determinant(matrix), torch.from_numpy(expected))
