@@ -13,6 +13,7 @@ from monai.metrics import (
 from scipy.ndimage import correlate, gaussian_filter, map_coordinates
 
 from regnet_lab import metrics, ops
+from regnet_lab.metrics import overlap, surface
 from regnet_lab.pair import Pair
 
 SHAPES = pytest.mark.parametrize("shape", [(17, 19), (12, 13, 14)])
@@ -390,7 +391,9 @@ def test_tables_of_labels_agree_with_sorting(monkeypatch):
     table = overlap.joint_histogram(fixed, warped, values)
     monkeypatch.setattr(overlap, "TABLE", 0)
     assert np.array_equal(table, overlap.joint_histogram(fixed, warped, values))
-    assert np.array_equal(table, [[((fixed == i) & (warped == j)).sum() for j in values] for i in values])
+    assert np.array_equal(
+        table, [[((fixed == i) & (warped == j)).sum() for j in values] for i in values]
+    )
 
 
 @pytest.mark.parametrize("labels", [[-5, 0, 3], [0, 2, 10**9]])

@@ -24,7 +24,8 @@ def dense_ncc(f, w, window, padding, weight):
     mean_f, mean_w = (dense_sum(x, window, padding) / count for x in (f, w))
     cross = dense_sum(f * w, window, padding) - count * mean_f * mean_w
     variances = [
-        dense_sum(x * x, window, padding) - count * mean**2 for x, mean in ((f, mean_f), (w, mean_w))
+        dense_sum(x * x, window, padding) - count * mean**2
+        for x, mean in ((f, mean_f), (w, mean_w))
     ]
     cc = cross**2 / (variances[0] * variances[1] + 1e-5)
     return 1 - (cc * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
