@@ -37,7 +37,9 @@ def main() -> None:
             forms["MONAI"] = harness.both(lambda w, f=fixed, g=loss: g(w, f), warped)
         if neurite:
             score = neurite(WINDOW).to(given.device)
-            forms["neurite 0.3.4"] = harness.both(lambda w, f=fixed, g=score: g(f, w).mean(), warped)
+            forms["neurite 0.3.4"] = harness.both(
+                lambda w, f=fixed, g=score: g(f, w).mean(), warped
+            )
         size = f"{batch} x {' x '.join(map(str, shape))}"
         rows += harness.compare(
             "local NCC + gradient", size, forms, given, harness.floor(found, gigaflop=flop)

@@ -15,6 +15,8 @@ from regnet_lab.metrics import surface
 
 LABELS = 35
 monai_dice = harness.peer("monai.metrics", "compute_dice")
+monai_one_hot = harness.peer("monai.networks.utils", "one_hot")
+voxelmorph = harness.peer("voxelmorph.py.utils", "jacobian_determinant")
 monai_hausdorff = harness.peer("monai.metrics", "compute_hausdorff_distance")
 
 
@@ -29,23 +31,15 @@ def cells(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.int64]:
     return np.where(inside, nearest + 1, 0)
 
 
-def determinants(u: NDArray) -> NDArray:
-    """det of the Jacobian of x + u(x) by numpy.gradient, as in the script that VoxelMorph ships."""
-    grid = np.indices(u.shape[1:])
-    rows = np.stack([np.stack(np.gradient(c)) for c in u + grid])  # [component, axis]
-    (a, b, c), (d, e, f), (g, h, i) = rows
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-
 def official_sdlogj(u: NDArray) -> float:
-    """As Learn2Reg's evaluator has it."""
+    """As Learn2Reg's evaluator has it, of VoxelMorph's determinant (*spatial, D)."""
     inner = (slice(2, -2),) * 3
-    return float(np.log(np.clip(determinants(u)[inner] + 3, 1e-9, 1e9)).std())
+    return float(np.log(np.clip(voxelmorph(u)[inner] + 3, 1e-9, 1e9)).std())
 
 
 def one_hot(labels: NDArray) -> torch.Tensor:
-    """(1, 36, *spatial)."""
-    return torch.from_numpy(labels)[None, None] == torch.arange(LABELS + 1).view(1, -1, 1, 1, 1)
+    """(1, 36, *spatial), as MONAI makes it."""
+    return monai_one_hot(torch.from_numpy(labels)[None, None], LABELS + 1)
 
 
 def dice_loop(fixed: NDArray, warped: NDArray) -> list[float]:
@@ -59,9 +53,7 @@ def dice_loop(fixed: NDArray, warped: NDArray) -> list[float]:
 def hausdorff(fixed: NDArray, warped: NDArray, spacing: NDArray) -> list[float]:
     """HD95 of every label, as ``metrics=strict`` has it."""
     return [
-        metrics.hausdorff95(
-            *metrics.surface_distances(fixed[box] == k, warped[box] == k, spacing)
-        )
+        metrics.hausdorff95(*metrics.surface_distances(fixed[box] == k, warped[box] == k, spacing))
         for k, box in surface.boxes(fixed, warped, range(1, LABELS + 1)).items()
     ]
 
@@ -69,9 +61,10 @@ def hausdorff(fixed: NDArray, warped: NDArray, spacing: NDArray) -> list[float]:
 def regularity(given: harness.argparse.Namespace, found: harness.Row) -> list[harness.Row]:
     """Rows of SDlogJ; the limit is one reading of the field."""
     u = np.random.default_rng(0).normal(size=(3, 128, 128, 128)).astype(np.float32)
+    last = np.moveaxis(u, 0, -1).copy()
     forms: harness.Forms = {
         "ours": lambda: metrics.sdlogj(metrics.interior_determinant(u)),
-        "numpy.gradient": lambda: official_sdlogj(u),
+        "VoxelMorph 0.3.4": voxelmorph and (lambda: official_sdlogj(last)),
     }
     limit = harness.floor(found, gigabytes=u.nbytes / 1e9)
     return harness.compare("SDlogJ", "128^3", forms, given, limit)
@@ -102,7 +95,7 @@ def surfaces(given: harness.argparse.Namespace) -> list[harness.Row]:
         distances = surface_distance.compute_surface_distances(fixed == k, warped == k, spacing)
         return surface_distance.compute_robust_hausdorff(distances, 95.0)
 
-    hot = [one_hot(volume) for volume in (fixed, warped)]
+    hot = [one_hot(volume) for volume in (fixed, warped)] if monai_one_hot else []
     forms: harness.Forms = {
         "ours": lambda: hausdorff(fixed, warped, spacing),
         "surface-distance": lambda: [weighted(k) for k in range(1, LABELS + 1)],

@@ -19,11 +19,10 @@ monai = harness.peer("monai.transforms", "LoadImage")
 
 
 def image() -> np.ndarray:
-    """Quantised noise in a box of zeros, as compressible as a scan."""
+    """Noise in a box of zeros, in float32 as normalised scans are stored."""
     volume = np.zeros(SHAPE, np.float32)
-    inner = tuple(slice(n // 6, n - n // 6) for n in SHAPE)
-    shape = volume[inner].shape
-    volume[inner] = np.random.default_rng(0).normal(500, 60, shape).round()
+    inner = tuple(slice(n // 8, n - n // 8) for n in SHAPE)
+    volume[inner] = np.random.default_rng(0).normal(0.5, 0.1, volume[inner].shape)
     return volume
 
 

@@ -20,12 +20,12 @@ def rows_of(shape: list[int], batch: int, given: harness.argparse.Namespace) -> 
     image = torch.rand(batch, 1, *shape, device=given.device)
     noise = torch.randn(batch, len(shape), *[n // 8 for n in shape], device=given.device)
     u = (3 * ops.resize(noise, shape)).requires_grad_()
-    functions = {
-        "ours": lambda u: ops.warp(image, u),
-        "VoxelMorph 0.3.4": voxelmorph and (lambda u, f=voxelmorph(): f(image, u)),
-        "MONAI": monai and (lambda u, f=monai("bilinear", "border"): f(image, u)),
+    peers = {
+        "VoxelMorph 0.3.4": voxelmorph and voxelmorph(),
+        "MONAI": monai and monai("bilinear", "border"),
     }
-    there = {name: f for name, f in functions.items() if f}
+    there = {"ours": lambda u: ops.warp(image, u)}
+    there |= {name: lambda u, f=f: f(image, u) for name, f in peers.items() if f}
     size = f"{batch} x {' x '.join(map(str, shape))}"
     voxels = image.numel() / 1e9
     moved = BYTES * voxels * (len(shape) + 2) / 5

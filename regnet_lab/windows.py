@@ -178,9 +178,7 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
             return *known, None, None, None, None
         wanted = [x for x, need in zip((fixed, warped), ctx.needs_input_grad, strict=False) if need]
         cc = squared_correlation(fixed, warped, *ctx.numbers)
-        found = torch.autograd.grad(
-            cc, wanted, (each * weight).expand_as(cc), create_graph=True
-        )
+        found = torch.autograd.grad(cc, wanted, (each * weight).expand_as(cc), create_graph=True)
         gradients = iter(found)
         known = (next(gradients) if need else None for need in ctx.needs_input_grad[:2])
         return *known, None, None, None, None
