@@ -2,7 +2,8 @@
 
 ``python benchmarks/training.py [--models voxelmorph gradirn] [--sides 64 128]``.  One process for
 each model; the step is forward, local NCC and diffusion, backward and Adam, on noise.  A size whose
-step would take longer than ``--longest`` seconds, judged by its voxels, is left out.
+step would take longer than ``--longest`` seconds, judged by its voxels, is left out.  ``--precision
+bf16`` or ``16`` (without loss scaling, which costs little), ``--compile 1``.
 """
 
 import json
@@ -18,6 +19,7 @@ from regnet_lab.build import build
 
 PEER = "VoxelMorph 0.3.4"
 FEATURES = (16, 16, 16, 16, 16)  # what its class offers
+HALVES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 LEFT_OUT = {"identity", "regnet_slices"}  # nothing to train; RegNet in 2D once more
 CLASSICAL = "regnet_lab.models.classical"
 
@@ -74,11 +76,14 @@ def steps(
     pair = pair_of(shape, batch, given.device)
     network, loss = theirs(shape, pair) if name == PEER else ours(name, shape, pair)
     network.to(given.device).train()
+    half = HALVES[given.precision]
+    if given.compile:
+        (network if name == PEER else network.model).compile()
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(given.device.type, torch.bfloat16, enabled=bool(given.bf16)):
+        with torch.autocast(given.device.type, half, enabled=half is not None):
             value = loss()
         value.backward()
         optimizer.step()
@@ -126,9 +131,16 @@ def one(name: str, given: harness.argparse.Namespace) -> list[harness.Row]:
     return rows
 
 
+def kept(given: harness.argparse.Namespace) -> list[str]:
+    """What is unusual in the settings, for the name of the file."""
+    precision = [] if given.precision == "32" else [given.precision]
+    return precision + ["compiled"] * given.compile
+
+
 def main() -> None:
     """Every model in a process of its own."""
-    given = harness.options(__doc__, models=[""], sides=[64, 128], longest=30.0, bf16=0, child="")
+    how = {"models": [""], "sides": [64, 128], "longest": 30.0, "precision": "32", "compile": 0}
+    given = harness.options(__doc__, **how, child="")
     if given.child:
         print(json.dumps({"rows": one(given.child, given)}))
         return
@@ -139,7 +151,10 @@ def main() -> None:
         for row in answer.get("rows", [{"model": name, **answer}]):
             print(row, flush=True)
             rows.append(row)
-    harness.save("training", given, rows)
+    ending = "".join(
+        [f"_{given.precision}"] * (given.precision != "32") + ["_compiled"] * given.compile
+    )
+    harness.save(f"training{ending}", given, rows)
 
 
 if __name__ == "__main__":
