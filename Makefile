@@ -1,9 +1,9 @@
-# make demo | test | test-all | lint | bench     (each sets up what it needs)
+# make demo | test | test-all | lint | bench | bench-gpu     (each sets up what it needs)
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-all lint bench bench-gpu clean
 
 install: .venv/ready
 
@@ -29,8 +29,26 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+.venv-bench/ready: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[baselines]' --requirement benchmarks/requirements.txt
+	touch $@
+
+# one thread unless a script says otherwise; outputs/benchmarks/, then docs/performance.md
+BENCHMARKS := startup warp local_ncc cost_volume dvf metrics volumes loading pair training
+
+bench: export OMP_NUM_THREADS := 1
+bench: .venv-bench/ready
+	set -e; for name in $(BENCHMARKS); do .venv-bench/bin/python benchmarks/$$name.py; done
+	.venv-bench/bin/python benchmarks/tables.py
+
+bench-gpu: .venv-bench/ready
+	set -e; for name in warp local_ncc cost_volume; do \
+		.venv-bench/bin/python benchmarks/$$name.py --device cuda --out outputs/benchmarks-gpu; done
+	set -e; for how in '32' 'bf16' '16' '32 --compile 1' 'bf16 --compile 1'; do \
+		.venv-bench/bin/python benchmarks/training.py --device cuda --out outputs/benchmarks-gpu \
+			--precision $$how; done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-bench build *.egg-info

@@ -1,18 +1,17 @@
-"""Artificial displacement fields a second, beside scipy.ndimage.gaussian_filter of the same field.
+"""Artificial displacement fields beside scipy's of the same kind.
 
-``PYTHONPATH=. python benchmarks/dvf.py [side] [--patches]``.  Fields of RegNet's three frequencies
-and of its second version on a cube; the peer blurs the same impulses, component by component.
-``--patches``: patches a second from the sampler, chunks made in its background thread included,
-against training steps of RegNet on such patches.  One thread; seconds are of this process's CPU.
+``python benchmarks/dvf.py``.  RegNet's three frequencies on 128^3 voxels of 1 mm: the peer blurs
+the same impulses, component by component; B-splines: it blurs noise, or enlarges coefficients.
+``--patches 1``: patches a second from the sampler, chunks made in its background thread included,
+against training steps of RegNet on such patches.
 """
 
-import argparse
 import time
-from collections.abc import Callable
 
+import harness
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 
 from regnet_lab.data.deformed import Deformed, alone
 from regnet_lab.data.dvf import (
@@ -23,42 +22,14 @@ from regnet_lab.data.dvf import (
     blur_matrix,
     spread,
 )
-from regnet_lab.data.dvf_2019 import MixedFrequency, SingleFrequency
+from regnet_lab.data.dvf_2019 import MixedFrequency, SingleFrequency, spline_field
 from regnet_lab.data.patches import Patches
 from regnet_lab.data.respiratory import Respiratory
 from regnet_lab.data.scene import Scene
 from regnet_lab.models import RegNet
 
-torch.set_num_threads(1)
-
-
-def seconds(function: Callable[[], object], repeats: int = 3) -> float:
-    """Least CPU seconds of some calls."""
-    found = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        found.append(time.process_time() - start)
-    return min(found)
-
-
-def peer(fields: PeakField, side: int) -> tuple[float, float]:
-    """Seconds of scipy's blurring of the peaks of a field, and the greatest difference to ours,
-    relative to the greatest value.
-    """
-    shape = (side,) * 3
-    peaks = fields.draw(np.random.default_rng(0), shape, (1, 1, 1))
-    impulses = np.zeros((3, *shape), np.float32)
-    impulses[:, *peaks.places.T.numpy()] = peaks.vectors.T.numpy()
-    blurred = [np.zeros(shape)] * 3
-
-    def blur() -> None:
-        blurred[:] = [gaussian_filter(component, fields.sigma) for component in impulses]
-
-    took = seconds(blur, 1)
-    matrices = [blur_matrix(side, fields.sigma)] * 3
-    ours = spread(peaks.places, peaks.vectors, matrices).numpy()
-    return took, float(np.abs(ours - np.stack(blurred)).max() / np.abs(ours).max())
+SPACING = (1.0, 1.0, 1.0)
+KNOTS = 16  # voxels
 
 
 def scene(side: int) -> Scene:
@@ -70,29 +41,65 @@ def scene(side: int) -> Scene:
     return Scene(image, (1.0, 1.0, 1.0), torch.ones_like(lung), lung)
 
 
-def fields_table(side: int) -> None:
-    """Print what fields cost."""
-    shape, spacing = (side,) * 3, (1.0, 1.0, 1.0)
-    print(f"one field of {side}^3 voxels of 1 mm, CPU seconds")
-    border = min(33.0, side / 4)
-    for fields in (
+def peaks(fields: PeakField, side: int) -> harness.Forms:
+    """Blurred impulses, by matrices and by scipy; equal to a millionth."""
+    shape = (side,) * 3
+    drawn = fields.draw(np.random.default_rng(0), shape, (1, 1, 1))
+    impulses = np.zeros((3, *shape), np.float32)
+    impulses[:, *drawn.places.T.numpy()] = drawn.vectors.T.numpy()
+    matrices = [blur_matrix(side, fields.sigma)] * 3
+
+    def ours() -> np.ndarray:
+        return spread(drawn.places, drawn.vectors, matrices).numpy()
+
+    def theirs() -> np.ndarray:
+        return np.stack([gaussian_filter(component, fields.sigma) for component in impulses])
+
+    greatest = np.abs(ours()).max()
+    assert np.abs(ours() - theirs()).max() < 2e-6 * greatest
+    return {"ours": ours, "scipy gaussian_filter": theirs}
+
+
+def splines(place: Scene) -> harness.Forms:
+    """A random B-spline, coefficients and all, against noise that scipy makes as smooth."""
+    side, rng = place.shape[0], np.random.default_rng(0)
+    noise = rng.normal(size=(3, side, side, side)).astype(np.float32)
+    coarse = rng.normal(size=(3, *[side // KNOTS] * 3)).astype(np.float32)
+    return {
+        "ours": lambda: spline_field(rng, place, [KNOTS] * 3, (0, 1.7), 7.0, 0.8, 2),
+        "scipy gaussian_filter": lambda: [gaussian_filter(c, 0.8 * KNOTS) for c in noise],
+        "scipy zoom, order 3": lambda: [zoom(c, KNOTS, order=3) for c in coarse],
+    }
+
+
+def fields_table(given: harness.argparse.Namespace) -> None:
+    """What fields cost; the limit is writing one."""
+    shape = (given.side,) * 3
+    border = min(33.0, given.side / 4)
+    found, place, size = harness.limits(), scene(given.side), f"{given.side}^3"
+    limit = harness.floor(found, gigabytes=12 * given.side**3 / 1e9)
+    rows = harness.compare("B-spline field", size, splines(place), given, limit)
+    generators = (
         LowFrequency(border=border),
         MediumFrequency(border=border),
-        HighFrequency(border=border, distance=min(40.0, side / 8)),
-    ):
-        ours = seconds(lambda f=fields: f(np.random.default_rng(0), shape, spacing))
-        theirs, error = peer(fields, side)
-        name = type(fields).__name__
-        print(f"{name:18}{ours:8.3f}  gaussian_filter{theirs:8.2f}  x{theirs / ours:5.0f}", end="")
-        print(f"  relative difference {error:.0e}")
-    place = scene(side)
-    for generator in (
+        HighFrequency(border=border, distance=min(40.0, given.side / 8)),
+    )
+    for fields in generators:
+        name = f"Gaussian peaks, {fields.sigma:g}"
+        rows += harness.compare(name, size, peaks(fields, given.side), given, limit)
+    whole: harness.Forms = {
+        type(f).__name__: lambda f=f: f(np.random.default_rng(0), shape, SPACING)
+        for f in generators
+    }
+    for made in (
         SingleFrequency(max_deform=7.0, knots=35.0),
         MixedFrequency(max_deform=7.0, knots=[40.0] * 3, canny=(0.02, 0.05)),
         Respiratory(max_deform=7.0, shift=15.0, knots=35.0),
     ):
-        ours = seconds(lambda g=generator: g(np.random.default_rng(0), place))
-        print(f"{type(generator).__name__:18}{ours:8.3f}")
+        whole[type(made).__name__] = lambda g=made: g(np.random.default_rng(0), place)
+    for name, make in whole.items():
+        rows += harness.compare(f"whole {name}", size, {"ours": make}, given, limit)
+    harness.save("dvf", given, rows, limits=found)
 
 
 def patches_table(side: int) -> None:
@@ -115,12 +122,11 @@ def patches_table(side: int) -> None:
     def step() -> None:
         model(fixed, moving)[0].square().mean().backward()
 
-    print(f"a training step of RegNet uses {4 / seconds(step):.1f} such patches a CPU second")
+    took = min(harness.once(step)[1] for _ in range(3))
+    print(f"a training step of RegNet uses {4 / took:.1f} such patches a CPU second")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("side", nargs="?", type=int, default=128)
-    parser.add_argument("--patches", action="store_true")
-    given = parser.parse_args()
-    patches_table(given.side) if given.patches else fields_table(given.side)
+    options = harness.options(__doc__, side=128, patches=0)
+    options.device = harness.CPU
+    patches_table(options.side) if options.patches else fields_table(options)

@@ -5,17 +5,16 @@ the same order, and the loader without a cache.  Data: REGNET_LAB_DATA, or else 
 in the same layouts.  Prints a table and writes outputs/benchmarks/loading.json.
 """
 
-import argparse
 import itertools
 import json
 import os
-import platform
 import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import harness
 import nibabel
 import numpy as np
 import torch
@@ -154,31 +153,19 @@ def measure(data: str, root: Path, seconds: float) -> dict[str, float | str]:
 
 def main() -> None:
     """Measure both data sets."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
-    parser.add_argument("--out", default="outputs/benchmarks/loading.json")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    given = harness.options(__doc__)
     warnings.filterwarnings("ignore", "You are trying to `self.log")
-    given = os.environ.get("REGNET_LAB_DATA")
+    there = os.environ.get("REGNET_LAB_DATA")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(given or folder)
-        if not given:
+        root = Path(there or folder)
+        if not there:
             write_made_up(root)
-        rows = [measure(data, root, arguments.seconds) for data in DATA_SETS]
+        rows = [measure(data, root, given.seconds) for data in DATA_SETS]
     print(" | ".join(COLUMNS))
     for row in rows:
         cells = (v if isinstance(v, str) else f"{v:.4g}" for v in row.values())
         print(" | ".join(c.ljust(len(name)) for c, name in zip(cells, COLUMNS, strict=True)))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "one CPU thread"
-    about = {
-        "data": "real" if given else "made up",
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, training on {device}",
-        "torch": torch.__version__,
-    }
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**about, "rows": rows}, indent=2))
+    harness.save("loading", given, rows, data="real" if there else "made up")
 
 
 if __name__ == "__main__":

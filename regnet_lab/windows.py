@@ -137,10 +137,15 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
         ratio = cross * inverse
         cc = cross.mul_(ratio)
 
+        value = (cc * weight).flatten(1).sum(1)
+        needs_f, needs_w = ctx.needs_input_grad[:2]
+        if not needs_f and not needs_w:
+            return value
+
         # d cc = 2 ratio dS(fw) - cc inverse (variance_w dS(ff) + variance_f dS(ww)), centred
         to_product = (2 * ratio).mul_(weight)
         steep = inverse.mul_(cc).mul_(weight).neg_()
-        along_product = total(to_product, True) if any(ctx.needs_input_grad[:2]) else None
+        along_product = total(to_product, True)
 
         def slope(
             one: Tensor, other: Tensor, own: Tensor, beside: Tensor, raw: Tensor, variance: Tensor
@@ -154,7 +159,7 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
                 .addcmul_(other, along_product)
             )
 
-        needs_f, needs_w = ctx.needs_input_grad[:2]
+        ctx.numbers = window, padding, epsilon
         ctx.save_for_backward(
             fixed,
             warped,
@@ -162,8 +167,7 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
             slope(fixed, warped, f, w, raw_f, variance_w) if needs_f else None,
             slope(warped, fixed, w, f, raw_w, variance_f) if needs_w else None,
         )
-        ctx.numbers = window, padding, epsilon
-        return cc.mul_(weight).flatten(1).sum(1)
+        return value
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
@@ -174,6 +178,7 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
             return *known, None, None, None, None
         wanted = [x for x, need in zip((fixed, warped), ctx.needs_input_grad, strict=False) if need]
         cc = squared_correlation(fixed, warped, *ctx.numbers)
-        gradients = iter(torch.autograd.grad(cc, wanted, each * weight, create_graph=True))
+        found = torch.autograd.grad(cc, wanted, (each * weight).expand_as(cc), create_graph=True)
+        gradients = iter(found)
         known = (next(gradients) if need else None for need in ctx.needs_input_grad[:2])
         return *known, None, None, None, None

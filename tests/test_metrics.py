@@ -13,6 +13,7 @@ from monai.metrics import (
 from scipy.ndimage import correlate, gaussian_filter, map_coordinates
 
 from regnet_lab import metrics, ops
+from regnet_lab.metrics import overlap, surface
 from regnet_lab.pair import Pair
 
 SHAPES = pytest.mark.parametrize("shape", [(17, 19), (12, 13, 14)])
@@ -381,3 +382,34 @@ def test_two_cases_at_once_are_refused(case):
     pair, u = case
     with pytest.raises(ValueError, match="too many values"):
         metrics.quick(pair, u.repeat(2, *[1] * (u.ndim - 1)))
+
+
+def test_tables_of_labels_agree_with_sorting(monkeypatch):
+    rng = np.random.default_rng(0)
+    fixed, warped = (rng.choice([0, 3, 7, 40], (6, 7, 8)) for _ in range(2))
+    values = np.array([0, 3, 7, 40])
+    table = overlap.joint_histogram(fixed, warped, values)
+    monkeypatch.setattr(overlap, "TABLE", 0)
+    assert np.array_equal(table, overlap.joint_histogram(fixed, warped, values))
+    assert np.array_equal(
+        table, [[((fixed == i) & (warped == j)).sum() for j in values] for i in values]
+    )
+
+
+@pytest.mark.parametrize("labels", [[-5, 0, 3], [0, 2, 10**9]])
+def test_any_whole_numbers_may_be_labels(labels):
+    rng = np.random.default_rng(0)
+    fixed, warped = (rng.choice(labels, (6, 7)) for _ in range(2))
+    scores = metrics.dice(fixed, warped, warped)
+    for label in set(labels) - {0}:
+        both = ((fixed == label) & (warped == label)).sum()
+        either = (fixed == label).sum() + (warped == label).sum()
+        assert scores[label] == pytest.approx(2 * both / either)
+
+
+def test_boxes_hold_a_label_in_both_volumes():
+    fixed, warped = np.zeros((2, 6, 7), int)
+    fixed[1:3, 2], warped[4, 5], fixed[5, 6] = 1, 1, 2
+    boxes = surface.boxes(fixed, warped, [1, 2])
+    assert boxes[1] == (slice(1, 5), slice(2, 6))
+    assert fixed[boxes[2]].shape == fixed.shape

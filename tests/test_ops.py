@@ -499,3 +499,36 @@ def test_a_zero_field_in_a_fixed_order_is_the_identity(shape):
     image = torch.randn(1, 2, *shape)
     found = ops._sampled(image, ops.identity_grid(shape, image), "border")
     assert torch.equal(found, image)
+
+
+@SHAPES
+def test_warping_in_a_fixed_order_is_warping(shape, monkeypatch):
+    image, u = textured(shape, channels=2), field(shape, 2.0)
+    usual = ops.warp(image, u)
+    monkeypatch.setattr(ops, "_in_fixed_order", lambda points: True)
+    monkeypatch.setattr(ops.F, "grid_sample", None)
+    torch.testing.assert_close(ops.warp(image, u), usual, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("depth", [8, 9, 7])
+def test_one_volume_is_cut_into_slabs_for_several_threads(depth):
+    image, u = textured((7, 8, 9), channels=2).float(), field((depth, 8, 9), 1.0).float()
+    fields = [u.clone().requires_grad_() for _ in range(2)]
+    warped = []
+    try:
+        for threads, each in zip((1, 3), fields, strict=True):
+            torch.set_num_threads(threads)
+            warped.append(ops.warp(image, each))
+            warped[-1].square().sum().backward()
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(*warped)
+    torch.testing.assert_close(fields[0].grad, fields[1].grad, rtol=1e-6, atol=0)
+
+
+@SHAPES
+def test_determinants_agree_with_numpy(shape):
+    ndim = len(shape)
+    matrix = torch.randn(2, ndim, ndim, *shape, dtype=torch.float64)
+    expected = np.linalg.det(np.moveaxis(matrix.numpy(), (1, 2), (-2, -1)))
+    torch.testing.assert_close(ops.determinant(matrix), torch.from_numpy(expected))

@@ -5,6 +5,24 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.integer]
 
+TABLE = 2048  # labels below this are counted in a table, others are sorted first
+
+
+def _countable(*volumes: Labels) -> int:
+    """One more than the greatest label, if a table of all pairs of labels is small; else 0."""
+    if not all(volume.size and np.issubdtype(volume.dtype, np.integer) for volume in volumes):
+        return 0
+    least, most = min(v.min() for v in volumes), max(v.max() for v in volumes)
+    return int(most) + 1 if least >= 0 and most < TABLE else 0
+
+
+def _values(volume: Labels) -> set[int]:
+    if count := _countable(volume):
+        found = np.flatnonzero(np.bincount(volume.ravel(), minlength=count))
+    else:
+        found = np.unique(volume)
+    return set(found.tolist())
+
 
 def presence(fixed: Labels, moving: Labels) -> dict[int, bool]:
     """Every label but 0 that either volume holds, and whether both hold it.
@@ -12,12 +30,20 @@ def presence(fixed: Labels, moving: Labels) -> dict[int, bool]:
     Only a label of both can be compared; ``moving`` is the volume before it is warped, so that a
     label the registration made vanish still counts.
     """
-    found = [set(np.unique(volume).tolist()) - {0} for volume in (fixed, moving)]
+    found = [_values(volume) - {0} for volume in (fixed, moving)]
     return {label: all(label in one for one in found) for label in sorted(set.union(*found))}
 
 
 def joint_histogram(first: Labels, second: Labels, values: NDArray) -> NDArray[np.int64]:
-    """How many voxels hold values[i] in ``first`` and values[j] in ``second``; values sorted."""
+    """How many voxels hold values[i] in ``first`` and values[j] in ``second``; values sorted, and
+    all there are.
+    """
+    if count := _countable(first, second, values):
+        cell = np.multiply(first, count, dtype=np.intp)
+        cell += second.astype(np.intp, copy=False)
+        return np.bincount(cell.ravel(), minlength=count**2).reshape(count, count)[
+            np.ix_(values, values)
+        ]
     count = len(values)
     cell = np.searchsorted(values, first.ravel()) * count + np.searchsorted(values, second.ravel())
     return np.bincount(cell, minlength=count * count).reshape(count, count)

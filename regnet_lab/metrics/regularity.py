@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import product
-from math import factorial
+from math import factorial, prod
 
 import numpy as np
 import torch
@@ -15,18 +15,16 @@ Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
 
 CROP = 2  # voxels at each side, where Learn2Reg does not look
+SLAB = 2**17  # voxels whose determinants are computed at a time
 
 
-def _by_layers(
-    function: Callable[[Tensor], Tensor], u: Array, reach: int, layers: int = 16
-) -> Array:
-    """``function`` of a field, slab by slab along the first axis to spare memory.
+def _by_layers(function: Callable[[Tensor], Tensor], u: Array, reach: int) -> Array:
+    """``function`` of a field, slab by slab along the first axis: what fits the cache is fast.
 
     Args:
         function: Takes (1, D, *spatial) to a grid that has ``reach`` voxels less along each axis.
         u: (D, *spatial).
         reach: See above.
-        layers: Thickness of a slab's answer.
 
     Returns:
         Its answer on the whole grid, which is empty if an axis has ``reach`` voxels or fewer.
@@ -35,6 +33,7 @@ def _by_layers(
     shape = [max(n - reach, 0) for n in u.shape[1:]]
     if 0 in shape:
         return np.empty(shape)
+    layers = max(4, SLAB * shape[0] // prod(shape))
     starts = range(0, shape[0], layers)
     return torch.cat([function(field[:, :, i : i + layers + reach]) for i in starts]).numpy()
 
@@ -46,8 +45,10 @@ def _cropped_determinant(u: Tensor) -> Tensor:
     slope = u.new_empty(1, ndim, ndim, *inner)
 
     def beside(along: int, step: int) -> Tensor:
-        first = [CROP + step * (axis == along) for axis in range(ndim)]
-        return half[(..., *(slice(i, i + n) for i, n in zip(first, inner, strict=True)))]
+        part = half
+        for axis, n in enumerate(inner):
+            part = part.narrow(axis + 2, CROP + step * (axis == along), n)
+        return part
 
     for axis in range(ndim):
         torch.sub(beside(axis, 1), beside(axis, -1), out=slope[:, :, axis])

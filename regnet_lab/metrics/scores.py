@@ -70,12 +70,12 @@ def _overlap(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[str, Tabl
 def _surface(
     fixed: NDArray, moving: NDArray, warped: NDArray, spacing: NDArray
 ) -> dict[str, Table]:
-    unknown = np.array([np.nan])
+    unknown, known = np.array([np.nan]), overlap.presence(fixed, moving)
     distances = {
-        label: surface.surface_distances(fixed == label, warped == label, spacing)
-        if both
+        label: surface.surface_distances(fixed[box] == label, warped[box] == label, spacing)
+        if known[label]
         else (unknown, unknown)
-        for label, both in overlap.presence(fixed, moving).items()
+        for label, box in surface.boxes(fixed, warped, known).items()
     }
     measures = {
         "hd95_mm": surface.hausdorff95,
@@ -88,10 +88,13 @@ def _surface(
 
 
 def _surface_l2r(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[str, Table]:
+    known = overlap.presence(fixed, moving)
     return {
         "hd95_vox": {
-            label: surface.hausdorff95_l2r(fixed == label, warped == label) if both else np.nan
-            for label, both in overlap.presence(fixed, moving).items()
+            label: surface.hausdorff95_l2r(fixed[box] == label, warped[box] == label)
+            if known[label]
+            else np.nan
+            for label, box in surface.boxes(fixed, warped, known).items()
         }
     }
 

@@ -1,9 +1,12 @@
 """Distances between the surfaces of two structures."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import surface_distance
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_erosion, find_objects
+from scipy.spatial import cKDTree
 
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.floating]
@@ -18,6 +21,24 @@ def _crop(*masks: Mask) -> tuple[Mask, ...]:
     ]
     box = tuple(slice(along[0], along[-1] + 1) for along in occupied)
     return tuple(mask[box] for mask in masks)
+
+
+def boxes(
+    fixed: NDArray[np.integer], warped: NDArray[np.integer], labels: Iterable[int]
+) -> dict[int, tuple[slice, ...]]:
+    """The smallest box that holds a label in both volumes; the whole grid if one has it not."""
+    whole = (slice(None),) * fixed.ndim
+    found = [find_objects(volume) for volume in (fixed, warped)]
+
+    def box(label: int) -> tuple[slice, ...]:
+        pair = [one[label - 1] for one in found if 0 < label <= len(one)]
+        if len(pair) < 2 or None in pair:
+            return whole
+        return tuple(
+            slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*pair, strict=True)
+        )
+
+    return {label: box(label) for label in labels}
 
 
 def _diagonal(shape: tuple[int, ...], spacing: NDArray) -> float:
@@ -43,8 +64,9 @@ def surface_distances(fixed: Mask, warped: Mask, spacing: NDArray) -> tuple[Dist
         lost = np.array([_diagonal(fixed.shape, spacing)])
         return lost, lost
     surfaces = [mask & ~binary_erosion(mask) for mask in _crop(fixed, warped)]
-    to_fixed, to_warped = (distance_transform_edt(~s, sampling=spacing) for s in surfaces)
-    return to_warped[surfaces[0]], to_fixed[surfaces[1]]
+    points = [np.argwhere(surface) * spacing for surface in surfaces]
+    trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
+    return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
 
 
 def hausdorff95(there: Distances, back: Distances) -> float:

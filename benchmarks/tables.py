@@ -1,0 +1,107 @@
+"""Put what the benchmarks wrote into docs/performance.md, between the marks there.
+
+``python benchmarks/tables.py``.  A mark is ``<!-- table NAME -->``; what follows it, up to ``<!--
+end -->``, is replaced by the table of outputs/benchmarks/NAME.json, its command and its machine.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import harness
+
+PAGE = harness.ROOT / "docs/performance.md"
+MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+Column = tuple[str, Callable[[harness.Row], object]]
+
+
+def number(value: object, digits: int = 3) -> str:
+    """Some significant digits, a dash for what is not known."""
+    if isinstance(value, str):
+        return value
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
+
+
+def scaled(key: str, factor: float = 1.0) -> Callable[[harness.Row], object]:
+    """A number of a row times a factor, nothing where it has none."""
+    return lambda row: row[key] * factor if isinstance(row.get(key), int | float) else None
+
+
+OPERATORS: list[Column] = [
+    ("operation", lambda row: row["operation"]),
+    ("size", lambda row: row["size"]),
+    ("form", lambda row: f"**{row['form']}**" if row["form"] == "ours" else row["form"]),
+    ("threads", scaled("threads")),
+    ("median ms", scaled("median_s", 1e3)),
+    ("min ms", scaled("min_s", 1e3)),
+    ("CPU ms", scaled("cpu_s", 1e3)),
+    ("peak MB", scaled("peak_mb")),
+    ("x ours", scaled("times_ours")),
+    ("x limit", scaled("times_limit")),
+]
+TRAINING: list[Column] = [
+    ("model", lambda row: row["model"]),
+    ("parameters", lambda row: f"{row['parameters']:,}" if "parameters" in row else ""),
+    ("size", lambda row: row["size"]),
+    ("s a step", scaled("min_s")),
+    ("CPU s", scaled("cpu_s")),
+    ("samples a s", scaled("samples_s")),
+    ("peak MB", lambda row: row.get("failed") or row["peak_mb"]),
+]
+PAIR: list[Column] = [
+    ("method", lambda row: row["method"]),
+    ("s", scaled("wall_s")),
+    ("CPU s", scaled("cpu_s")),
+    ("Dice", lambda row: row.get("failed") or row["dice"]),
+]
+STARTUP: list[Column] = [
+    ("command", lambda row: f"`{row['command']}`"),
+    ("s", scaled("min_s")),
+    ("CPU s", scaled("cpu_s")),
+]
+LOADING: list[Column] = [
+    (title, lambda row, title=title: row[title])
+    for title in ("data", "memory /s", "folder /s", "uncached /s", "nibabel /s", "training /s")
+]
+SPECIAL = {"loading": LOADING, "training": TRAINING, "pair": PAIR, "startup": STARTUP}
+
+
+def table(name: str) -> str:
+    """Markdown of one benchmark."""
+    found = json.loads((harness.ROOT / f"outputs/benchmarks/{name}.json").read_text("utf-8"))
+    columns = SPECIAL.get(name, OPERATORS)
+    lines = [[title for title, _ in columns], ["---", *["--:"] * (len(columns) - 1)]]
+    lines += [[number(value(row)) for _, value in columns] for row in found["rows"]]
+    rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    limits = found.get("limits")
+    rates = (
+        f"; copy {limits['copy_gb_s']:.1f} GB/s, matrices {limits['matrix_gflop_s']:.0f} GFLOP/s"
+        if limits
+        else ""
+    )
+    return (
+        f"`{found['command']}` on {found['processor']}, {found['cores']} cores, torch "
+        f"{found['torch']}, load {found['load']:.1f} when it ended{rates}.\n\n{rows}\n"
+    )
+
+
+def main() -> None:
+    """Every mark whose benchmark has run."""
+
+    def filled(match: re.Match) -> str:
+        name = match[1]
+        if not Path(harness.ROOT / f"outputs/benchmarks/{name}.json").is_file():
+            print(f"{name} has not been measured: its table stays as it is")
+            return match[0]
+        return f"<!-- table {name} -->\n{table(name)}<!-- end -->"
+
+    PAGE.write_text(MARK.sub(filled, PAGE.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Seconds and memory of a training step of every model, VoxelMorph's own network stepping beside.
+
+``python benchmarks/training.py [--models voxelmorph gradirn] [--sides 64 128]``.  One process for
+each model; the step is forward, local NCC and diffusion, backward and Adam, on noise.  A size whose
+step would take longer than ``--longest`` seconds, judged by its voxels, is left out.  ``--precision
+bf16`` or ``16`` (without loss scaling, which costs little), ``--compile 1``.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import harness
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from regnet_lab.build import build
+
+PEER = "VoxelMorph 0.3.4"
+FEATURES = (16, 16, 16, 16, 16)  # what its class offers
+HALVES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+LEFT_OUT = {"identity", "regnet_slices"}  # nothing to train; RegNet in 2D once more
+CLASSICAL = "regnet_lab.models.classical"
+
+
+def models() -> list[str]:
+    """Every model of conf/ that learns."""
+    paths = sorted((harness.ROOT / "conf/model").glob("*.yaml"))
+    return [
+        p.stem
+        for p in paths
+        if p.stem not in LEFT_OUT and CLASSICAL not in p.read_text(encoding="utf-8")
+    ]
+
+
+def ours(name: str, shape: list[int], pair: dict) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+    """A model of ours and its loss."""
+    with initialize_config_dir(str(harness.ROOT / "conf"), version_base="1.3"):
+        size = f"data.dataset.shape={shape}".replace(" ", "")
+        cfg = compose("train", [f"model={name}", f"ndim={len(shape)}", size, "loss=ncc"])
+        cfg.module.name = name
+        module = build(cfg.module)
+    module.log = module.log_dict = lambda *_, **__: None
+    return module, lambda: module.training_step(pair, 0)
+
+
+def theirs(shape: list[int], pair: dict) -> tuple[torch.nn.Module, Callable[[], Tensor]]:
+    """VoxelMorph's network with neurite's losses."""
+    from neurite.nn.modules import NCC, SpatialGradient
+    from voxelmorph.nn.models import VxmPairwise
+
+    device = pair["fixed"].device.type
+    network = VxmPairwise(len(shape), 1, 1, FEATURES, integration_steps=0, device=device)
+    likeness, roughness = NCC(9), SpatialGradient("l2")
+
+    def loss() -> Tensor:
+        field, warped = network(pair["moving"], pair["fixed"], return_warped_source=True)
+        return -likeness(pair["fixed"], warped).mean() + roughness(field).mean()
+
+    return network, loss
+
+
+def pair_of(shape: list[int], batch: int, device: torch.device) -> dict:
+    """Two images of noise."""
+    fixed, moving = torch.rand(2, batch, 1, *shape, device=device)
+    names = [str(number) for number in range(batch)]
+    spacing = torch.ones(batch, len(shape), device=device)
+    return {"fixed": fixed, "moving": moving, "spacing": spacing, "name": names}
+
+
+def steps(
+    name: str, shape: list[int], batch: int, given: harness.argparse.Namespace
+) -> harness.Row:
+    """The best of some steps, the first being a warm-up unless it is long."""
+    pair = pair_of(shape, batch, given.device)
+    network, loss = theirs(shape, pair) if name == PEER else ours(name, shape, pair)
+    network.to(given.device).train()
+    half = HALVES[given.precision]
+    if given.compile:
+        (network if name == PEER else network.model).compile()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(given.device.type, half, enabled=half is not None):
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    harness.trim()
+    before = harness.resident_mb()
+    with harness.Profile(given.device) as profile:
+        taken = [harness.once(step, given.device)]
+    more = 0 if taken[0][1] > given.seconds else 3
+    taken += [harness.once(step, given.device) for _ in range(more)]
+    wall, cpu = (min(times) for times in zip(*taken, strict=True))
+    return {
+        "model": name,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "size": f"{batch} x {' x '.join(map(str, shape))}",
+        "min_s": wall,
+        "cpu_s": cpu,
+        "samples_s": batch / wall,
+        "peak_mb": profile.peak_mb - (0 if given.device.type == "cuda" else before),
+    }
+
+
+def sizes(given: harness.argparse.Namespace) -> Iterator[tuple[list[int], int]]:
+    """Shape and batch, the small ones first."""
+    yield [256, 256], 8
+    for side in sorted(given.sides):
+        yield [side] * 3, 1
+    if given.device.type == "cuda":
+        yield [160, 192, 224], 1
+
+
+def one(name: str, given: harness.argparse.Namespace) -> list[harness.Row]:
+    """All sizes of a model that are short enough."""
+    rows: list[harness.Row] = []
+    for shape, batch in sizes(given):
+        voxels = torch.Size(shape).numel() * batch
+        likely = max((row["cpu_s"] / row["voxels"] * voxels for row in rows[1:]), default=0)
+        if likely > given.longest:
+            continue
+        try:
+            rows.append(steps(name, shape, batch, given) | {"voxels": voxels})
+        except (ValueError, RuntimeError) as error:  # a model for one number of axes, or memory
+            rows.append({"model": name, "size": str(shape), "failed": str(error).split("\n")[0]})
+            break
+    return rows
+
+
+def kept(given: harness.argparse.Namespace) -> list[str]:
+    """What is unusual in the settings, for the name of the file."""
+    precision = [] if given.precision == "32" else [given.precision]
+    return precision + ["compiled"] * given.compile
+
+
+def main() -> None:
+    """Every model in a process of its own."""
+    how = {"models": [""], "sides": [64, 128], "longest": 30.0, "precision": "32", "compile": 0}
+    given = harness.options(__doc__, **how, child="")
+    if given.child:
+        print(json.dumps({"rows": one(given.child, given)}))
+        return
+    rows = []
+    for name in [n for n in given.models if n] or [PEER, *models()]:
+        command = [__file__, "--child", name, *sys.argv[1:]]
+        answer = harness.child(command, timeout=600)
+        for row in answer.get("rows", [{"model": name, **answer}]):
+            print(row, flush=True)
+            rows.append(row)
+    ending = "".join(
+        [f"_{given.precision}"] * (given.precision != "32") + ["_compiled"] * given.compile
+    )
+    harness.save(f"training{ending}", given, rows)
+
+
+if __name__ == "__main__":
+    main()
