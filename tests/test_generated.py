@@ -118,7 +118,7 @@ def test_every_fault_shows_and_stays_in_range(fault, value):
     made = Contrast(**{**FAULTLESS, fault: value})
     images = [made(rng(seed), look, labels, torch.zeros(1, 2, 20, 30)) for seed in range(4)]
     assert any((image - look.intensity[labels]).abs().mean() > 0.01 for image in images)
-    assert all(0 <= image.min() and image.max() <= 1 for image in images)
+    assert all(image.min() >= 0 and image.max() <= 1 for image in images)
 
 
 def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
