@@ -1,15 +1,27 @@
 """Networks as files with a card: made of a run, checked, used for images of any size."""
 
+import hashlib
 import json
 import math
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from regnet_lab import ops, shipped
+from regnet_lab.data.generated import Flow
+from regnet_lab.data.io import decode
+from regnet_lab.data.preprocess import pad_crop, percentile_range
 from regnet_lab.errors import UserError
-from regnet_lab.models import SharedPyramid
+from regnet_lab.models import Identity, SharedPyramid
+from regnet_lab.registrar import registrar_of
+
+DATA = os.environ.get("REGNET_LAB_DATA")
 
 SMALL = [
     "model=shared_pyramid",
@@ -36,9 +48,6 @@ SMALL = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a training run of one step."""
-    import subprocess
-    import sys
-
     root = Path(__file__).parent.parent
     folder = tmp_path_factory.mktemp("run")
     done = subprocess.run(
@@ -89,9 +98,6 @@ def forbidden(path):
 
 
 def pickled(path):
-    import hashlib
-    import pickle
-
     content = pickle.dumps(math.inf, 2)
     path.write_bytes(content)
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -162,3 +168,44 @@ def test_the_shipped_networks_load_and_are_a_few_megabytes(ndim):
     assert path.stat().st_size < 5e6
     assert card["ndim"] == ndim
     assert sum(p.numel() for p in model.parameters()) > 10_000
+
+
+def test_register_uses_them_where_no_run_is_named(composed):
+    found = registrar_of(composed("register"), ())
+    none = registrar_of(composed("register", "model=identity"), ())
+    assert isinstance(found.model, shipped.General)
+    assert set(found.model.networks) == {"2", "3"}
+    assert isinstance(none.model, Identity)
+    assert found.refine is not None
+
+
+def known_and_found(fixed, seed):
+    """A known field's and the network's two answers: for the image moved by it, and for that image
+    inverted and with another gamma.
+    """
+    shape = fixed.shape[2:]
+    flow = Flow(amplitude=(0.03, 0.03), width=(0.2, 0.3), linear=0.02, shift=0.02)
+    there, back = flow(np.random.default_rng(seed), shape)
+    moving = ops.warp(fixed, back)
+    other = (1 - moving.clamp(0, 1)) ** 1.7
+    general = shipped.General(len(shape)).eval()
+    with torch.no_grad():
+        answers = [ops.resize_field(general(fixed, m)[-1], shape) for m in (moving, other)]
+    return there, *answers
+
+
+def apart(u, v, where):
+    """Mean distance of two fields, voxels, where an image is."""
+    return float((u - v).square().sum(1, keepdim=True).sqrt()[where].mean())
+
+
+@pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to learn2reg2020/task_04")
+@pytest.mark.parametrize("case", [250, 290])
+def test_two_contrasts_of_a_hippocampus_give_the_same_field(case):
+    path = Path(DATA, f"learn2reg2020/task_04/Training/img/hippocampus_{case}.nii.gz")
+    image = percentile_range(pad_crop(decode(path).array.astype(np.float32), (48, 64, 48)))
+    fixed = torch.from_numpy(image)[None, None]
+    there, plain, inverted = known_and_found(fixed, case)
+    where = fixed > 0
+    assert apart(plain, inverted, where) < 0.5
+    assert apart(plain, there, where) < 0.6 * apart(torch.zeros_like(there), there, where)
