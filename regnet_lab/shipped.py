@@ -85,6 +85,7 @@ def ship(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
     file = io.BytesIO()
     torch.save(tensors, file)
     made = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))
+    made["command"] = ["train.py", *(word for word in made["command"][1:] if "/" not in word)]
     data = OmegaConf.to_container(cfg.data.dataset)
     card = {
         "sha256": hashlib.sha256(file.getvalue()).hexdigest(),

@@ -1,0 +1,179 @@
+"""The shipped networks on real images none of which they were trained on.
+
+REGNET_LAB_DATA=... python benchmarks/general.py <folder for its files> [set ...] [-- overrides]
+
+For every set: Dice or landmark error by the images' headers, after the affine stage, after the
+network, after network and instance optimisation, and after instance optimisation alone; share of
+folds; CPU seconds of one thread for all of it.  As ``register.py pairs=`` does it.
+"""
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk  # noqa: N813
+import torch
+from hydra import compose, initialize_config_dir
+
+from regnet_lab.cli import CONF
+from regnet_lab.registrar import job_of, registrar_of
+from regnet_lab.report.quality import landmarks, overlap, regularity
+
+Row = dict[str, str]
+DATA = Path(os.environ.get("REGNET_LAB_DATA", "data"))
+WAYS = {
+    "network": ["~refine"],
+    "network + instance": [],
+    "instance alone": ["model=identity"],
+}
+
+
+def task04(_: Path) -> Iterator[Row]:
+    """Hippocampi of different people: the 40 pairs."""
+    root = DATA / "learn2reg2020/task_04"
+    with (root / "pairs_val.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            names = {side: f"hippocampus_{int(row[side]):03d}.nii.gz" for side in row}
+            images = {side: str(root / "Training/img" / name) for side, name in names.items()}
+            labels = {f"{s}_labels": str(root / "Training/label" / n) for s, n in names.items()}
+            yield images | labels | {"name": f"{row['fixed']}-{row['moving']}"}
+
+
+def sunnybrook(folder: Path) -> Iterator[Row]:
+    """End-systole to end-diastole of one heart, volumes; the cavity where both show it."""
+    root = DATA / "cardiac_cine_sunnybrook"
+    for path in sorted(root.glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        row = {"name": path.stem}
+        for side, phase in (("fixed", "ed"), ("moving", "es")):
+            image = nibabel.load(root / f"{path.stem}_{phase}_label.nii.gz")
+            both = np.zeros(image.shape, np.uint8)
+            both[..., facts["slices_with_both"]] = 1
+            labels = (np.asarray(image.dataobj) == 1).astype(np.uint8) * both
+            file = folder / f"{path.stem}_{phase}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(labels, image.affine), file)
+            row |= {
+                side: str(root / f"{path.stem}_cine4d.nii.gz"),
+                f"{side}_phase": str(facts[phase]),
+                f"{side}_labels": str(file),
+            }
+        yield row
+
+
+def brain2d(_: Path) -> Iterator[Row]:
+    """Each of 14 brain slices to the next."""
+    root = DATA / "brain2d_trt20"
+    for fixed, moving in pairwise(sorted(root.glob("img_*.nii.gz"))):
+        yield {
+            "fixed": str(fixed),
+            "moving": str(moving),
+            "fixed_labels": str(root / fixed.name.replace("img", "dkt")),
+            "moving_labels": str(root / moving.name.replace("img", "dkt")),
+            "name": fixed.name[4:6] + "-" + moving.name[4:6],
+        }
+
+
+def lung(folder: Path) -> Iterator[Row]:
+    """One lung at two times, with and without the landmark that is probably mis-set."""
+    root = DATA / "lungct_elastix"
+    lines = (root / "landmarks_mm.csv").read_text(encoding="utf-8").splitlines()
+    kept = {"lung": lines[1:], "lung without row 10": lines[1:11] + lines[12:]}
+    for name, rows in kept.items():
+        table = folder / f"{name}.csv"
+        table.write_text("\n".join(["x,y,z,a,b,c", *rows]), encoding="utf-8")
+        sides = {"fixed": "baseline", "moving": "followup"}
+        yield {
+            "name": name,
+            **{side: str(root / f"3DCT_lung_{state}.mha") for side, state in sides.items()},
+            **{f"{s}_mask": str(root / f"3DCT_lung_{n}_mask.mha") for s, n in sides.items()},
+            **{f"{side}_points": str(table) for side in sides},
+        }
+
+
+def histology(folder: Path) -> Iterator[Row]:
+    """Every two stains of a tissue, as brightness; landmarks in pixels."""
+    for tissue, scale in (("lesions_", 1.0), ("lung-lesion_3", 0.1)):
+        stains = {}
+        for path in sorted((DATA / "histology" / tissue).glob("*.jpg")):
+            grey = sitk.VectorMagnitude(sitk.Cast(sitk.ReadImage(path), sitk.sitkVectorFloat32))
+            grey.SetOrigin((0, 0)), grey.SetSpacing((1, 1))
+            image = folder / f"{tissue}{path.stem}.nii.gz"
+            sitk.WriteImage(grey, str(image))
+            table = pd.read_csv(next(path.parent.glob(f"{path.stem}[._]*csv")))
+            points = folder / f"{tissue}{path.stem}.csv"
+            (table[["X", "Y"]] * scale).to_csv(points, index=False)
+            stains[path.stem] = {"": str(image), "_points": str(points)}
+        for fixed, moving in combinations(stains, 2):
+            yield {
+                "name": f"{tissue}{fixed}-{moving}",
+                **{f"fixed{key}": file for key, file in stains[fixed].items()},
+                **{f"moving{key}": file for key, file in stains[moving].items()},
+            }
+
+
+LUNG = ["points_space=lps", "moving_columns=[3,4,5]"]
+FLAT = ["fixed_columns=[0,1]", "moving_columns=[0,1]"]
+SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
+    "task04": (task04, []),
+    "sunnybrook": (sunnybrook, []),
+    "brain2d": (brain2d, []),
+    "lung": (lung, LUNG),
+    "histology": (histology, FLAT),
+}
+
+
+def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterator[dict]:
+    """Each pair of a set, registered in one way."""
+    overrides = [*SETS[name][1], *WAYS[way], *overrides]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("register", overrides)
+    registrar = registrar_of(cfg, overrides)
+    for row in rows:
+        fixed, moving, _ = job_of(cfg, row).read()
+        began = time.process_time()
+        answer = registrar(fixed, moving, row["name"])
+        seconds = time.process_time() - began
+        found = answer.deformation
+        sheet = overlap(found, fixed, moving) | landmarks(found, fixed, moving)
+        ((measure, stages),) = sheet.items()
+        known = regularity(found, None)
+        yield {
+            "set": name,
+            "way": way,
+            "pair": row["name"],
+            "measure": measure,
+            **{stage: value["mean"] for stage, value in stages.items()},
+            "folds_percent": known["folds_percent"],
+            "sdlogj": known["sdlogj"],
+            "seconds": seconds,
+        }
+
+
+def main() -> None:
+    """All sets, or those named."""
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    folder, overrides = Path(sys.argv[1]), sys.argv[cut + 1 :]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    for name in sys.argv[2:cut] or SETS:
+        rows = list(SETS[name][0](folder))
+        for way in WAYS:
+            table = pd.DataFrame(judged(name, rows, way, overrides))
+            table.to_csv(folder / f"{name}-{way}.csv", index=False)
+            columns = ["headers", "aligned", "registered", "folds_percent", "sdlogj", "seconds"]
+            shown = table if name == "lung" else table[columns].mean().to_frame().T
+            print(f"{name}, {way}, {len(table)} pairs")
+            print(shown[columns].round(3).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Networks as files with a card: made of a run, checked, used for images of any size."""
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regnet_lab import ops, shipped
+from regnet_lab.data.generated import Flow
+from regnet_lab.data.io import decode
+from regnet_lab.data.preprocess import pad_crop, percentile_range
+from regnet_lab.errors import UserError
+from regnet_lab.models import Identity, SharedPyramid
+from regnet_lab.registrar import registrar_of
+
+DATA = os.environ.get("REGNET_LAB_DATA")
+
+SMALL = [
+    "model=shared_pyramid",
+    "model.levels=2",
+    "model.features=4",
+    "model.width=4",
+    "data=generated_2d",
+    "data.dataset.shape=[24,24]",
+    "data.dataset.size=2",
+    "data.epoch_size=2",
+    "data.batch_size=2",
+    "data.workers=0",
+    "loss=general",
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "trainer.logger=false",
+    "callbacks.panel=null",
+    "callbacks.energy=null",
+    "callbacks.hyperparameters=null",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a training run of one step."""
+    root = Path(__file__).parent.parent
+    folder = tmp_path_factory.mktemp("run")
+    done = subprocess.run(
+        [sys.executable, root / "train.py", *SMALL, f"hydra.run.dir={folder}", "threads=1"],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def file(run, tmp_path):
+    path = tmp_path / "weights/general_2d.pt"
+    shipped.ship(str(run), path)
+    return path
+
+
+def test_a_run_becomes_a_file_of_tensors_and_a_card(run, file):
+    model, card = shipped.load(file)
+    kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, kept["state_dict"][f"model.{name}"])
+    assert isinstance(model, SharedPyramid)
+    assert card["steps"] == kept["global_step"] == 1
+    assert (card["ndim"], card["voxels"], card["seed"]) == (2, 24 * 24, 0)
+    assert card["made"]["command"][0].endswith("train.py")
+    assert all(isinstance(w, torch.Tensor) for w in torch.load(file, weights_only=True).values())
+
+
+def damaged(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def foreign(path):
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    card["model"]["width"] = 8
+    path.with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
+
+
+def forbidden(path):
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    card["model"] = {"_target_": "os.system", "command": "true"}
+    path.with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
+
+
+def pickled(path):
+    content = pickle.dumps(math.inf, 2)
+    path.write_bytes(content)
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    card["sha256"] = hashlib.sha256(content).hexdigest()
+    path.with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (damaged, "is damaged or another"),
+        (foreign, "does not hold the weights"),
+        (forbidden, "is refused"),
+        (pickled, "does not hold the weights"),
+        (lambda path: path.with_suffix(".json").unlink(), "cannot be read"),
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.with_suffix(".json").write_text("{}"), "cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_what_its_card_says_is_refused(file, harm, named):
+    harm(file)
+    with pytest.raises(UserError, match=named):
+        shipped.load(file)
+
+
+def test_a_network_that_is_nowhere_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(shipped, "FOLDERS", (tmp_path,))
+    with pytest.raises(UserError, match=r"general_3d.pt is missing"):
+        shipped.General(3)
+
+
+def test_an_installed_file_is_found_where_there_is_no_repository(monkeypatch, tmp_path, file):
+    monkeypatch.setattr(shipped, "FOLDERS", (tmp_path / "nowhere", file.parent))
+    assert shipped.shipped("general_2d") == file
+
+
+@pytest.mark.parametrize(
+    ("shape", "voxels", "expected"),
+    [((20, 30), 600, [20, 30]), ((256, 256, 10), 200_000, None), ((500, 20), 1000, None)],
+)
+def test_a_grid_is_bounded_and_short_sides_wait(shape, voxels, expected):
+    size = shipped.bounded(shape, voxels)
+    assert size == (expected or size)
+    assert math.prod(size) <= voxels
+    assert math.prod(size) > 0.8 * voxels
+    for n, old in zip(size, shape, strict=True):
+        assert n == old if old <= shipped.FEWEST else n >= shipped.FEWEST
+
+
+def test_large_images_are_seen_small_and_the_field_lies_over_all_of_them(file, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDERS", (file.parent,))
+    general = shipped.General(2, growth=1.0).eval()
+    fixed, moving = torch.rand(2, 1, 1, 96, 48)
+    with torch.no_grad():
+        u = general(fixed, moving)[-1]
+        size = shipped.bounded((96, 48), 24 * 24)
+        small = general(ops.resize(fixed, size), ops.resize(moving, size))[-1]
+    assert torch.equal(u, small)
+    assert list(u.shape[2:]) == [math.ceil(n / 2) for n in size]
+    with pytest.raises(RuntimeError, match="2 dimensions"):
+        general(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_shipped_networks_load_and_are_a_few_megabytes(ndim):
+    path = shipped.shipped(f"general_{ndim}d")
+    model, card = shipped.load(path)
+    assert path.stat().st_size < 5e6
+    assert card["ndim"] == ndim
+    assert sum(p.numel() for p in model.parameters()) > 10_000
+
+
+def test_register_uses_them_where_no_run_is_named(composed):
+    found = registrar_of(composed("register"), ())
+    none = registrar_of(composed("register", "model=identity"), ())
+    assert isinstance(found.model, shipped.General)
+    assert set(found.model.networks) == {"2", "3"}
+    assert isinstance(none.model, Identity)
+    assert found.refine is not None
+
+
+def known_and_found(fixed, seed):
+    """A known field's and the network's two answers: for the image moved by it, and for that image
+    inverted and with another gamma.
+    """
+    shape = fixed.shape[2:]
+    flow = Flow(amplitude=(0.03, 0.03), width=(0.2, 0.3), linear=0.02, shift=0.02)
+    there, back = flow(np.random.default_rng(seed), shape)
+    moving = ops.warp(fixed, back)
+    other = (1 - moving.clamp(0, 1)) ** 1.7
+    general = shipped.General(len(shape)).eval()
+    with torch.no_grad():
+        answers = [ops.resize_field(general(fixed, m)[-1], shape) for m in (moving, other)]
+    return there, *answers
+
+
+def apart(u, v, where):
+    """Mean distance of two fields, voxels, where an image is."""
+    return float((u - v).square().sum(1, keepdim=True).sqrt()[where].mean())
+
+
+@pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to learn2reg2020/task_04")
+@pytest.mark.parametrize("case", [250, 290])
+def test_two_contrasts_of_a_hippocampus_give_the_same_field(case):
+    path = Path(DATA, f"learn2reg2020/task_04/Training/img/hippocampus_{case}.nii.gz")
+    image = percentile_range(pad_crop(decode(path).array.astype(np.float32), (48, 64, 48)))
+    fixed = torch.from_numpy(image)[None, None]
+    there, plain, inverted = known_and_found(fixed, case)
+    where = fixed > 0
+    assert apart(plain, inverted, where) < 0.5
+    assert apart(plain, there, where) < 0.6 * apart(torch.zeros_like(there), there, where)
