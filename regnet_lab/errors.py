@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input; the entry points print its sentence and exit with code 2, without a traceback."""
+
+
+class MissingPackage(UserError):
+    """Something asked for needs a package of an extra that is not installed."""

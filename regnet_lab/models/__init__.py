@@ -4,6 +4,10 @@ Images are (B, 1, *spatial); each field is (B, D, *its own grid) in voxels of th
 """
 
 from regnet_lab.models.affine import Affine as Affine
+from regnet_lab.models.classical import AffineMI as AffineMI
+from regnet_lab.models.classical import ANTs as ANTs
+from regnet_lab.models.classical import Demons as Demons
+from regnet_lab.models.classical import Elastix as Elastix
 from regnet_lab.models.dirvnet import DIRVNet as DIRVNet
 from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN

@@ -1,0 +1,9 @@
+"""Registration without learning behind the model contract: other libraries' algorithms, on the CPU.
+
+They need no training and cannot be trained; tensors go in, displacements in voxels come out.
+"""
+
+from regnet_lab.models.classical.ants import ANTs as ANTs
+from regnet_lab.models.classical.demons import AffineMI as AffineMI
+from regnet_lab.models.classical.demons import Demons as Demons
+from regnet_lab.models.classical.elastix import Elastix as Elastix
