@@ -36,7 +36,7 @@ def parts(cfg, tmp_path):
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("model", [name for name in MODELS if name != "identity"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_takes_a_step_and_judges_a_case(model, ndim, precision, composed, tmp_path):
     shape = "[20,17]" if ndim == 2 else "[20,17,18]"
     cfg = composed(
@@ -52,9 +52,10 @@ def test_every_model_takes_a_step_and_judges_a_case(model, ndim, precision, comp
     )
     data, module, trainer, records = parts(cfg, tmp_path)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    trainer.fit(module, data)
+    if before:  # what has nothing to train is judged only
+        trainer.fit(module, data)
     after = dict(module.named_parameters())
-    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not before or any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.isfinite(p).all() for p in after.values())
     trainer.test(module, data, verbose=False)
     methods = {row["method"] for row in records.rows}

@@ -8,6 +8,7 @@ from regnet_lab.models.classical import AffineMI as AffineMI
 from regnet_lab.models.classical import ANTs as ANTs
 from regnet_lab.models.classical import Demons as Demons
 from regnet_lab.models.classical import Elastix as Elastix
+from regnet_lab.models.convex_adam import ConvexAdam as ConvexAdam
 from regnet_lab.models.dirvnet import DIRVNet as DIRVNet
 from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
