@@ -5,5 +5,5 @@ class UserError(Exception):
     """Bad input; the entry points print its sentence and exit with code 2, without a traceback."""
 
 
-class MissingPackage(UserError):
+class MissingPackageError(UserError):
     """Something asked for needs a package of an extra that is not installed."""

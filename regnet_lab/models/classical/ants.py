@@ -52,8 +52,6 @@ def ants(
     within = dict(zip(("mask", "moving_mask"), m, strict=False))
     with TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "ants")
-        found = ants.registration(
-            a, b, outprefix=prefix, mask_all_stages=True, **within, **options
-        )
+        found = ants.registration(a, b, outprefix=prefix, mask_all_stages=True, **within, **options)
         whole = ants.apply_transforms(a, b, found["fwdtransforms"], compose=prefix)
         return np.moveaxis(ants.image_read(whole).numpy(), -1, 0)

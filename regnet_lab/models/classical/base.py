@@ -43,9 +43,7 @@ class Classical(nn.Module):
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
-        found = [
-            self.register(a, b) for a, b in zip(arrays(fixed), arrays(moving), strict=True)
-        ]
+        found = [self.register(a, b) for a, b in zip(arrays(fixed), arrays(moving), strict=True)]
         u = torch.from_numpy(np.stack(found).astype(np.float32))
         return [u.to(fixed.device)]
 

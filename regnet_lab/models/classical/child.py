@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from regnet_lab.errors import MissingPackage, UserError
+from regnet_lab.errors import MissingPackageError, UserError
 
 R = TypeVar("R")
 
@@ -37,13 +37,13 @@ def apart(package: str, function: Callable[..., R], *arguments: object) -> R:
         arguments: Its arguments.
 
     Raises:
-        MissingPackage: ``package`` is not installed.
+        MissingPackageError: ``package`` is not installed.
         UserError: The library failed or crashed.
     """
     try:
         version(package)
     except PackageNotFoundError as error:
-        raise MissingPackage(
+        raise MissingPackageError(
             f"{package} is not installed: pip install 'regnet-lab[baselines]'."
         ) from error
     try:

@@ -46,9 +46,7 @@ class Demons(Classical):
             the level.
     """
 
-    def __init__(
-        self, first: Classical, iterations: list[int], deviation: float = 1.5
-    ) -> None:
+    def __init__(self, first: Classical, iterations: list[int], deviation: float = 1.5) -> None:
         super().__init__()
         self.first, self.iterations, self.deviation = first, iterations, deviation
 
