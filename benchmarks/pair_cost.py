@@ -40,6 +40,7 @@ def cpu(model: torch.nn.Module) -> float:
 
 
 def main() -> None:
+    """Measure the models the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", default="task04")
