@@ -150,6 +150,8 @@ class RegistrationModule(LightningModule):
         return {"records": records, "registration": out}
 
     def configure_optimizers(self) -> Any:
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UserError(f"{self.name} has nothing to train: judge it with evaluate.py.")
         try:
             optimizer = self.optimizer(self.parameters())
         except (TypeError, ValueError) as error:

@@ -8,9 +8,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
+from regnet_lab.errors import MissingPackageError
+
 ROOT = Path(__file__).parent.parent
 CONF = str(ROOT / "conf")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """What needs a package of an extra that is not installed is skipped, naming it."""
+    try:
+        return (yield)
+    except MissingPackageError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -168,9 +168,12 @@ def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path)
     assert not re.search(r"(src|href)=.?(https?:)?//", page)
     assert "/* style */" not in page
     shown = inside(page)
-    summary, cases = shown["tables"]
-    assert [row[0] for row in summary["rows"]] == ["identity", "net"]
-    assert summary["rows"][0][2] == "0.200 ± 0.082"
+    board, *statistics, cases = shown["tables"]
+    assert [row[0] for row in board["rows"]] == ["identity", "net"]
+    assert board["rows"][0][2] == "0.200 ± 0.082"
+    assert "Wilcoxon" in board["note"]
+    assert [t["title"] for t in statistics] == ["Dice", "Dice30", "TRE (mm)"]
+    assert statistics[0]["columns"][5:] == ["95 % from", "to", "p"]
     assert cases["columns"][:4] == ["case", "method", "Dice", "TRE (mm)"]
     assert cases["rows"][3] == ["a</script>", "net", "0.9", "-8"]
     assert [case["title"].split(":")[0] for case in shown["cases"]] == ["net, best", "net, worst"]
@@ -182,8 +185,20 @@ def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path)
 
 def test_methods_of_one_name_in_two_folders_are_told_apart_and_identity_is_one(tmp_path):
     folders = [folder_of(tmp_path / name, (9, 11)) for name in ("one", "two")]
-    rows = html.content(folders)["tables"][0]["rows"]
-    assert [row[0] for row in rows] == ["identity", *(f"net ({folder})" for folder in folders)]
+    board, *_, cases = html.content(folders)["tables"]
+    names = ["identity", "net (one)", "net (two)"]
+    for rows, place in ((board["rows"], 0), (cases["rows"], 1)):
+        assert [*dict.fromkeys(row[place] for row in rows)] == names
+
+
+def test_evaluations_of_other_cases_stand_in_one_page_without_being_compared(tmp_path):
+    folders = [folder_of(tmp_path / name, (9, 11), name) for name in ("one", "two")]
+    cases = pd.read_csv(folders[1] / "cases.csv")
+    cases[cases["case"] != "b"].to_csv(folders[1] / "cases.csv", index=False)
+    summary, cases = html.content(folders)["tables"]
+    assert summary["title"] == "Summary"
+    assert [row[:2] for row in summary["rows"]] == [["identity", "3"], ["one", "3"], ["two", "2"]]
+    assert len(cases["rows"]) == 3 + 3 + 2
 
 
 def test_the_command_writes_the_page_and_tells_what_is_wrong(tmp_path, monkeypatch):
@@ -194,7 +209,8 @@ def test_the_command_writes_the_page_and_tells_what_is_wrong(tmp_path, monkeypat
     (folder / "gallery" / "best.npz").write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"best\.npz: is damaged"):
         html.main()
-    for arguments, told in (([], "usage:"), ([str(tmp_path)], r"there is no cases\.csv")):
+    nowhere = [str(tmp_path / "nowhere")]
+    for arguments, told in (([], "usage:"), (nowhere, r"holds no evaluation \(cases\.csv\)")):
         monkeypatch.setattr(sys, "argv", ["html", *arguments])
         with pytest.raises(SystemExit, match=told):
             html.main()
@@ -221,6 +237,7 @@ function probe() {
   header.click(); told.up = column(2);
   header.click(); told.down = column(2);
   told.first = column(0)[0];
+  told.numbers = ["< 0.001", "1,234,567", "0.611 ± 0.087", "-", ""].map(number);
   const slider = document.querySelector("input[data-axis]");
   if (slider) {
     const axis = slider.dataset.axis;
@@ -265,6 +282,7 @@ def test_a_browser_draws_every_view_sorts_by_a_click_and_slides(shape, tmp_path)
     assert told["up"] == ["0.1", "0.2", "0.25", "0.3", "0.5", "0.9"]
     assert told["down"] == told["up"][::-1]
     assert told["first"] == "a</script>"
+    assert told["numbers"] == [0.001, 1234567, 0.611, None, None]
     kept = shown["cases"][0]
     folded = unpack(kept["volumes"]["jacobian"], shape) == 0
     for axis, share in zip((2, 1, 0), told["red"], strict=False):

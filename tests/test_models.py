@@ -66,10 +66,10 @@ def test_fields_come_coarse_to_fine_and_end_on_the_fixed_grid(name, shape, build
 @SHAPES
 def test_gradients_reach_every_parameter(name, shape, build):
     model = build(name, len(shape))
-    fields = model(*images(shape, batch=2))
     parameters = dict(model.named_parameters())
     if not parameters:
         pytest.skip(f"{name} has nothing to train")
+    fields = model(*images(shape, batch=2))
     generator = torch.Generator().manual_seed(0)
     torch.stack([(u * torch.randn(u.shape, generator=generator)).sum() for u in fields]).sum(
     ).backward()  # fmt: skip
@@ -122,10 +122,12 @@ def test_fields_stay_single_under_mixed_precision(name, shape, build):
 @EVERY
 @SMALL
 def test_a_fresh_model_moves_but_stays_on_the_image(name, shape, build):
+    model = build(name, len(shape)).eval()
     with torch.no_grad():
-        last = build(name, len(shape)).eval()(*images(shape))[-1]
-    assert last.abs().max() < max(shape)
-    assert (last.abs().max() > 0) == (name != "identity")
+        last = model(*images(shape))[-1]
+    assert name != "identity" or not last.any()
+    if [*model.parameters()]:  # what optimises may do anything to unrelated images
+        assert 0 < last.abs().max() < max(shape)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import surface_distance
 import torch
 from pytorch_lightning import Callback, Trainer
 from scipy import ndimage
@@ -382,6 +383,62 @@ def test_task03_is_halved_and_judged_as_the_evaluator_of_2020_would(small, tmp_p
             for n in (fixed, moving)
         ]
         assert record["dice"] == pytest.approx(official_dice(*labels, u), abs=1e-12)
+
+
+def official(fixed, moving, u):
+    """The official evaluator's numbers of two label maps and a displacement, in numpy and scipy."""
+    warped = ndimage.map_coordinates(moving, np.indices(fixed.shape) + u, order=0)
+    surfaces = [
+        surface_distance.compute_surface_distances(fixed == k, warped == k, np.ones(3))
+        for k in (1, 2)
+    ]
+    slope = np.empty((3, 3, *fixed.shape))
+    for i, j in np.ndindex(3, 3):
+        kernel = np.reshape([-0.5, 0, 0.5], np.where(np.arange(3) == j, 3, 1))
+        slope[i, j] = ndimage.correlate(u[i], kernel, mode="constant") + (i == j)
+    inner = np.moveaxis(slope, (0, 1), (-2, -1))[2:-2, 2:-2, 2:-2]
+    return {
+        "dice": official_dice(fixed, moving, u),
+        "hd95_vox": np.mean(
+            [surface_distance.compute_robust_hausdorff(found, 95.0) for found in surfaces]
+        ),
+        "sdlogj": np.log((np.linalg.det(inner) + 3).clip(1e-9, 1e9)).std(),
+    }
+
+
+def of_2020(root):
+    """Task 4, how it is written, and how an evaluator reads a displacement of a pair."""
+
+    def displacement(folder, fixed, moving):
+        with np.load(folder / f"task_04/disp_{fixed:04d}_{moving:04d}.npz") as file:
+            return file["arr_0"].astype("float32")
+
+    data = learn2reg.task04("val", write_task04(root, shape=(64, 64, 64)), CentredGrid([64] * 3))
+    label = str(root / "task_04/Training/label/hippocampus_{:03d}.nii.gz")
+    return data, 2020, displacement, label, [(7, 11), (11, 20)]
+
+
+def of_2022(root):
+    """The same of a release since 2022."""
+
+    def displacement(folder, fixed, moving):
+        file = nibabel.load(folder / f"disp_{fixed:04d}_{moving:04d}.nii.gz")
+        return np.moveaxis(file.get_fdata().astype("float32"), -1, 0)
+
+    data = release("val", write_release(root), CentredGrid(SHAPE))
+    return data, 2022, displacement, str(root / "labelsTr/OASIS_{:04d}_0000.nii.gz"), [(3, 9)]
+
+
+@pytest.mark.parametrize("published", [of_2020, of_2022])
+def test_files_are_judged_as_the_official_evaluator_judges_them(published, tmp_path):
+    data, year, displacement, label, pairs = published(tmp_path)
+    write(data, tmp_path / "mine", year)
+    records = read_back(tmp_path / "mine.zip", data)
+    for record, pair in zip(records, pairs, strict=True):
+        images = [np.asarray(nibabel.load(label.format(n)).dataobj) for n in pair]
+        expected = official(*images, displacement(tmp_path / "mine", *pair))
+        assert 0.1 < expected["dice"] < 0.9
+        assert {k: record[k] for k in expected} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Evaluation folders as one HTML file that needs no network:
 ``python -m regnet_lab.report.html FOLDER... [out=report.html]``.
 
-Tables that sort, the cases kept in ``gallery/`` with sliders through their slices, boxes of every
-label, training curves and configurations.
+The leaderboard and all scores in tables that sort, the cases kept in ``gallery/`` with sliders
+through their slices, boxes of every label, training curves and configurations.
 """
 
 import base64
@@ -18,9 +18,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from regnet_lab.errors import UserError
-from regnet_lab.report import overlap, structures, tables
+from regnet_lab.report import boards, overlap, structures, tables
 from regnet_lab.report.curves import curves
+from regnet_lab.report.evaluations import Evaluation, find, titles
 from regnet_lab.report.files import write_text
+from regnet_lab.report.leaderboard import RANKED, leaderboard
 from regnet_lab.report.volumes import MOST, case_content
 
 RANKS = ("best", "median", "worst")
@@ -29,20 +31,14 @@ MONITORS = ("val/dice", "val/tre_mm", "val/loss")
 BY_LABEL = ("dice", "hd95_mm")
 
 
-def judged(folders: Sequence[Path]) -> pd.DataFrame:
-    """The cases of all folders, one row for each method and case.
+def judged(folders: Sequence[Path]) -> list[Evaluation]:
+    """What all folders have judged, their methods named apart.
 
     Raises:
-        UserError: A folder has no table of cases.
+        UserError: There is no evaluation in a folder.
     """
-    frames = {}
-    for folder in folders:
-        path = folder / "cases.csv"
-        if not path.is_file():
-            raise UserError(f"{folder}: there is no cases.csv; give folders evaluate.py wrote.")
-        frames[str(folder)] = pd.read_csv(path, dtype={"case": str, "method": str})
-    structures.tell_apart(frames)
-    return pd.concat(frames.values()).drop_duplicates(["case", "method"])
+    found = [evaluation for folder in folders for evaluation in find(folder)]
+    return [e.renamed(names) for e, names in zip(found, titles(found), strict=True)]
 
 
 def text_of(value: object) -> str:
@@ -58,10 +54,22 @@ def table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
     return {"title": title, "columns": [tables.header(name) for name in frame], "rows": rows}
 
 
-def summary(cases: pd.DataFrame) -> dict[str, Any]:
-    """Mean ± standard deviation of every method."""
-    columns, *rows = tables.grid(tables.summary(cases.to_dict("records")))
-    return {"title": "Summary", "columns": columns, "rows": rows}
+def ranking(evaluations: Sequence[Evaluation], cases: pd.DataFrame) -> list[dict[str, Any]]:
+    """The leaderboard and its statistics; of evaluations that cannot be compared their means."""
+    try:
+        board = leaderboard([e.folder for e in evaluations])
+    except UserError:
+        return [text_table("Summary", tables.grid(tables.summary(cases.to_dict("records"))))]
+    told = [m for m in boards.metrics(board) if m in RANKED]
+    return [
+        text_table("Leaderboard", boards.overview(board)) | {"note": boards.note(board)},
+        *(text_table(tables.header(m), boards.details(board, m)) for m in told),
+    ]
+
+
+def text_table(title: str, grid: boards.Grid) -> dict[str, Any]:
+    """Rows of text, the header first."""
+    return {"title": title, "columns": grid[0], "rows": grid[1:]}
 
 
 def picture(name: str, figure: Figure) -> dict[str, str]:
@@ -105,15 +113,17 @@ def content(folders: Sequence[Path], most: int = MOST) -> dict[str, Any]:
     """All that the page shows.
 
     Raises:
-        UserError: A folder has no table of cases, or a file of its gallery is damaged.
+        UserError: There is no evaluation in a folder, or a file of its gallery is damaged.
     """
-    cases = judged(folders)
+    evaluations = judged(folders)
+    cases = pd.concat([e.cases for e in evaluations]).drop_duplicates(["case", "method"])
+    folders = [e.folder for e in evaluations]
     runs = list(dict.fromkeys(run for folder in folders if (run := run_of(folder))))
     shown = [f / "gallery" / f"{rank}.npz" for f in folders for rank in RANKS]
     pictures = {"By label": label_boxes(folders), "Training": training_curves(runs)}
     texts = [(run, run / name) for run in runs for name in ("config.yaml", "environment.json")]
     return {
-        "tables": [summary(cases), table("All cases", cases)],
+        "tables": [*ranking(evaluations, cases), table("All cases", cases)],
         "cases": [case_content(path, most) for path in shown if path.is_file()],
         "figures": [{"title": t, "pictures": drawn} for t, drawn in pictures.items() if drawn],
         "texts": [

@@ -59,9 +59,8 @@ class Demons(Classical):
         u = torch.zeros(1, ndim, *[1] * ndim)
         for level in reversed(range(count)):
             shape = [max(n >> level, 1) for n in fixed.shape]
-            images = [ops.resize(side, shape)[0, 0].numpy() for side in (target, source)]
-            steps = self.iterations[-1 - level]
-            u = self.refined(*images, ops.resize_field(u, shape), steps)
+            a, b = (ops.resize(side, shape)[0, 0].numpy() for side in (target, source))
+            u = self.refined(a, b, ops.resize_field(u, shape), self.iterations[-1 - level])
         return ops.compose(u, linear)[0].numpy()
 
     def refined(self, fixed: Array, moving: Array, u: torch.Tensor, steps: int) -> torch.Tensor:

@@ -5,6 +5,8 @@ registration, IEEE Transactions on Medical Imaging 29 (2010).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -62,8 +64,19 @@ def elastix(
             chosen[key] = [text(one) for one in values]
         wanted.AddParameterMap(chosen)
     within = dict(zip(("fixed_mask", "moving_mask"), map(image, masks or []), strict=False))
-    _, found = itk.elastix_registration_method(
-        image(fixed), image(moving), parameter_object=wanted, log_to_console=False, **within
-    )
-    field = itk.transformix_deformation_field(image(moving), found)
-    return np.array(field).T
+    with TemporaryDirectory() as folder:
+        log = {"log_to_file": True, "output_directory": folder, "log_file_name": "log"}
+        try:
+            _, found = itk.elastix_registration_method(
+                image(fixed), image(moving), parameter_object=wanted, **within, **log
+            )
+        except RuntimeError as error:
+            raise RuntimeError(reason((Path(folder) / "log").read_text("utf-8"))) from error
+        field = itk.transformix_deformation_field(image(moving), found, output_directory=folder)
+        return np.array(field).T
+
+
+def reason(log: str) -> str:
+    """Why elastix failed, by its log."""
+    told = [line.split(":", 1)[1].strip() for line in log.splitlines() if "Description:" in line]
+    return told[-1] if told else "elastix does not say why"

@@ -25,7 +25,7 @@ function section(title) {
 // --- tables
 
 function number(text) {
-  const value = parseFloat(text);
+  const value = parseFloat(text.replace(/[<,\s]/g, "")); // "< 0.001", "1,234"
   return Number.isNaN(value) ? null : value;
 }
 
@@ -36,8 +36,10 @@ function compare(a, b) {
   return a.localeCompare(b);
 }
 
-function table({ title, columns, rows }) {
-  const box = element("div", null, section(title), { class: "scroll" });
+function table({ title, columns, rows, note }) {
+  const place = section(title);
+  if (note) element("p", note, place);
+  const box = element("div", null, place, { class: "scroll" });
   const made = element("table", null, box);
   const head = element("tr", null, element("thead", null, made));
   const body = element("tbody", null, made);

@@ -1,0 +1,63 @@
+"""CPU seconds of one registration by each model, one thread, without loading and judging.
+
+    python benchmarks/pair_cost.py --data task04 --pairs 3 demons ants_syn pyramid
+
+CPU time, unlike the clock's, hardly depends on what else the machine is doing.  Networks have
+random weights, which cost the same.  Packages are imported before, by a first pair that is not
+counted.
+"""
+
+import argparse
+import statistics
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from regnet_lab.build import build
+from regnet_lab.models import ANTs, Elastix
+from regnet_lab.models.classical.child import apart
+
+CONF = str(Path(__file__).parent.parent / "conf")
+
+
+def configuration(*overrides: str):
+    """What evaluate.py would see."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("evaluate", [*overrides], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = "output"
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def cpu(model: torch.nn.Module) -> float:
+    """CPU seconds so far, with those of the process beside ours where the model uses it."""
+    beside = isinstance(model, ANTs | Elastix)
+    return time.process_time() + (apart("numpy", time.process_time) if beside else 0.0)
+
+
+def main() -> None:
+    """Measure the models the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--data", default="task04")
+    parser.add_argument("--pairs", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.models:
+        cfg = configuration(f"model={name}", f"data={given.data}")
+        model, loader = build(cfg.model).eval(), build(cfg.data).one_by_one("val")
+        seconds = []
+        with torch.no_grad():
+            for pair in islice(loader, given.pairs + 1):
+                before = cpu(model)
+                model(pair["fixed"], pair["moving"])
+                seconds.append(cpu(model) - before)
+        print(f"{name:20s} {statistics.median(seconds[1:]):7.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
