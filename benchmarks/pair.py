@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ FILES = ("fixed.nii.gz", "moving.nii.gz", "fixed_labels.nii.gz", "moving_labels.
 OURS = [
     str(harness.ROOT / "register.py"),
     *(f"{f.removesuffix('.nii.gz')}={f}" for f in FILES),
-    "folder=.",
+    "folder=registered",
 ]
 
 
@@ -84,26 +85,27 @@ COMMANDS = {
 
 def measured(name: str, command: list[str], folder: Path, threads: int) -> harness.Row:
     """Run a method in the folder of the pair, and look at the labels it wrote."""
-    answer = folder / "warped_labels.nii.gz"
+    answer = folder / ("registered" if command[0] == OURS[0] else ".") / "warped_labels.nii.gz"
     answer.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     many = {"OMP_NUM_THREADS": str(threads), "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads)}
     shell = [sys.executable, *command]
     shell += [f"threads={threads}", "device=cpu"] if command[0] == OURS[0] else []
-    wall, _ = harness.once(
-        lambda: subprocess.run(
-            shell,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(harness.ROOT), **many},
-            capture_output=True,
-            timeout=600,
-        )
+    began = time.perf_counter()
+    done = subprocess.run(
+        shell,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(harness.ROOT), **many},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
     )
+    wall = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     row: harness.Row = {"method": name, "wall_s": wall, "cpu_s": cpu}
     if not answer.is_file():
-        return row | {"failed": "it wrote no labels"}
+        return row | {"failed": (done.stderr.strip().splitlines() or ["no labels written"])[-1]}
     return row | {"dice": dice(folder, answer)}
 
 

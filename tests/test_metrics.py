@@ -387,13 +387,14 @@ def test_two_cases_at_once_are_refused(case):
 def test_tables_of_labels_agree_with_sorting(monkeypatch):
     rng = np.random.default_rng(0)
     fixed, warped = (rng.choice([0, 3, 7, 40], (6, 7, 8)) for _ in range(2))
-    values = np.array([0, 3, 7, 40])
-    table = overlap.joint_histogram(fixed, warped, values)
-    monkeypatch.setattr(overlap, "TABLE", 0)
-    assert np.array_equal(table, overlap.joint_histogram(fixed, warped, values))
+    values, table = overlap.joint_histogram(fixed, warped)
+    assert values.tolist() == [0, 3, 7, 40]
     assert np.array_equal(
         table, [[((fixed == i) & (warped == j)).sum() for j in values] for i in values]
     )
+    monkeypatch.setattr(overlap, "TABLE", 0)
+    for tabled, found in zip((values, table), overlap.joint_histogram(fixed, warped), strict=True):
+        assert np.array_equal(tabled, found)
 
 
 @pytest.mark.parametrize("labels", [[-5, 0, 3], [0, 2, 10**9]])

@@ -12,8 +12,9 @@ def _countable(*volumes: Labels) -> int:
     """One more than the greatest label, if a table of all pairs of labels is small; else 0."""
     if not all(volume.size and np.issubdtype(volume.dtype, np.integer) for volume in volumes):
         return 0
-    least, most = min(v.min() for v in volumes), max(v.max() for v in volumes)
-    return int(most) + 1 if least >= 0 and most < TABLE else 0
+    unsigned = (v.view(v.dtype.str.replace("i", "u")) for v in volumes)  # negative ones are huge
+    count = max(int(v.max()) for v in unsigned) + 1
+    return count if count <= TABLE else 0
 
 
 def _values(volume: Labels) -> set[int]:
@@ -34,19 +35,20 @@ def presence(fixed: Labels, moving: Labels) -> dict[int, bool]:
     return {label: all(label in one for one in found) for label in sorted(set.union(*found))}
 
 
-def joint_histogram(first: Labels, second: Labels, values: NDArray) -> NDArray[np.int64]:
-    """How many voxels hold values[i] in ``first`` and values[j] in ``second``; values sorted, and
-    all there are.
+def joint_histogram(first: Labels, second: Labels) -> tuple[NDArray, NDArray[np.int64]]:
+    """All labels of either volume, sorted, and how many voxels hold the i-th of them in ``first``
+    and the j-th in ``second``.
     """
-    if count := _countable(first, second, values):
+    if count := _countable(first, second):
         cell = np.multiply(first, count, dtype=np.intp)
         cell += second.astype(np.intp, copy=False)
-        return np.bincount(cell.ravel(), minlength=count**2).reshape(count, count)[
-            np.ix_(values, values)
-        ]
+        table = np.bincount(cell.ravel(), minlength=count**2).reshape(count, count)
+        values = np.flatnonzero(table.sum(0) + table.sum(1))
+        return values, table[np.ix_(values, values)]
+    values = np.union1d(first, second)
     count = len(values)
     cell = np.searchsorted(values, first.ravel()) * count + np.searchsorted(values, second.ravel())
-    return np.bincount(cell, minlength=count * count).reshape(count, count)
+    return values, np.bincount(cell, minlength=count * count).reshape(count, count)
 
 
 def dice(fixed: Labels, moving: Labels, warped: Labels) -> dict[int, float]:
@@ -60,10 +62,10 @@ def dice(fixed: Labels, moving: Labels, warped: Labels) -> dict[int, float]:
     Returns:
         Dice by label; NaN where ``fixed`` or ``moving`` lacks it, 0 where only ``warped`` does.
     """
-    known = presence(fixed, moving)
-    values = np.array(sorted({0, *known}))
-    counts = joint_histogram(fixed, warped, values)
-    total = counts.sum(0) + counts.sum(1)
-    score = 2 * counts.diagonal() / np.maximum(total, 1)
-    by_value = dict(zip(values.tolist(), score.tolist(), strict=True))
-    return {label: by_value[label] if both else np.nan for label, both in known.items()}
+    values, counts = joint_histogram(fixed, warped)
+    of_fixed = counts.sum(1)
+    total = counts.sum(0) + of_fixed
+    score = dict(zip(values.tolist(), (2 * counts.diagonal() / total).tolist(), strict=True))
+    held = [set(values[of_fixed > 0].tolist()) - {0}, _values(moving) - {0}]
+    both = set.intersection(*held)
+    return {k: score[k] if k in both else np.nan for k in sorted(set.union(*held))}
