@@ -19,7 +19,7 @@ from regnet_lab.errors import UserError
 from regnet_lab.transforms.frame import Frame, components, matrix_of
 
 BINS = 32
-FEWEST = 5000  # voxels of a level
+FEWEST = 50_000  # voxels of a level, if the image has them
 PLAUSIBLE = (0.2, 5.0)  # change of volume that anatomy allows
 
 
@@ -125,7 +125,7 @@ class Linear:
             of mass), ``masks`` (centres of the masks), or ``auto``: the best of these.
         factors: Shrink factors of the levels, in voxels of the finest spacing.
         iterations: Steps at each level, at most.
-        samples: Voxels looked at in each step.
+        samples: Voxels of the fixed mask looked at in each step.
         seed: Of their choice.
     """
 
@@ -135,7 +135,7 @@ class Linear:
         start: str = "auto",
         factors: Sequence[float] = (4, 2),
         iterations: int = 100,
-        samples: int = 20000,
+        samples: int = 50_000,
         seed: int = 0,
     ) -> None:
         self.kinds, self.start, self.factors = list(kinds), start, list(factors)
@@ -158,9 +158,13 @@ class Linear:
         method = sitk.ImageRegistrationMethod()
         method.SetMetricAsMattesMutualInformation(BINS)
         method.SetInterpolator(sitk.sitkLinear)
-        method.SetMetricSamplingStrategy(method.RANDOM)
-        share = self.samples / math.prod(sides.fixed.GetSize())
-        method.SetMetricSamplingPercentage(min(share, 1.0), self.seed + 1)  # 0 means the clock
+        inside = math.prod(sides.fixed.GetSize())
+        if sides.fixed_mask is not None:
+            inside = int(np.count_nonzero(sitk.GetArrayViewFromImage(sides.fixed_mask)))
+        share = self.samples / max(inside, 1)
+        if share < 1:  # else every voxel, once
+            method.SetMetricSamplingStrategy(method.RANDOM)
+            method.SetMetricSamplingPercentage(share, self.seed + 1)  # 0 means the clock
         if sides.fixed_mask is not None:
             method.SetMetricFixedMask(sides.fixed_mask)
         if sides.moving_mask is not None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from regnet_lab.errors import UserError
 from regnet_lab.registration import Answer, points_in_fixed, points_in_moving, warped
 from regnet_lab.report.quality import Score, picture
 from regnet_lab.transforms import write_transforms
+from regnet_lab.transforms.write import quiet
 
 AXES = ("x", "y", "z")
 
@@ -53,8 +55,9 @@ def delivered(folder: Path) -> Iterator[Path]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why, in the system's words."""
-    return getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+    """Why, in the system's words, or in ITK's without its addresses."""
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+    return re.sub(r"^ITK ERROR: |\(0x[0-9a-f]+\)", "", reason)
 
 
 def write_image(path: Path, array: NDArray, affine: world.Matrix) -> None:
@@ -66,7 +69,8 @@ def write_image(path: Path, array: NDArray, affine: world.Matrix) -> None:
         image.set_sform(affine, 1)
         nibabel.save(image, path)
     else:
-        sitk.WriteImage(world.to_image(array, affine), str(path), True)
+        with quiet():
+            sitk.WriteImage(world.to_image(array, affine), str(path), True)
 
 
 def write_points(path: Path, points: NDArray, affine: world.Matrix, space: str) -> None:

@@ -21,6 +21,7 @@ from regnet_lab.report.files import write_text
 from regnet_lab.report.quality import Score
 from regnet_lab.transforms import chain, read_transform
 from regnet_lab.transforms.frame import Frame
+from regnet_lab.transforms.write import write_transform
 
 COLUMNS = (*SIDES, *(f"{s}_{p}" for s in SIDES for p in (*PARTS, "phase")), "name", "split")
 FOUND = "pairs.csv"  # what became of a list
@@ -201,7 +202,7 @@ def apply(cfg: DictConfig) -> None:
     with delivered(Path(cfg.folder)) as aside:
         write_image(aside / f"warped{cfg.suffix}", array, target.affine)
         if len(given) > 1:
-            sitk.WriteTransform(whole, str(aside / "Composite.h5"))
+            write_transform(aside / "Composite.h5", whole)
     Console().print(f"{cfg.image} resampled into {cfg.folder}", highlight=False)
 
 

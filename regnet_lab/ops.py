@@ -216,32 +216,48 @@ def integrate(velocity: Field, steps: int = 7) -> Field:
 
 @full_precision
 def invert(u: Field, iterations: int = 30, tolerance: float = 1e-4) -> Field:
-    """Displacement v with (id + u) o (id + v) = id.
+    """Displacement v with (id + u) o (id + v) = id, without a gradient.
 
-    Voxel by voxel, Levenberg and Marquardt's method for r(v) = v + u(x + v) = 0 with the Jacobian
-    I + du/dx at x + v: v <- v - (J^T J + l)^-1 J^T r, taken where it makes |r| smaller, l falling
-    there and rising elsewhere.  The usual fixed point v <- -u(x + v) (Chen et al., Med. Phys.
-    2008) fails where u changes by more than a voxel per voxel, long before anything folds.
+    Voxel by voxel: first the fixed point v <- -u(x + v) (Chen et al., Med. Phys. 2008), which is
+    cheap but fails where u changes by more than a voxel per voxel, long before anything folds;
+    then Levenberg and Marquardt's method for r(v) = v + u(x + v) = 0 with the Jacobian I + du/dx
+    at x + v: v <- v - (J^T J + l)^-1 J^T r, l falling where that makes |r| smaller and rising
+    elsewhere.  A step is taken only where it makes |r| smaller.
 
-    Stops when no |r| is above ``tolerance``, voxels; ``compose(v, u)`` is r, and stays above it
-    where a map folds, or comes from outside the grid.
+    A voxel rests when its |r| is not above ``tolerance``, voxels; ``compose(v, u)`` is r, and
+    stays above it where a map folds, or comes from outside the grid.
     """
-    ndim = u.shape[1]
-    slope, eye = gradient(u).flatten(1, 2), torch.eye(ndim).to(u)
-    v = -u
-    r, damping = v + warp(u, v), torch.full_like(u[:, :1], 1e-3)
-    for _ in range(iterations):
-        if r.detach().norm(dim=1).max() <= tolerance:
+    return torch.cat([_inverse(case, iterations, tolerance) for case in u.detach().split(1)])
+
+
+SWEEPS = 4  # of the fixed point
+
+
+def _inverse(u: Field, iterations: int, tolerance: float) -> Field:
+    """:func:`invert` of one case; only voxels that do not rest are looked at."""
+    ndim, eye = u.shape[1], torch.eye(u.shape[1]).to(u)
+    slopes = gradient(u).flatten(1, 2)
+    x = identity_grid(u.shape[2:], u).flatten(2).mT  # (1, N, D), as all below
+    v = -u.flatten(2).mT
+    r, damping = v + sample_at(u, x + v), torch.full_like(v[..., :1], 1e-3)
+    left = torch.arange(x.shape[1], device=u.device)
+    for turn in range(iterations):
+        left = left[r[0, left].norm(dim=1) > tolerance]
+        if not len(left):
             break
-        jacobian = warp(slope, v).unflatten(1, (ndim, ndim)).movedim((1, 2), (-2, -1)) + eye
-        normal = jacobian.mT @ jacobian + damping.movedim(1, -1)[..., None] * eye
-        step = torch.linalg.solve(normal, jacobian.mT @ r.movedim(1, -1)[..., None])
-        tried = v - step[..., 0].movedim(-1, 1)
-        left = tried + warp(u, tried)
-        better = left.norm(dim=1, keepdim=True) < r.norm(dim=1, keepdim=True)
-        v, r = torch.where(better, tried, v), torch.where(better, left, r)
-        damping = torch.where(better, damping / 4, damping * 8).clamp(1e-7, 1e7)
-    return v
+        old, off, soft = v[:, left], r[:, left], damping[:, left]
+        step = off
+        if turn >= SWEEPS:
+            jacobian = sample_at(slopes, x[:, left] + old).unflatten(-1, (ndim, ndim)) + eye
+            normal = jacobian.mT @ jacobian + soft[..., None] * eye
+            step = torch.linalg.solve(normal, jacobian.mT @ off[..., None])[..., 0]
+        tried = old - step
+        missed = tried + sample_at(u, x[:, left] + tried)
+        better = missed.norm(dim=-1, keepdim=True) < off.norm(dim=-1, keepdim=True)
+        v[:, left], r[:, left] = torch.where(better, tried, old), torch.where(better, missed, off)
+        if turn >= SWEEPS:
+            damping[:, left] = torch.where(better, soft / 4, soft * 8).clamp(1e-7, 1e7)
+    return v.mT.reshape(u.shape)
 
 
 def gradient(x: Image) -> Float[Tensor, "b c d *spatial"]:

@@ -64,6 +64,15 @@ def level_shapes(
     return [at(factor * 2**k) for k in reversed(range(levels))]
 
 
+def counted(pair: Pair, u: Tensor) -> Pair:
+    """The pair whose fixed mask leaves out what ``u`` takes beyond the moving image's mask."""
+    if "moving_mask" not in pair:
+        return pair
+    there = ops.warp(pair["moving_mask"].float(), u.detach(), padding="zeros") > 0.5
+    ours = pair.get("fixed_mask", torch.ones_like(there)) > 0
+    return Pair(**(pair | {"fixed_mask": ours & there}))
+
+
 class FieldOptimised:
     """Adam on the displacement itself, from the model's answer, on grids from coarse to fine.
 
@@ -71,7 +80,8 @@ class FieldOptimised:
         losses: Named terms of the objective; on each level the pair is on the level's grid, in
             whose voxels displacements are.
         steps: Of each level, coarse to fine.
-        rate: Voxels of the level's grid by which a step moves, about.
+        rate: Voxels of the level's grid by which the first step moves, about; they become smaller,
+            for steps of one size would end in as much noise.
         largest: Voxels of the finest grid, at most: what bounds time and memory.
         pull: Weight of mean |u - u_model|^2, in voxels, against forgetting what a network learned.
         seconds: Time after which to stop, wherever it is; null: after all steps.
@@ -108,13 +118,16 @@ class FieldOptimised:
         home = ops.resize_field(answer, u.shape[2:])
         u = u.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([u], self.rate)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / max(count, 1), count)
         for _ in steps(count, deadline):
-            total = objective(self.losses, pair, Registration([u], ops.warp(pair["moving"], u)))
+            out = Registration([u], ops.warp(pair["moving"], u))
+            total = objective(self.losses, counted(pair, u), out)
             if self.pull:
                 total = total + self.pull * (u - home).square().sum(1).mean()
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
+            schedule.step()
         return u.detach()
 
 

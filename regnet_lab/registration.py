@@ -17,6 +17,7 @@ from regnet_lab.align import Sides
 from regnet_lab.data.grids import factors
 from regnet_lab.data.preprocess import centred_grid, percentile_range, resample, resample_nearest
 from regnet_lab.data.scan import Scan
+from regnet_lab.data.seen import continued, seen
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair, registered
 from regnet_lab.transforms import Deformation
@@ -111,10 +112,12 @@ def _image(array: NDArray, scan: Scan) -> sitk.Image:
     return world.to_image(array, scan.affine)
 
 
-def _mask(scan: Scan) -> sitk.Image | None:
-    """The mask, or else the box outside which a padded image has one and the same value."""
+def _mask(scan: Scan, known: NDArray[np.bool_]) -> sitk.Image | None:
+    """The mask, or else what is no padding, or the box outside which there is only one value."""
     if scan.mask is not None:
         return _image((scan.mask > 0).astype(np.float32), scan)
+    if not known.all():
+        return _image(known.astype(np.float32), scan)
     different = scan.image != scan.image.flat[0]
     inside = np.zeros(scan.image.shape, np.float32)
     box = []
@@ -158,10 +161,11 @@ class Registrar:
         check("The fixed image", fixed, moving)
         check("The moving image", moving, fixed)
         clock = [time.perf_counter()]
-        like = {"like": fixed.image} if self.shared_range else {}
-        fixed, moving = (replace(s, image=self.intensity(s.image, **like)) for s in (fixed, moving))
+        known = seen(fixed.image), seen(moving.image)
+        masks = [_mask(scan, inside) for scan, inside in zip((fixed, moving), known, strict=True)]
+        fixed, moving = self.normalised(fixed, moving, *known)
         images = _image(fixed.image, fixed), _image(moving.image, moving)
-        matrix = self.align(Sides(*images, _mask(fixed), _mask(moving)))
+        matrix = self.align(Sides(*images, *masks))
         clock.append(time.perf_counter())
         grid = self.grid.place(fixed)
         aligned = replace(moving, affine=np.linalg.inv(matrix) @ moving.affine)
@@ -177,6 +181,25 @@ class Registrar:
         clock.append(time.perf_counter())
         stages = ("align", "deform", "carry")
         return Answer(found, pair, u, dict(zip(stages, np.diff(clock).tolist(), strict=True)))
+
+    def normalised(
+        self, fixed: Scan, moving: Scan, fixed_known: NDArray, moving_known: NDArray
+    ) -> tuple[Scan, Scan]:
+        """Both by the intensity rule, continued into their padding; their masks say where they
+        count: the fixed one in its own mask, both where they were seen.
+        """
+
+        def rule(scan: Scan, known: NDArray) -> NDArray:
+            like = fixed.image[fixed_known] if self.shared_range else scan.image[known]
+            whole = known.all() and not self.shared_range
+            array = self.intensity(scan.image, **({} if whole else {"like": like}))
+            return continued(array, known)
+
+        counts = fixed_known if fixed.mask is None else fixed_known & (fixed.mask > 0)
+        return (
+            replace(fixed, image=rule(fixed, fixed_known), mask=counts.astype(np.int16)),
+            replace(moving, image=rule(moving, moving_known), mask=moving_known.astype(np.int16)),
+        )
 
     def answer(self, pair: Pair) -> Tensor:
         """The model's field, refined if wanted, on its own grid.

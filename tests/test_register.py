@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+from contextlib import contextmanager
 
 import nibabel
 import numpy as np
@@ -15,7 +17,7 @@ import regnet_lab
 from regnet_lab import align, desk, refine, world
 from regnet_lab.build import build
 from regnet_lab.data.scan import Scan
-from regnet_lab.delivery import delivered
+from regnet_lab.delivery import delivered, write_image
 from regnet_lab.errors import UserError
 from regnet_lab.losses import Diffusion, Similarity
 from regnet_lab.models import Identity, VoxelMorph
@@ -28,6 +30,7 @@ from regnet_lab.registration import (
     warped,
 )
 from regnet_lab.similarity import mean_squares
+from regnet_lab.transforms import Deformation, write_transforms
 from regnet_lab.transforms.frame import Frame
 from tests.test_io import write_dicom
 from tests.test_world import affine_matrix
@@ -499,17 +502,51 @@ def test_a_failed_delivery_leaves_what_was_there(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["b"]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(files, composed, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@contextmanager
+def small_disk(size):
+    """No file may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(nibabel, "save", full)
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(files, composed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     images = [argument for argument in given(files) if "_" not in argument.split("=")[0]]
-    with pytest.raises(UserError, match=r"registered cannot be written \(No space left"):
-        desk.serve(composed("register", *images, *QUIET))
+    cfg = composed("register", *images, *QUIET)
+    with small_disk(3000), pytest.raises(UserError, match="registered cannot be written") as caught:
+        desk.serve(cfg)
+    assert "make room" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["itk", "field", "ants", "fsl", "l2r", ".nii.gz", ".nrrd", ".mha"])
+def test_no_writer_takes_a_full_disk_for_success_or_speaks_of_it(kind, tmp_path, capfd):
+    frame = Frame((20, 17, 18), np.eye(4))
+    noise = np.random.default_rng(0).normal(size=(3, *frame.shape)).astype(np.float32) / 5
+    found = Deformation(frame, frame, np.eye(4), noise)
+    assert found.v.shape == noise.shape  # before the disk is full
+
+    def write(aside):
+        if kind.startswith("."):
+            write_image(aside / f"warped{kind}", noise[0], frame.affine)
+        else:
+            write_transforms(aside, found, [kind])
+
+    def deliver():
+        with delivered(tmp_path / "out") as aside:
+            write(aside)
+
+    with small_disk(10_000), pytest.raises(UserError, match="cannot be written") as caught:
+        deliver()
+    assert "0x" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("choice", ["affine", "rigid", "centre", "world"])

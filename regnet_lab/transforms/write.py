@@ -1,6 +1,8 @@
 """Transforms out: a deformation and its inverse in the files of other programs."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel
@@ -13,11 +15,31 @@ from regnet_lab.transforms.deformation import Deformation
 from regnet_lab.transforms.frame import Frame, components, flatten, matrix_transform
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing goes to the process's stderr, where HDF5 prints pages about an error that it raises
+    as well.
+    """
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def write_transform(path: Path, transform: sitk.Transform) -> None:
+    """A transform as ITK writes it, by the name; raises RuntimeError if that fails."""
+    with quiet():
+        sitk.WriteTransform(transform, str(path))
+
+
 def _itk(folder: Path, found: Deformation) -> None:
-    sitk.WriteTransform(found.forward, str(folder / "Composite.h5"))
-    sitk.WriteTransform(found.backward, str(folder / "InverseComposite.h5"))
-    linear = matrix_transform(found.matrix, found.fixed.ndim)
-    sitk.WriteTransform(linear, str(folder / "affine.tfm"))
+    write_transform(folder / "Composite.h5", found.forward)
+    write_transform(folder / "InverseComposite.h5", found.backward)
+    write_transform(folder / "affine.tfm", matrix_transform(found.matrix, found.fixed.ndim))
 
 
 def _write_field(path: Path, vectors: sitk.Image) -> None:
@@ -44,7 +66,7 @@ def _ants(folder: Path, found: Deformation) -> None:
     for name, u in (("1Warp", found.u), ("1InverseWarp", found.v)):
         _write_field(folder / f"{name}.nii.gz", found.fixed.millimetres(u))
     linear = matrix_transform(found.matrix, found.fixed.ndim)
-    sitk.WriteTransform(linear, str(folder / "0GenericAffine.mat"))
+    write_transform(folder / "0GenericAffine.mat", linear)
 
 
 def _fsl(folder: Path, found: Deformation) -> None:
