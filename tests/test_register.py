@@ -33,6 +33,7 @@ from regnet_lab.similarity import mean_squares
 from regnet_lab.transforms import Deformation, write_transforms
 from regnet_lab.transforms.frame import Frame
 from tests.test_io import write_dicom
+from tests.test_seen import turned as padded
 from tests.test_world import affine_matrix
 
 QUICK = ["refine.steps=[8,8]", "refine.largest=4000", "align.iterations=20", "threads=1"]
@@ -388,6 +389,25 @@ def test_a_resampled_moving_image_gives_the_same_answer_in_the_world():
     places = np.random.default_rng(0).uniform(-7, 7, (50, 3))
     missed = ends(registrar()(fixed, again), places) - ends(registrar()(fixed, moving), places)
     assert np.linalg.norm(missed, axis=1).mean() < 0.5
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_padding_round_a_turned_image_does_not_change_the_answer(side, ndim):
+    pair = dict(
+        zip(
+            ("fixed", "moving"), scans(ndim, affine_matrix((0, 0, 6), (1, 1, 1), (1.5, -1, 0))),
+            strict=True,
+        )
+    )  # fmt: skip
+    scan = pair[side]
+    image, _, _, matrix = padded(scan.image, (0, 0, 25), (0.9, 0.9, 0.9))
+    stored = pair | {side: Scan(image.astype(np.float32), scan.affine @ world.embedded(matrix))}
+    places = np.random.default_rng(0).uniform(-7, 7, (50, ndim))
+    plain = ends(registrar()(**pair), places)
+    assert np.linalg.norm(plain - places, axis=1).mean() > 1
+    missed = np.linalg.norm(ends(registrar()(**stored), places) - plain, axis=1)
+    assert missed.mean() < 0.3
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

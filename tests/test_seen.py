@@ -13,7 +13,9 @@ def texture(shape, seed=0):
 
 
 def turned(image, degrees, scale):
-    """The image on a turned grid that holds all of it, 0 beyond; where it lies; and its places."""
+    """The image on a turned grid that holds all of it, 0 beyond; where it lies; the image with its
+    border continued; and the matrix (D+1, D+1) from the new grid's voxels to the old one's.
+    """
     ndim = image.ndim
     turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     if ndim == 2:
@@ -27,13 +29,15 @@ def turned(image, degrees, scale):
     last = np.reshape(image.shape, (-1, 1)) - 0.5
     inside = ((x >= -0.5) & (x <= last)).all(0).reshape(size)
     values = ndimage.map_coordinates(image, x, order=1, mode="nearest").reshape(size)
-    return np.where(inside, values, 0), inside, values
+    whole = np.eye(ndim + 1)
+    whole[:-1, :-1], whole[:-1, -1] = matrix, matrix @ low
+    return np.where(inside, values, 0), inside, values, whole
 
 
 @pytest.mark.parametrize("degrees", [(20, -15, 30), (0, 0, 45), (-44, 10, 5)])
 @pytest.mark.parametrize("shape", [(40, 33), (28, 33, 24), (30, 30, 30)])
 def test_padding_round_a_turned_image_is_found_and_filled(shape, degrees):
-    image, inside, values = turned(texture(shape), degrees, (0.9, 1.1, 0.8))
+    image, inside, values, _ = turned(texture(shape), degrees, (0.9, 1.1, 0.8))
     known = seen(image)
     assert not (known & ~inside).any()
     core = ndimage.binary_erosion(inside, border_value=True)

@@ -270,27 +270,59 @@ def test_an_unknown_format_is_named(tmp_path):
         write_transforms(tmp_path, deformation(3), ["afni"])
 
 
-@pytest.mark.parametrize("fmt", ["ants", "itk", "field"])
-def test_ants_warps_as_we_do(tmp_path, fmt):
+def resampled_by_ants(tmp_path, image, source, target, files, inverted):
+    """What antspyx makes of an image of a frame on another one."""
     ants = pytest.importorskip("ants", reason="antspyx comes with the extra 'baselines'")
-    found = deformation(3)
+    sitk.WriteImage(world.to_image(image, source.affine), str(tmp_path / "image.nii.gz"))
+    sitk.WriteImage(target.empty(), str(tmp_path / "onto.nii.gz"))
+    return ants.apply_transforms(
+        ants.image_read(str(tmp_path / "onto.nii.gz")),
+        ants.image_read(str(tmp_path / "image.nii.gz")),
+        [str(tmp_path / name) for name in files],
+        interpolator="linear",
+        whichtoinvert=inverted,
+    ).numpy()
+
+
+@NDIMS
+@pytest.mark.parametrize("fmt", ["ants", "itk", "field"])
+def test_ants_warps_as_we_do(tmp_path, fmt, ndim):
+    found = deformation(ndim)
     write_transforms(tmp_path, found, [fmt])
     image = image_on(found.moving)
-    sitk.WriteImage(world.to_image(image, found.moving.affine), str(tmp_path / "moving.nii.gz"))
-    sitk.WriteImage(found.fixed.empty(), str(tmp_path / "fixed.nii.gz"))
     names = {
         "ants": ["1Warp.nii.gz", "0GenericAffine.mat"],
         "itk": ["Composite.h5"],
         "field": ["displacement.nii.gz"],
     }[fmt]
-    theirs = ants.apply_transforms(
-        ants.image_read(str(tmp_path / "fixed.nii.gz")),
-        ants.image_read(str(tmp_path / "moving.nii.gz")),
-        [str(tmp_path / name) for name in names],
-        interpolator="linear",
-    ).numpy()
+    theirs = resampled_by_ants(
+        tmp_path, image, found.moving, found.fixed, names, [False] * len(names)
+    )
     ours = warped_by_us(image, found)[0]
     inner = indices_in_moving(found)
-    last = np.reshape(found.moving.shape, (-1, 1, 1, 1)) - 1
+    last = np.reshape(found.moving.shape, (-1, *[1] * ndim)) - 1
     well_inside = ((inner > 0) & (inner < last)).all(0)
+    assert well_inside.mean() > 0.2
     assert np.abs(ours - theirs)[well_inside].max() < 1e-3 * np.ptp(image)
+
+
+@NDIMS
+def test_ants_goes_back_as_we_do(tmp_path, ndim):
+    found = deformation(ndim)
+    write_transforms(tmp_path, found, ["ants"])
+    image = image_on(found.fixed)
+    names = ["0GenericAffine.mat", "1InverseWarp.nii.gz"]
+    theirs = resampled_by_ants(tmp_path, image, found.fixed, found.moving, names, [True, False])
+    ours = sitk.GetArrayFromImage(
+        sitk.Resample(
+            world.to_image(image, found.fixed.affine),
+            found.moving.empty(),
+            found.backward,
+            sitk.sitkLinear,
+            0.0,
+            sitk.sitkFloat32,
+        )
+    ).T
+    known = (theirs != 0) & (ours != 0)
+    assert known.mean() > 0.02
+    assert np.abs(ours - theirs)[known].max() < 1e-3 * np.ptp(image)
