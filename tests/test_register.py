@@ -223,7 +223,7 @@ def test_a_list_goes_on_after_a_pair_that_fails_and_says_which(files, command, t
         (["fixed=good.nii", "moving=good.nii", "folder=words.nii/out"], ["words.nii/out"]),
         (["fixed=good.nii", "moving=good.nii", "formats=[afni]"], ["afni"]),
         (["fixed=good.nii", "moving=good.nii", "run=nowhere"], ["nowhere"]),
-        (["fixed=good.nii", "moving=good.nii", "refine=network"], ["run="]),
+        (["fixed=good.nii", "moving=good.nii", "model=identity", "refine=network"], ["run="]),
         (["apply=words.nii", "image=good.nii"], ["words.nii"]),
         (["apply=words.nii"], ["image="]),
     ],

@@ -1,0 +1,57 @@
+"""Steps of training against Dice on pairs the network was not trained on.
+
+REGNET_LAB_DATA=... python benchmarks/general_curve.py <runs of experiment=general_3d in a row>
+
+For every snapshot, and the end, of the runs, each going on from the one before: mean Dice of
+task04's 40 pairs as they are, without any alignment; written into docs/pictures/general_curve.png.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
+
+from regnet_lab.build import build
+from regnet_lab.cli import CONF, kept
+from regnet_lab.metrics import quick
+from regnet_lab.pair import registered
+from regnet_lab.weights import load_weights
+
+PICTURE = Path(CONF).parent / "docs/pictures/general_curve.png"
+
+
+def dice(model: nn.Module, pairs: list) -> float:
+    """Mean over the pairs."""
+    with torch.no_grad():
+        answers = [registered(p, model(p["fixed"], p["moving"])).displacement for p in pairs]
+    scores = [quick(p, u)["dice"] for p, u in zip(pairs, answers, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def main() -> None:
+    """Table and picture."""
+    torch.set_num_threads(1)
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("train", ["data=task04"])
+    pairs = list(build(cfg.data).one_by_one("val"))
+    module = build(kept(sys.argv[1]).module)
+    curve, before = [(0, dice(module.model.eval(), pairs))], 0
+    for run in sys.argv[1:]:
+        files = [*Path(run).glob("snapshots/*.ckpt"), Path(run) / "checkpoints/last.ckpt"]
+        found = {torch.load(path, weights_only=True)["global_step"]: path for path in files}
+        for step, path in sorted(found.items()):
+            load_weights(module, path)
+            curve.append((before + step, dice(module.model.eval(), pairs)))
+            print(*curve[-1], flush=True)
+        before = curve[-1][0]
+    figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+    axes.plot(*zip(*curve, strict=True), marker="o")
+    axes.set(xlabel="steps of two generated pairs", ylabel="Dice, task04's 40 pairs")
+    figure.savefig(PICTURE, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
