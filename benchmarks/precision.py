@@ -23,9 +23,9 @@ from pytorch_lightning.plugins import MixedPrecision
 
 from regnet_lab.build import build
 from regnet_lab.cli import CONF, quieten
+from regnet_lab.errors import UserError
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
-CAN_LEARN = [name for name in MODELS if name not in ("identity", "regnet_multi_stage")]
 SCORES = ("val/dice", "val/tre_mm", "val/loss")
 RUNS = {"32": ("32", 0), "32 again": ("32", 1), "bf16-mixed": ("bf16", 0), "16-mixed": ("16", 0)}
 
@@ -81,7 +81,7 @@ def row(model: str, runs: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     """Train every model in every precision."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=CAN_LEARN)
+    parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--ndim", type=int, default=2)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
@@ -94,9 +94,13 @@ def main() -> None:
     print("|---" + "|--:" * (len(RUNS) + 2) + "|")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for model in given.models:
-        found[model] = {
-            name: trained(model, half, seed, given) for name, (half, seed) in RUNS.items()
-        }
+        try:
+            found[model] = {
+                name: trained(model, half, seed, given) for name, (half, seed) in RUNS.items()
+            }
+        except UserError as error:  # nothing to train
+            print(error, flush=True)
+            continue
         print(row(model, found[model]), flush=True)
         given.out.write_text(json.dumps({"torch": torch.__version__, **found}, indent=2), "utf-8")
 

@@ -41,7 +41,7 @@ from regnet_lab.cli import CONF
 from regnet_lab.similarity import mean_squares
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
-WHOLE = [name for name in MODELS if name not in ("identity", "regnet_multi_stage")]
+WHOLE = [name for name in MODELS if name != "regnet_multi_stage"]  # which begins from other runs
 SIDE = 64
 GRIDS = {"64^3": [SIDE] * 3, "128^3": [128] * 3, "160x192x224": [160, 192, 224]}
 FREED = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc gives freed tensors back: peaks are true
@@ -151,12 +151,15 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
     for name in given.models:
+        parameters = sum(p.numel() for p in model_of(name).parameters())
+        if not parameters:
+            continue  # nothing to train
         try:
             found = known.get(name, {}) | {grid: counted(name, s) for grid, s in GRIDS.items()}
         except DataDependentOutputException:
             print(f"| {name} | cannot be counted: what it does depends on values |", flush=True)
             continue
-        found["parameters"] = sum(p.numel() for p in model_of(name).parameters())
+        found["parameters"] = parameters
         known[name] = found | (apart(name) if name in given.measure else {})
         print(row(name, known[name]), flush=True)
         given.out.write_text(json.dumps(known, indent=2), "utf-8")

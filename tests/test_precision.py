@@ -15,11 +15,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 LONG = [(192, 3), (192, 2, 3)]  # a brain's longest axis
 
 
-@pytest.mark.parametrize("model", [name for name in MODELS if name != "identity"])
+@pytest.mark.parametrize("model", MODELS)
 def test_float16_gives_finite_losses_and_gradients(model, composed):
     cfg = composed("train", f"model={model}", "ndim=2", "loss=ncc_dice")
     cfg.data.dataset.shape, cfg.data.dataset.size = [20, 17], 1
     module, data = build(cfg.module), build(cfg.data)
+    if not [*module.parameters()]:
+        pytest.skip(f"{model} has nothing to train")
     module.log_dict = lambda *_, **__: None
     (pair,) = data.one_by_one("train")
     with torch.autocast("cpu", torch.float16):
