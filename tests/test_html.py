@@ -191,6 +191,16 @@ def test_methods_of_one_name_in_two_folders_are_told_apart_and_identity_is_one(t
         assert [*dict.fromkeys(row[place] for row in rows)] == names
 
 
+def test_the_user_s_name_for_a_method_stands_everywhere(tmp_path):
+    folder = folder_of(tmp_path / "one", (9, 11))
+    (folder / "about.json").write_text('{"method": "net"}')
+    shown = html.content([f"ours={folder}"])
+    board, *_, cases = shown["tables"]
+    assert [row[0] for row in board["rows"]] == ["identity", "ours"]
+    assert {row[1] for row in cases["rows"]} == {"identity", "ours"}
+    assert [case["title"].split(":")[0] for case in shown["cases"]] == ["ours, best", "ours, worst"]
+
+
 def test_evaluations_of_other_cases_stand_in_one_page_without_being_compared(tmp_path):
     folders = [folder_of(tmp_path / name, (9, 11), name) for name in ("one", "two")]
     cases = pd.read_csv(folders[1] / "cases.csv")

@@ -186,6 +186,20 @@ def collect(places: Sequence[Place], common: bool = False) -> list[Evaluation]:
     if not places:
         raise UserError("Name the folders of the evaluations to compare.")
     found = {e.folder.resolve(): e for place in places for e in find(place)}
-    evaluations = same_cases(list(found.values()), common)
-    check_identity([e for e in evaluations if IDENTITY in set(e.cases["method"])])
+    return compared(told_apart(list(found.values())), common)
+
+
+def told_apart(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations, no two methods of one name (:func:`titles`)."""
     return [e.renamed(t) for e, t in zip(evaluations, titles(evaluations), strict=True)]
+
+
+def compared(evaluations: Sequence[Evaluation], common: bool = False) -> list[Evaluation]:
+    """The evaluations, of the same cases (:func:`same_cases`).
+
+    Raises:
+        UserError: They cannot be compared.
+    """
+    alike = same_cases(evaluations, common)
+    check_identity([e for e in alike if IDENTITY in set(e.cases["method"])])
+    return alike

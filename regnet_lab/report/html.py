@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from regnet_lab.errors import UserError
 from regnet_lab.report import boards, overlap, structures, tables
 from regnet_lab.report.curves import curves
-from regnet_lab.report.evaluations import Evaluation, find, titles
+from regnet_lab.report.evaluations import Evaluation, Place, compared, find, told_apart
 from regnet_lab.report.files import write_text
-from regnet_lab.report.leaderboard import RANKED, leaderboard
+from regnet_lab.report.leaderboard import RANKED, board
 from regnet_lab.report.volumes import MOST, case_content
 
 RANKS = ("best", "median", "worst")
@@ -31,14 +31,13 @@ MONITORS = ("val/dice", "val/tre_mm", "val/loss")
 BY_LABEL = ("dice", "hd95_mm")
 
 
-def judged(folders: Sequence[Path]) -> list[Evaluation]:
+def judged(folders: Sequence[Place]) -> list[Evaluation]:
     """What all folders have judged, their methods named apart.
 
     Raises:
         UserError: There is no evaluation in a folder.
     """
-    found = [evaluation for folder in folders for evaluation in find(folder)]
-    return [e.renamed(names) for e, names in zip(found, titles(found), strict=True)]
+    return told_apart([evaluation for folder in folders for evaluation in find(folder)])
 
 
 def text_of(value: object) -> str:
@@ -57,13 +56,13 @@ def table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
 def ranking(evaluations: Sequence[Evaluation], cases: pd.DataFrame) -> list[dict[str, Any]]:
     """The leaderboard and its statistics; of evaluations that cannot be compared their means."""
     try:
-        board = leaderboard([e.folder for e in evaluations])
+        ranked = board(compared(evaluations))
     except UserError:
         return [text_table("Summary", tables.grid(tables.summary(cases.to_dict("records"))))]
-    told = [m for m in boards.metrics(board) if m in RANKED]
+    told = [m for m in boards.metrics(ranked) if m in RANKED]
     return [
-        text_table("Leaderboard", boards.overview(board)) | {"note": boards.note(board)},
-        *(text_table(tables.header(m), boards.details(board, m)) for m in told),
+        text_table("Leaderboard", boards.overview(ranked)) | {"note": boards.note(ranked)},
+        *(text_table(tables.header(m), boards.details(ranked, m)) for m in told),
     ]
 
 
@@ -109,22 +108,24 @@ def training_curves(runs: Sequence[Path]) -> list[dict[str, str]]:
     return drawn
 
 
-def content(folders: Sequence[Path], most: int = MOST) -> dict[str, Any]:
+def content(places: Sequence[Place], most: int = MOST) -> dict[str, Any]:
     """All that the page shows.
 
     Raises:
         UserError: There is no evaluation in a folder, or a file of its gallery is damaged.
     """
-    evaluations = judged(folders)
+    evaluations = judged(places)
     cases = pd.concat([e.cases for e in evaluations]).drop_duplicates(["case", "method"])
     folders = [e.folder for e in evaluations]
     runs = list(dict.fromkeys(run for folder in folders if (run := run_of(folder))))
-    shown = [f / "gallery" / f"{rank}.npz" for f in folders for rank in RANKS]
+    kept = [(e, e.folder / "gallery" / f"{rank}.npz") for e in evaluations for rank in RANKS]
     pictures = {"By label": label_boxes(folders), "Training": training_curves(runs)}
     texts = [(run, run / name) for run in runs for name in ("config.yaml", "environment.json")]
     return {
         "tables": [*ranking(evaluations, cases), table("All cases", cases)],
-        "cases": [case_content(path, most) for path in shown if path.is_file()],
+        "cases": [
+            case_content(path, most, e.about.get("method")) for e, path in kept if path.is_file()
+        ],
         "figures": [{"title": t, "pictures": drawn} for t, drawn in pictures.items() if drawn],
         "texts": [
             {"title": f"{run.name}: {path.name}", "text": path.read_text(encoding="utf-8")}
@@ -152,7 +153,7 @@ def main() -> None:
         if argument.startswith("out="):
             out = argument.removeprefix("out=")
         else:
-            folders.append(Path(argument))
+            folders.append(argument)
     if not folders:
         sys.exit(
             "usage: python -m regnet_lab.report.html <evaluation folder> [<another> ...] "

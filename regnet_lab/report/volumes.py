@@ -65,8 +65,8 @@ def kept(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is damaged; judge the run again.") from error
 
 
-def case_content(path: Path, most: int = MOST) -> dict[str, Any]:
-    """Everything the page needs to show a case.
+def case_content(path: Path, most: int = MOST, name: str | None = None) -> dict[str, Any]:
+    """Everything the page needs to show a case; ``name`` is what its method is called there.
 
     Raises:
         UserError: The file is damaged.
@@ -93,7 +93,7 @@ def case_content(path: Path, most: int = MOST) -> dict[str, Any]:
     note = f"{voxels} voxels; folds in {folds:.3g} % of them"
     note += f"; shown is one voxel in {stride} along each axis" if stride > 1 else ""
     return {
-        "title": f"{method}, {path.stem}: {case}, {header(metric)} {score:.4g}",
+        "title": f"{name or method}, {path.stem}: {case}, {header(metric)} {score:.4g}",
         "note": note,
         "shape": list(fixed.shape),
         "spacing": thin["spacing"].tolist(),
