@@ -35,7 +35,7 @@ def options(description: str | None, **extra: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").split("\n", 1)[0])
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=4, help="for each form of an operation")
+    parser.add_argument("--seconds", type=float, default=2, help="for each form of an operation")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs/benchmarks", help="folder")
     for name, default in extra.items():
         many = {"nargs": "*"} if isinstance(default, list) else {}
