@@ -118,21 +118,23 @@ def bounded(shape: Sequence[int], voxels: int) -> list[int]:
 class General(nn.Module):
     """The shipped networks for images of any contrast, organ and size.
 
-    Images of more voxels than a network is at home with are averaged down to as many; the last
-    field is on half of that grid.
+    Images of more voxels than a network is at home with are averaged down to as many, the grid of
+    the answer.
 
     Args:
         ndim: 2 or 3, of the images to come; null: both.
         growth: Voxels a network is given, over those it was trained on.
+        passes: How often it looks; each time the moving image is warped by what was found before.
 
     Raises:
         UserError: A file is missing or damaged.
     """
 
-    def __init__(self, ndim: int | None = None, growth: float = 1.5) -> None:
+    def __init__(self, ndim: int | None = None, growth: float = 1.5, passes: int = 2) -> None:
         super().__init__()
         loaded = {str(n): load(shipped(f"general_{n}d")) for n in ([ndim] if ndim else (2, 3))}
         self.networks = nn.ModuleDict({n: model for n, (model, _) in loaded.items()})
+        self.passes = passes
         self.voxels = {n: int(growth * card["voxels"]) for n, (_, card) in loaded.items()}
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
@@ -141,7 +143,12 @@ class General(nn.Module):
         if ndim not in self.voxels:
             raise RuntimeError(f"this is a network of {' or '.join(self.voxels)} dimensions")
         shape = bounded(fixed.shape[2:], self.voxels[ndim])
-        return self.networks[ndim](ops.resize(fixed, shape), ops.resize(moving, shape))
+        fixed, moving = ops.resize(fixed, shape), ops.resize(moving, shape)
+        u = fixed.new_zeros(len(fixed), len(shape), *shape)
+        for _ in range(self.passes):
+            found = self.networks[ndim](fixed, ops.warp(moving, u))[-1]
+            u = ops.compose(ops.resize_field(found, shape), u)
+        return [u]
 
 
 def main() -> None:
