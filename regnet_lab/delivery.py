@@ -35,7 +35,7 @@ def delivered(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: It cannot be written to, or is full.
     """
-    aside = folder.with_name(f".{folder.name}.{uuid4().hex}.part")
+    aside = folder.parent / f".{folder.name}.{uuid4().hex}.part"
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -503,6 +503,13 @@ def test_a_bad_array_is_named(image, named):
         regnet_lab.register(image, image, *QUIET)
 
 
+def test_results_may_go_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with delivered(Path(".")) as aside:
+        (aside / "u.txt").write_text("1", encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["u.txt"]
+
+
 def test_a_failed_delivery_leaves_what_was_there(tmp_path):
     folder = tmp_path / "a" / "b"
 
