@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import nibabel
 import numpy as np
