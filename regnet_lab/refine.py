@@ -100,6 +100,7 @@ class FieldOptimised:
     ) -> None:
         self.losses, self.steps, self.rate = dict(losses), list(steps), rate
         self.largest, self.pull, self.seconds = largest, pull, seconds
+        self.masked = any(getattr(term, "masked", False) for term in losses.values())
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
         deadline = _deadline(self.seconds)
@@ -121,7 +122,8 @@ class FieldOptimised:
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / max(count, 1), count)
         for _ in steps(count, deadline):
             out = Registration([u], ops.warp(pair["moving"], u))
-            total = objective(self.losses, counted(pair, u), out)
+            at = counted(pair, u) if self.masked else pair
+            total = objective(self.losses, at, out)
             if self.pull:
                 total = total + self.pull * (u - home).square().sum(1).mean()
             optimizer.zero_grad()
