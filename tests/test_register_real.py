@@ -58,7 +58,11 @@ def heart(case="SCD0000101"):
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["fixed", "moving"])
-@pytest.mark.parametrize(("images", "degrees"), [(hippocampi, (20, -15, 30)), (heart, (0, 0, 20))])
+@pytest.mark.parametrize(
+    ("images", "degrees", "finer"),
+    [(hippocampi, (20, -15, 30), 1.1), (heart, (0, 0, 20), (1.1, 1.1, 1))],  # slices stay slices
+    ids=["hippocampi", "heart"],
+)
 def test_a_turned_mirrored_and_resampled_image_is_registered_to_the_same_places(
     images, degrees, finer, side
 ):
@@ -83,4 +87,4 @@ def test_a_turned_mirrored_and_resampled_image_is_registered_to_the_same_places(
     print(f"moved {moved[both].mean():.2f}, missed {missed[both].mean():.2f} voxels")
     assert both.mean() > 0.2
     assert moved[both].mean() > 0.5
-    assert missed[both].mean() < 0.5
+    assert missed[both].mean() < 0.6  # 0.2 to 0.5: the fixed one decides the grid
