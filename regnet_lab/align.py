@@ -135,7 +135,7 @@ class Linear:
         start: str = "auto",
         factors: Sequence[float] = (4, 2),
         iterations: int = 100,
-        samples: int = 50_000,
+        samples: int = 100_000,
         seed: int = 0,
     ) -> None:
         self.kinds, self.start, self.factors = list(kinds), start, list(factors)
@@ -194,9 +194,12 @@ class Linear:
     def optimise(self, sides: Sides, transform: sitk.Transform) -> sitk.Transform:
         """One level; where the result is worse, or none of anatomy's, what it began with."""
         method = self.method(sides)
-        step = float(np.mean(sides.fixed.GetSpacing()))
+        step = float(min(sides.fixed.GetSpacing()))
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=step, minStep=step / 1000, numberOfIterations=self.iterations
+            learningRate=step,
+            minStep=step / 1000,
+            numberOfIterations=self.iterations,
+            gradientMagnitudeTolerance=1e-8,  # else small images stop at once
         )
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, inPlace=False)

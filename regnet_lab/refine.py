@@ -80,8 +80,7 @@ class FieldOptimised:
         losses: Named terms of the objective; on each level the pair is on the level's grid, in
             whose voxels displacements are.
         steps: Of each level, coarse to fine.
-        rate: Voxels of the level's grid by which the first step moves, about; they become smaller,
-            for steps of one size would end in as much noise.
+        rate: Voxels of the level's grid by which a step moves, about.
         largest: Voxels of the finest grid, at most: what bounds time and memory.
         pull: Weight of mean |u - u_model|^2, in voxels, against forgetting what a network learned.
         seconds: Time after which to stop, wherever it is; null: after all steps.
@@ -100,6 +99,7 @@ class FieldOptimised:
     ) -> None:
         self.losses, self.steps, self.rate = dict(losses), list(steps), rate
         self.largest, self.pull, self.seconds = largest, pull, seconds
+        self.masked = any(getattr(term, "masked", False) for term in losses.values())
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
         deadline = _deadline(self.seconds)
@@ -118,16 +118,15 @@ class FieldOptimised:
         home = ops.resize_field(answer, u.shape[2:])
         u = u.detach().clone().requires_grad_()
         optimizer = torch.optim.Adam([u], self.rate)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 1 / max(count, 1), count)
         for _ in steps(count, deadline):
             out = Registration([u], ops.warp(pair["moving"], u))
-            total = objective(self.losses, counted(pair, u), out)
+            at = counted(pair, u) if self.masked else pair
+            total = objective(self.losses, at, out)
             if self.pull:
                 total = total + self.pull * (u - home).square().sum(1).mean()
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
-            schedule.step()
         return u.detach()
 
 

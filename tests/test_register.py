@@ -22,6 +22,7 @@ from regnet_lab.delivery import delivered, write_image
 from regnet_lab.errors import UserError
 from regnet_lab.losses import Diffusion, Similarity
 from regnet_lab.models import Identity, VoxelMorph
+from regnet_lab.pair import Pair
 from regnet_lab.registration import (
     ModelGrid,
     Registrar,
@@ -439,6 +440,21 @@ def test_no_time_leaves_the_models_answer_and_a_pull_keeps_near_it():
     )
     assert not late.any()
     assert 0 < held.abs().mean() < 0.1 * free.abs().mean()
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
+def test_only_what_both_images_saw_counts(shape):
+    ndim, generator = len(shape), torch.Generator().manual_seed(0)
+    fixed, moving = (torch.rand(2, 1, 1, *shape, generator=generator) > 0.3).unbind()
+    shift = [2, -1, 3][:ndim]
+    u = torch.tensor(shift).float().view(1, -1, *[1] * ndim).expand(1, -1, *shape)
+    found = refine.counted(Pair(fixed_mask=fixed, moving_mask=moving), u)["fixed_mask"][0, 0]
+    for x in np.ndindex(shape):
+        y = tuple(np.add(x, shift))
+        inside = all(0 <= i < n for i, n in zip(y, shape, strict=True))
+        assert found[x] == (fixed[(0, 0, *x)] and inside and moving[(0, 0, *y)])
+    assert found.any()
+    assert refine.counted(Pair(fixed_mask=fixed), u)["fixed_mask"] is fixed
 
 
 def test_a_network_is_tuned_on_a_copy():
