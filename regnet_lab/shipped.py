@@ -23,6 +23,7 @@ from regnet_lab import ops
 from regnet_lab.build import build
 from regnet_lab.cli import kept
 from regnet_lab.errors import UserError
+from regnet_lab.models import SliceWise
 from regnet_lab.report.files import write_bytes, write_text
 from regnet_lab.weights import checkpoint_path, read_weights
 
@@ -118,37 +119,55 @@ def bounded(shape: Sequence[int], voxels: int) -> list[int]:
 class General(nn.Module):
     """The shipped networks for images of any contrast, organ and size.
 
-    Images of more voxels than a network is at home with are averaged down to as many, the grid of
-    the answer.
+    A network looks at images averaged to a bounded number of voxels, and again at more of them if
+    they have more, the moving one warped by what was found before.  Volumes of few thick slices go
+    slice by slice through the network of slices, if there is one.
 
     Args:
-        ndim: 2 or 3, of the images to come; null: both.
-        growth: Voxels a network is given, over those it was trained on.
-        passes: How often it looks; each time the moving image is warped by what was found before.
+        ndim: 2 or 3, of the images to come; null: both, and a network for each.
+        growth: Voxels a network is given each time, over those it was trained on.
+        thin: A volume has few slices if a side is that many times shorter than the next.
 
     Raises:
         UserError: A file is missing or damaged.
     """
 
-    def __init__(self, ndim: int | None = None, growth: float = 1.5, passes: int = 2) -> None:
+    def __init__(
+        self, ndim: int | None = None, growth: Sequence[float] = (1.5, 4.0), thin: float = 5.0
+    ) -> None:
         super().__init__()
         loaded = {str(n): load(shipped(f"general_{n}d")) for n in ([ndim] if ndim else (2, 3))}
         self.networks = nn.ModuleDict({n: model for n, (model, _) in loaded.items()})
-        self.passes = passes
-        self.voxels = {n: int(growth * card["voxels"]) for n, (_, card) in loaded.items()}
+        self.voxels = {
+            n: [int(factor * card["voxels"]) for factor in growth]
+            for n, (_, card) in loaded.items()
+        }
+        self.thin = thin
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         """Raises RuntimeError for images of other dimensions than those to come."""
-        ndim = str(fixed.ndim - 2)
-        if ndim not in self.voxels:
+        sides = sorted(fixed.shape[2:])
+        ndim = str(len(sides))
+        if ndim == "3" and "2" in self.networks and self.thin * sides[0] < sides[1]:
+            return [self.slice_wise(fixed, moving, fixed.shape[2:].index(sides[0]))]
+        if ndim not in self.networks:
             raise RuntimeError(f"this is a network of {' or '.join(self.voxels)} dimensions")
-        shape = bounded(fixed.shape[2:], self.voxels[ndim])
-        fixed, moving = ops.resize(fixed, shape), ops.resize(moving, shape)
-        u = fixed.new_zeros(len(fixed), len(shape), *shape)
-        for _ in range(self.passes):
-            found = self.networks[ndim](fixed, ops.warp(moving, u))[-1]
-            u = ops.compose(ops.resize_field(found, shape), u)
-        return [u]
+        fields: list[Tensor] = []
+        grids = [tuple(bounded(fixed.shape[2:], voxels)) for voxels in self.voxels[ndim]]
+        for shape in dict.fromkeys(grids):
+            still = fixed.new_zeros(len(fixed), len(sides), *shape)
+            before = ops.resize_field(fields[-1], shape) if fields else still
+            near = ops.warp(ops.resize(moving, shape), before)
+            found = self.networks[ndim](ops.resize(fixed, shape), near)[-1]
+            fields.append(ops.compose(ops.resize_field(found, shape), before))
+        return fields
+
+    def slice_wise(self, fixed: Tensor, moving: Tensor, axis: int) -> Tensor:
+        """The field of volumes whose slices lie across an axis."""
+        last = [image.movedim(axis + 2, -1) for image in (fixed, moving)]
+        u = SliceWise(self, chunk=8)(*last)[-1]
+        order = [a for a in range(3) if a != axis] + [axis]
+        return u[:, [order.index(a) for a in range(3)]].movedim(-1, axis + 2)
 
 
 def main() -> None:

@@ -147,37 +147,42 @@ def test_a_grid_is_bounded_and_short_sides_wait(shape, voxels, expected):
         assert n == old if old <= shipped.FEWEST else n >= shipped.FEWEST
 
 
-def test_large_images_are_seen_small_and_the_field_lies_over_all_of_them(file, monkeypatch):
-    monkeypatch.setattr(shipped, "FOLDERS", (file.parent,))
-    general = shipped.General(2, growth=1.0).eval()
+@pytest.fixture
+def general(file, monkeypatch):
+    """Both networks, with the tiny one of a run in 2D and the shipped one in 3D."""
+    monkeypatch.setattr(shipped, "FOLDERS", (file.parent, *shipped.FOLDERS))
+    return lambda **settings: shipped.General(**settings).eval()
+
+
+@torch.no_grad()
+def test_each_look_is_at_a_finer_grid_and_starts_from_the_one_before(general):
     fixed, moving = torch.rand(2, 1, 1, 96, 48)
-    with torch.no_grad():
-        u = general(fixed, moving)[-1]
-        size = shipped.bounded((96, 48), 24 * 24)
-        small = general(ops.resize(fixed, size), ops.resize(moving, size))[-1]
-    assert torch.equal(u, small)
-    assert list(u.shape[2:]) == size
+    twice, once = general(ndim=2, growth=(1, 2)), general(ndim=2, growth=(2,))
+    first, second = twice(fixed, moving)
+    coarse, fine = (shipped.bounded((96, 48), n * 24 * 24) for n in (1, 2))
+    assert [list(first.shape[2:]), list(second.shape[2:])] == [coarse, fine]
+    small = ops.resize(fixed, fine), ops.resize(moving, fine)
+    before = ops.resize_field(first, fine)
+    more = once(small[0], ops.warp(small[1], before))[-1]
+    assert torch.allclose(second, ops.compose(more, before), atol=1e-5)
+
+
+def test_other_dimensions_are_refused(general):
     with pytest.raises(RuntimeError, match="2 dimensions"):
-        general(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
+        general(ndim=2)(torch.rand(1, 1, 8, 8, 8), torch.rand(1, 1, 8, 8, 8))
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_the_shipped_networks_load_and_are_a_few_megabytes(ndim):
-    path = shipped.shipped(f"general_{ndim}d")
-    model, card = shipped.load(path)
-    assert path.stat().st_size < 5e6
-    assert card["ndim"] == ndim
-    assert sum(p.numel() for p in model.parameters()) > 10_000
-
-
-def test_a_second_look_starts_from_the_first_answer(file, monkeypatch):
-    monkeypatch.setattr(shipped, "FOLDERS", (file.parent,))
-    once, twice = (shipped.General(2, passes=n).eval() for n in (1, 2))
-    fixed, moving = torch.rand(2, 1, 1, 24, 24)
-    with torch.no_grad():
-        first = once(fixed, moving)[-1]
-        more = once(fixed, ops.warp(moving, first))[-1]
-        assert torch.allclose(twice(fixed, moving)[-1], ops.compose(more, first), atol=1e-6)
+@torch.no_grad()
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_few_thick_slices_go_slice_by_slice_wherever_they_lie(axis, general):
+    fixed, moving = (image.movedim(-1, axis + 2) for image in torch.rand(2, 1, 1, 24, 20, 3))
+    (u,) = general()(fixed, moving)
+    plane = [a for a in range(3) if a != axis]
+    assert u.shape == (1, 3, *fixed.shape[2:])
+    assert not u[:, axis].any()
+    for number in range(3):
+        alone = general(ndim=2)(*(image.select(axis + 2, number) for image in (fixed, moving)))[-1]
+        assert torch.allclose(u[:, plane].select(axis + 2, number), alone, atol=1e-5)
 
 
 def test_register_uses_them_where_no_run_is_named(composed):
