@@ -135,7 +135,8 @@ SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
 
 def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterator[dict]:
     """Each pair of a set, registered in one way."""
-    overrides = [*SETS[name][1], *WAYS[way], *overrides]
+    given = [o for o in overrides if way != "network" or not o.startswith("refine")]
+    overrides = [*SETS[name][1], *WAYS[way], *given]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("register", overrides)
     registrar = registrar_of(cfg, overrides)
