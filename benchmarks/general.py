@@ -1,10 +1,11 @@
 """The shipped networks on real images none of which they were trained on.
 
-REGNET_LAB_DATA=... python benchmarks/general.py <folder for its files> [set ...] [-- overrides]
+REGNET_LAB_DATA=... python benchmarks/general.py <folder> [set ...] [way ...] [-- overrides]
 
-For every set: Dice or landmark error by the images' headers, after the affine stage, after the
-network, after network and instance optimisation, and after instance optimisation alone; share of
-folds; CPU seconds of one thread for all of it.  As ``register.py pairs=`` does it.
+For every set and way: Dice or landmark error by the images' headers, after the affine stage, and
+after registration by the network, by network and instance optimisation, by instance optimisation
+alone, and by each classical method whose package is installed; share of folds; CPU seconds of one
+thread for all of it.  As ``register.py pairs=`` does it.
 """
 
 import csv
@@ -24,15 +25,18 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from regnet_lab.cli import CONF
+from regnet_lab.errors import MissingPackageError
 from regnet_lab.registrar import job_of, registrar_of
 from regnet_lab.report.quality import landmarks, overlap, regularity
 
 Row = dict[str, str]
 DATA = Path(os.environ.get("REGNET_LAB_DATA", "data"))
+CLASSICAL = ("demons", "convex_adam", "elastix_bspline", "ants_syn")
 WAYS = {
     "network": ["~refine"],
     "network + instance": [],
     "instance alone": ["model=identity"],
+    **{way: [f"model={way}", "~refine"] for way in CLASSICAL},
 }
 
 
@@ -135,7 +139,8 @@ SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
 
 def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterator[dict]:
     """Each pair of a set, registered in one way."""
-    given = [o for o in overrides if way != "network" or not o.startswith("refine")]
+    refines = "~refine" not in WAYS[way]
+    given = [o for o in overrides if refines or not o.startswith("refine")]
     overrides = [*SETS[name][1], *WAYS[way], *given]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("register", overrides)
@@ -163,16 +168,23 @@ def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterat
 
 
 def main() -> None:
-    """All sets, or those named."""
+    """All sets in all ways, or those named."""
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     folder, overrides = Path(sys.argv[1]), sys.argv[cut + 1 :]
+    named = set(sys.argv[2:cut])
+    if unknown := named - SETS.keys() - WAYS.keys():
+        sys.exit(f"{sorted(unknown)}: choose among {[*SETS, *WAYS]}.")
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    for name in sys.argv[2:cut] or SETS:
+    for name in [name for name in SETS if name in named] or SETS:
         rows = list(SETS[name][0](folder))
-        for way in WAYS:
-            table = pd.DataFrame(judged(name, rows, way, overrides))
+        for way in [way for way in WAYS if way in named] or WAYS:
+            try:
+                table = pd.DataFrame(judged(name, rows, way, overrides))
+            except MissingPackageError as error:
+                print(f"{name}, {way}: {error}", flush=True)
+                continue
             table.to_csv(folder / f"{name}-{way}.csv", index=False)
             columns = ["headers", "aligned", "registered", "folds_percent", "sdlogj", "seconds"]
             columns += [column for column in table if column.endswith(" 10")]
