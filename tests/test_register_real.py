@@ -88,4 +88,4 @@ def test_a_turned_mirrored_and_resampled_image_is_registered_to_the_same_places(
     print(f"moved {moved[both].mean():.2f}, missed {missed[both].mean():.2f} voxels")
     assert both.mean() > 0.2
     assert moved[both].mean() > 0.5
-    assert missed[both].mean() < 0.6  # 0.2 to 0.5: the fixed one decides the grid
+    assert missed[both].mean() < 0.6  # 0.16 to 0.56
