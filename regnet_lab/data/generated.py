@@ -50,7 +50,8 @@ class Flow:
     def velocity(self, rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
         """(1, D, *coarse) in voxels of its own grid."""
         coarse = [max(n // CELL, 8) for n in shape]
-        widths = np.exp(rng.uniform(*np.log(self.width), 2))
+        low, high = np.log(self.width)
+        widths = np.exp(rng.uniform(low, high, 2))
         share = rng.random()
         noise = [smooth_noise(rng, len(shape), float(w), coarse) for w in widths]
         v = share * noise[0] + (1 - share) * noise[1]
@@ -152,8 +153,7 @@ class Generated(Dataset[Pair]):
     def chosen(self, rng: np.random.Generator, labels: Tensor, most: int) -> Tensor:
         """Numbers from 1 of the labels that are taught, in a table by label; 0 are all others."""
         count = torch.bincount(labels.flatten())
-        shown = count.nonzero()[:, 0]
-        shown = shown[shown > 0].numpy()
+        shown = count[1:].nonzero()[:, 0].numpy() + 1
         table = torch.zeros(most + 1, dtype=torch.int64)
         kept = rng.permutation(shown)[: self.taught]
         table[kept] = torch.arange(1, len(kept) + 1)
