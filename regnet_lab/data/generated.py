@@ -32,11 +32,12 @@ Map = tuple[Tensor, Tensor]  # displacements (1, D, *shape) there and back
 class Flow:
     """Draws maps x -> A exp(v)(x) and their inverses, exp(-v) o A^-1.
 
-    v is noise of two widths and A = exp(G) about the grid's middle, moved by t.
+    v is noise of two widths and A = exp(G) about the grid's middle, moved by t.  Velocities of
+    several scales are SynthMorph's idea, the ranges our own: two such maps are apart by what an
+    affine stage leaves between people: at 48 x 64 x 48 about 4 voxels on average, 12 at most.
 
     Args:
-        amplitude: Range of the mean length of v over the field of view.  SynthMorph's velocities
-            of up to 3 voxels' deviation, three scales, at 160^3 move by as much.
+        amplitude: Range of the mean length of v over the field of view.
         width: Range of the noise's widths, likewise, log-uniform.
         linear: Deviation of the elements of G: turn, scale and shear that an affine stage left.
         shift: Largest t along each axis, over its side.
