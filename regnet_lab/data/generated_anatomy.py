@@ -69,10 +69,10 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Draws anatomies.
+    """Draws anatomies.  The ranges are our own, chosen by looking at what they give.
 
     Args:
-        regions: Fewest and most of them (SynthMorph has 26 labels at 160^3; walls double ours).
+        regions: Fewest and most of them; walls may double the labels.
         fine: Range of the width of small shapes' noise over the field of view.
         coarse: Range of that of large ones.
         walled: Share of the regions that have a wall, as a heart, a bone or a bowel has.

@@ -28,9 +28,10 @@ class Contrast:
     The image is I = intensity[label] + sum_k texture[label, k] texture_k, blurred, averaged along
     one axis into thick slices, times exp(bias b) with smooth unit noise b, with normal noise,
     brought from its percentiles 0.5 and 99.5 to [0, 1], to the power gamma, perhaps as 1 - I, and
-    0 beyond a field of view of its own.  Ranges are uniform unless said otherwise; noise, blur,
-    bias and gamma follow SynthMorph's table (Hoffmann et al., arXiv 2004.10282), narrowed to what
-    a short training can learn.
+    0 beyond a field of view of its own.  Intensities by label, blur, gain, noise and gamma are what
+    SynthMorph varies (Hoffmann et al., arXiv 2004.10282); textures, slices, inversion and cuts are
+    added, and the ranges our own, chosen by looking at what they give.  They are uniform unless
+    said otherwise.
 
     Args:
         texture: Range of an image's largest texture, over the range of intensities.

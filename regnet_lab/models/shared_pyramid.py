@@ -67,6 +67,8 @@ class Estimator(nn.Module):
     neighbourhood, the fixed image's features and the displacement go through dilated convolutions.
     """
 
+    offsets: Tensor  # (D, N)
+
     def __init__(
         self, ndim: int, features: int, width: int, radius: int, dilations: Sequence[int]
     ) -> None:
@@ -74,7 +76,7 @@ class Estimator(nn.Module):
         self.radius = radius
         self.sharpness = nn.Parameter(torch.tensor([3.0, 30.0, 300.0]).log())  # of the costs
         steps = torch.tensor([*offsets(ndim, radius)]).float()
-        self.register_buffer("offsets", steps.T, persistent=False)  # (D, N)
+        self.register_buffer("offsets", steps.T, persistent=False)
         widths = [2 * len(steps) + 4 * ndim + features] + [width] * len(dilations)
         layers = []
         for (a, b), dilation in zip(pairwise(widths), dilations, strict=True):
