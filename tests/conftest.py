@@ -37,7 +37,7 @@ def composed():
     def make(name, *overrides):
         with initialize_config_dir(CONF, version_base="1.3"):
             cfg = compose(name, [*overrides], return_hydra_config=True)
-        cfg.hydra.runtime.output_dir = "output"
+        cfg.hydra.runtime.output_dir, cfg.hydra.job.num = "output", 0
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
         return cfg
 

@@ -96,7 +96,7 @@ def test_evaluation_needs_no_graph_repeats_itself_and_agrees_with_training(name,
         assert not a.requires_grad
         assert torch.equal(a, b)
         if "BatchNorm" not in kinds:  # it answers otherwise in training, from the batch at hand
-            torch.testing.assert_close(a, c)
+            torch.testing.assert_close(a, c, atol=1e-4, rtol=1e-4)  # voxels; by other sums
 
 
 @EVERY

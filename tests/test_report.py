@@ -370,7 +370,7 @@ def test_a_file_is_replaced_whole_or_kept_as_it_was(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"a\.txt cannot be written \(No space left"):
         files.write_text(path, "second")
     assert path.read_text(encoding="utf-8") == "first ± 1\n"
