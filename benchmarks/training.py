@@ -20,7 +20,7 @@ from regnet_lab.build import build
 PEER = "VoxelMorph 0.3.4"
 FEATURES = (16, 16, 16, 16, 16)  # what its class offers
 HALVES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
-LEFT_OUT = {"identity", "regnet_slices"}  # nothing to train; RegNet in 2D once more
+LEFT_OUT = {"identity", "convex_adam", "regnet_slices"}  # nothing to train; RegNet in 2D again
 CLASSICAL = "regnet_lab.models.classical"
 
 
