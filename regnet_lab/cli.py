@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -40,6 +40,18 @@ def sentence(error: Exception) -> str:
     for chatter in ("Config search path", "full_key:", "object_type="):
         text = text.split(chatter)[0]
     return " ".join(text.split())
+
+
+def left_out(words: Sequence[str]) -> list[str]:
+    """Overrides with ``group=null`` as Hydra spells it: ``~group``."""
+    groups = {f"{folder.name}=null" for folder in Path(CONF).iterdir() if folder.is_dir()}
+    return [f"~{word.removesuffix('=null')}" if word in groups else word for word in words]
+
+
+def typed(main: Callable[[], object]) -> None:
+    """Run a command as the user typed it."""
+    sys.argv[1:] = left_out(sys.argv[1:])
+    main()
 
 
 def one_of_several(
@@ -78,7 +90,7 @@ def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Calla
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
         main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)
-        return functools.partial(told, main)  # type: ignore[return-value]
+        return functools.partial(typed, functools.partial(told, main))
 
     return decorate
 

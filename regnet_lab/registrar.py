@@ -17,13 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from regnet_lab import world
 from regnet_lab.build import build
-from regnet_lab.cli import CONF, kept
+from regnet_lab.cli import CONF, kept, left_out
 from regnet_lab.data.cases import Case, Points
 from regnet_lab.data.io import Volume, decode
 from regnet_lab.data.scan import Scan, read_scan
 from regnet_lab.delivery import delivered, write_outcome
 from regnet_lab.errors import UserError
-from regnet_lab.registration import Answer, ModelGrid, Registrar, warped
+from regnet_lab.model_grid import ModelGrid
+from regnet_lab.registration import Answer, Registrar, warped
 from regnet_lab.report.quality import Score, quality
 from regnet_lab.transforms.frame import flatten
 from regnet_lab.transforms.l2r import voxels
@@ -66,7 +67,7 @@ def registrar_of(cfg: DictConfig, overrides: Sequence[str]) -> Registrar:
     Raises:
         UserError: The run or a setting is faulty.
     """
-    settings: dict[str, Any] = {"grid": {"largest": cfg.grid.largest}}
+    settings: dict[str, Any] = {"grid": {"largest": cfg.grid.largest, "axes": "world"}}
     if cfg.run:
         run = kept(cfg.run)
         module = build(run.module, cfg.allow)
@@ -258,7 +259,7 @@ def register(
         UserError: An image or a setting is faulty.
     """
     with initialize_config_dir(CONF, version_base="1.3"):
-        cfg = compose("register", [*overrides, *([f"run={run}"] if run else [])])
+        cfg = compose("register", [*left_out(overrides), *([f"run={run}"] if run else [])])
     (target, _), (source, original) = scan_of(fixed, fixed_mask), scan_of(moving, moving_mask)
     answer = registrar_of(cfg, overrides)(target, source)
     array = warped(original, answer.deformation)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 
 from regnet_lab import ops, world
 from regnet_lab.align import Sides
-from regnet_lab.data.grids import factors
-from regnet_lab.data.preprocess import centred_grid, percentile_range, resample, resample_nearest
+from regnet_lab.data.preprocess import percentile_range, resample, resample_nearest
 from regnet_lab.data.scan import Scan
 from regnet_lab.data.seen import continued, seen
 from regnet_lab.errors import UserError
+from regnet_lab.model_grid import ModelGrid
 from regnet_lab.pair import Pair, registered
 from regnet_lab.transforms import Deformation
 from regnet_lab.transforms.frame import Frame
@@ -27,55 +26,6 @@ SLAB = 2**22  # voxels resampled at a time
 
 Align = Callable[[Sides], world.Matrix]
 Refine = Callable[[Pair, nn.Module], Tensor]
-
-
-@dataclass(frozen=True)
-class ModelGrid:
-    """Where the grid on which a model works lies, about the middle of the fixed image.
-
-    Args:
-        shape: Its voxels along the first axes; it grows to cover the image; null: just that.
-        spacing: Millimetres per voxel, one number or one for each of the first axes; null: the
-            fixed image's own.
-        axes: ``ras``: those of a 3D array are turned and flipped to run most nearly to the right,
-            front and top, as arrays in RAS do; ``image``: they stay as they are.
-        largest: Voxels at most, by a coarser spacing, where none is given.
-    """
-
-    shape: Sequence[int] | None = None
-    spacing: float | Sequence[float] | None = None
-    axes: str = "ras"
-    largest: int | None = None
-
-    def place(self, fixed: Scan) -> Frame:
-        """The grid for a fixed image.
-
-        Raises:
-            UserError: ``axes`` or ``spacing`` is none.
-        """
-        if self.axes not in ("ras", "image"):
-            raise UserError(f"grid.axes={self.axes} must be ras or image.")
-        extent, affine = fixed.image.shape, fixed.affine
-        if self.axes == "ras" and len(extent) == 3:
-            turn = nibabel.io_orientation(affine)
-            affine = affine @ nibabel.orientations.inv_ornt_aff(turn, extent)
-            extent = tuple(extent[axis] for axis in np.argsort(turn[:, 0]))
-        own = world.spacing(affine, len(extent))
-        ratio = factors(self._spacing(own, extent), own)
-        covering, _ = centred_grid(extent, ratio)
-        given = [*(self.shape or ()), *covering[len(self.shape or ()) :]]
-        shape, matrix = centred_grid(extent, ratio, np.maximum(given, covering).tolist())
-        return Frame(shape, affine @ world.embedded(matrix))
-
-    def _spacing(self, own: NDArray, extent: Sequence[int]) -> list[float]:
-        if self.spacing is not None:
-            given = np.ravel(self.spacing).tolist()
-            few = given * len(own) if len(given) == 1 else given
-            return [*few, *own.tolist()[len(few) :]]
-        finest = own.min()
-        while self.largest and math.prod(extent * own / np.maximum(own, finest)) > self.largest:
-            finest *= 1.02
-        return np.maximum(own, finest).tolist()
 
 
 @dataclass(frozen=True)
@@ -167,7 +117,7 @@ class Registrar:
         images = _image(fixed.image, fixed), _image(moving.image, moving)
         matrix = self.align(Sides(*images, *masks))
         clock.append(time.perf_counter())
-        grid = self.grid.place(fixed)
+        grid = self.grid.place(fixed, known[0])
         aligned = replace(moving, affine=np.linalg.inv(matrix) @ moving.affine)
         pair = self.paired(fixed, aligned, grid, name)
         u = self.answer(pair)

@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
+from regnet_lab.cli import left_out
+
 SMALL = [
     "ndim=2",
     "data.dataset.shape=24",
@@ -63,6 +65,11 @@ def test_a_run_keeps_all_that_reproduces_it_and_is_judged(trained, command):
     assert (
         (folder / "summary.md").read_text(encoding="utf-8").splitlines()[2].startswith("| identity")
     )
+
+
+def test_null_leaves_a_group_out():
+    given = ["augment=null", "data.dataset.size=null", "+loss=ncc", "scheduler=null"]
+    assert left_out(given) == ["~augment", "data.dataset.size=null", "+loss=ncc", "~scheduler"]
 
 
 def test_identity_is_judged_without_a_run_and_agrees_with_a_runs_identity_row(trained, command):

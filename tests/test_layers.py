@@ -12,7 +12,7 @@ LAYERS = [
     {"pair", "sizes", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
     {"module", "refine"},
-    {"report", "callbacks", "tasks", "submission", "registration", "delivery"},
+    {"report", "callbacks", "tasks", "submission", "model_grid", "registration", "delivery"},
     {"build", "cli", "kept", "weights", "shipped", "sweep", "agreement", "mishaps"}
     | {"evaluation", "registrar", "desk", "export"},
 ]

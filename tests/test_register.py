@@ -4,6 +4,7 @@ import json
 import os
 import resource
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 
 import regnet_lab
 from regnet_lab import align, desk, refine, world
@@ -21,10 +23,10 @@ from regnet_lab.data.scan import Scan
 from regnet_lab.delivery import delivered, write_image
 from regnet_lab.errors import UserError
 from regnet_lab.losses import Diffusion, Similarity
+from regnet_lab.model_grid import ModelGrid
 from regnet_lab.models import Identity, VoxelMorph
 from regnet_lab.pair import Pair
 from regnet_lab.registration import (
-    ModelGrid,
     Registrar,
     carried,
     points_in_fixed,
@@ -318,6 +320,42 @@ def test_the_models_grid_grows_to_cover_and_shrinks_to_a_bound():
     assert 300 < np.prod(small.shape) <= 600
     with pytest.raises(UserError, match="lpi"):
         ModelGrid(axes="lpi").place(fixed)
+
+
+def oblique(shape, spacing):
+    turn = Rotation.from_euler("xyz", [20, -15, 30], degrees=True).as_matrix()
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * spacing, (5, -7, 11)
+    return Scan(np.random.default_rng(0).random(shape, np.float32), affine)
+
+
+def test_a_grid_along_the_worlds_axes_holds_what_was_seen_and_no_more():
+    scan = oblique((13, 14, 15), (1.0, 1.0, 1.2))
+    known = np.zeros(scan.image.shape, bool)
+    known[3:9, 4:12, 2:11] = True
+    known[5, 6, 7] = False  # a hole does not matter
+    for inside in (known, np.ones_like(known)):
+        grid = ModelGrid(axes="world").place(scan, inside)
+        np.testing.assert_allclose(grid.affine[:3, :3], np.eye(3), atol=1e-12)
+        voxels = np.argwhere(inside)
+        at = world.transform(np.linalg.inv(grid.affine) @ scan.affine, voxels)
+        assert (at.min(0) >= -0.5).all()
+        assert (at.max(0) <= np.array(grid.shape) - 0.5).all()
+        np.testing.assert_allclose(at.min(0), np.array(grid.shape) - 1 - at.max(0), atol=1e-9)
+        assert (at.min(0) < 0.5).all()
+    whole = ModelGrid(axes="world").place(scan)
+    assert whole.shape == grid.shape
+    coarse = ModelGrid(spacing=2.0, axes="world").place(scan)
+    np.testing.assert_allclose(coarse.affine[:3, :3], 2 * np.eye(3), atol=1e-12)
+
+
+def test_straight_images_and_thick_slices_are_not_resampled_along_the_worlds_axes():
+    straight, _ = scans(3)
+    straight = replace(straight, affine=np.diag([-1.0, 2.0, 1.0, 1.0]))
+    for scan in (straight, oblique((13, 14, 5), (1.0, 1.0, 2.5))):
+        ras, placed = ModelGrid().place(scan), ModelGrid(axes="world").place(scan)
+        assert placed.shape == ras.shape
+        np.testing.assert_array_equal(placed.affine, ras.affine)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
