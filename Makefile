@@ -36,7 +36,7 @@ lint: install
 	touch $@
 
 # one thread unless a script says otherwise; outputs/benchmarks/, then docs/performance.md
-BENCHMARKS := startup warp local_ncc cost_volume dvf metrics volumes loading pair training
+BENCHMARKS := startup warp local_ncc cost_volume dvf metrics volumes loading pair training allocator
 
 bench: export OMP_NUM_THREADS := 1
 bench: .venv-bench/ready

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Fit the model; the monitored metric is what a sweep compares."""
+    from regnet_lab import memory
     from regnet_lab.agreement import Agreement
     from regnet_lab.build import build
     from regnet_lab.mishaps import explained
@@ -23,6 +24,7 @@ def main(cfg: DictConfig) -> float | None:
     checkpoint = last_checkpoint(cfg)
     cfg = continued(cfg) if cfg.resume else cfg
     prepare(cfg)
+    memory.hold()
     data = build(cfg.data, cfg.allow)
     if cfg.doctor is not None and first():
         check(data, whole=cfg.doctor)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "durable", "together", "profile", "schedules"}
+    {"errors", "durable", "together", "profile", "memory", "schedules"}
     | {"ops", "windows", "similarity", "cost_volume"},
     {"pair", "sizes", "world", "transforms", "align"},
     {"losses", "metrics", "models", "data", "atlas"},
