@@ -26,7 +26,8 @@ from regnet_lab.durable import written
 from regnet_lab.errors import UserError
 from regnet_lab.kept import read_kept
 
-CONF = str(Path(__file__).parent.parent / "conf")
+ROOTS = Path(__file__).parent.parent, Path(sys.prefix) / "share/regnet_lab"  # checkout, installed
+CONF = str(next((path for root in ROOTS if (path := root / "conf").is_dir()), ROOTS[0] / "conf"))
 REPORTED = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
 
 OmegaConf.register_new_resolver("first", lambda a, b: a or b, replace=True)

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.build import build
-from regnet_lab.cli import kept
+from regnet_lab.cli import ROOTS, kept
 from regnet_lab.errors import UserError
 from regnet_lab.models import SliceWise
 from regnet_lab.report.files import write_bytes, write_text
 from regnet_lab.weights import checkpoint_path, read_weights
 
 PREFIX = "model."  # of the model's weights in a checkpoint
-FOLDERS = (Path(__file__).parent.parent / "weights", Path(sys.prefix) / "share/regnet_lab/weights")
+FOLDERS = tuple(root / "weights" for root in ROOTS)
 FEWEST = 16  # voxels that a short axis keeps when images are made smaller
 
 

@@ -1,5 +1,6 @@
 """Every YAML under conf/ composes, resolves, and what it describes can be built."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,10 @@ def test_every_data_set_can_be_judged_by_evaluate(name, composed, tmp_path):
     cfg = composed("evaluate", f"data={name}", "model=identity")
     cfg.folder = str(tmp_path)
     assert build(cfg.data) is not None
+
+
+def test_every_folder_of_configurations_is_installed():
+    project = tomllib.loads((CONF.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = project["tool"]["setuptools"]["data-files"]
+    for folder in {path.parent.relative_to(CONF.parent) for path in CONF.rglob("*.yaml")}:
+        assert installed[f"share/regnet_lab/{folder}"] == [f"{folder}/*.yaml"]
