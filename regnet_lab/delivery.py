@@ -63,11 +63,7 @@ def reason_of(error: Exception) -> str:
 def write_image(path: Path, array: NDArray, affine: world.Matrix) -> None:
     """An image of any dtype in its place, in the format the name says."""
     if path.name.endswith((".nii", ".nii.gz")):
-        image = nibabel.Nifti1Image(array, affine, dtype=array.dtype)
-        image.header.set_xyzt_units("mm")
-        image.set_qform(affine, 1)
-        image.set_sform(affine, 1)
-        nibabel.save(image, path)
+        nibabel.save(world.to_nifti(array, affine), path)
     else:
         with quiet():
             sitk.WriteImage(world.to_image(array, affine), str(path), True)

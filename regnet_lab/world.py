@@ -6,6 +6,7 @@ and column 2 is the way out of the plane.  ITK, SimpleITK and elastix speak LPS+
 reversed.  Matrices are float64, points (N, D).
 """
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
@@ -115,6 +116,18 @@ def affine_of(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
     lps[:-1, :-1] = direction * image.GetSpacing()[:ndim]
     lps[:-1, -1] = image.GetOrigin()[:ndim]
     return RAS_TO_LPS @ embedded(lps)
+
+
+def to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
+    """An array (x, y), (x, y, z) or with further axes as a NIfTI of its own dtype at its place.
+
+    ``affine`` (4, 4) to millimetres, RAS+, is set as both sform and qform.
+    """
+    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    return image
 
 
 def to_image(array: NDArray, affine: Matrix) -> sitk.Image:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from torch import Tensor
 
+from regnet_lab import world
 from regnet_lab.data.synthetic import Synthetic
 from regnet_lab.errors import UserError
 
@@ -28,7 +29,7 @@ def write(path: Path, values: Tensor, spacing: Iterable[float], kind: DTypeLike)
     """Write an unbatched image (1, *spatial) as NIfTI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array: NDArray = values[0].numpy().astype(kind)
-    nibabel.save(nibabel.Nifti1Image(array, np.diag([*spacing, 1.0])), path)
+    nibabel.save(world.to_nifti(array, np.diag([*spacing, 1.0])), path)
 
 
 def write_pairs(folder: Path, pairs: ArrayLike) -> None:

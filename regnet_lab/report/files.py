@@ -4,8 +4,6 @@ import gzip
 import io
 from pathlib import Path
 
-import nibabel
-import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -36,13 +34,10 @@ def write_volume(path: str | Path, array: NDArray, affine: world.Matrix) -> None
     Args:
         path: The file.
         array: (x, y), (x, y, z) or (x, y, z, channels); integers keep their type.
-        affine: (4, 4) to millimetres, RAS+; set as both sform and qform.
+        affine: (4, 4) to millimetres, RAS+.
     """
-    image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine)
-    image.set_sform(affine, code="aligned")
-    image.set_qform(affine, code="aligned")
-    image.header.set_xyzt_units("mm")
-    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))
+    whole = world.to_nifti(array, affine).to_bytes()
+    write_bytes(path, gzip.compress(whole, compresslevel=6, mtime=0))
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: float = 100) -> None:

@@ -51,9 +51,8 @@ def write_warp(path: Path, field: sitk.Image, moving: Frame) -> None:
     x = world.transform(fixed.affine, places(fixed))
     y = x + world.flip_points(components(field).reshape(3, -1).T)
     warp = world.transform(to_fsl(moving), y) - world.transform(to_fsl(fixed), x)
-    image = nibabel.Nifti1Image(warp.reshape(*fixed.shape, 3).astype(np.float32), fixed.affine)
+    image = world.to_nifti(warp.reshape(*fixed.shape, 3).astype(np.float32), fixed.affine)
     image.header.set_intent(INTENT, (), "", allow_unknown=True)
-    image.header.set_xyzt_units("mm")
     nibabel.save(image, path)
 
 

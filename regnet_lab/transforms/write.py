@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from regnet_lab import world
 from regnet_lab.errors import UserError
 from regnet_lab.transforms import fsl, l2r
 from regnet_lab.transforms.deformation import Deformation
@@ -46,11 +47,8 @@ def _write_field(path: Path, vectors: sitk.Image) -> None:
     """A field in mm LPS+ as ITK and ANTs want it: 5-D, intent 1007, float32."""
     frame, listed = Frame.of(vectors), np.moveaxis(components(vectors), 0, -1)
     flat = listed.reshape(*frame.shape, *[1] * (4 - frame.ndim), frame.ndim)
-    image = nibabel.Nifti1Image(flat.astype(np.float32), frame.affine)
+    image = world.to_nifti(flat.astype(np.float32), frame.affine)
     image.header.set_intent("vector")
-    image.header.set_xyzt_units("mm")
-    image.set_qform(frame.affine, 1)
-    image.set_sform(frame.affine, 1)
     nibabel.save(image, path)  # which says when the disk is full; ITK's writer does not
 
 
