@@ -1,12 +1,18 @@
 """What half precision costs: every model trained a short while in 32, bf16-mixed and 16-mixed.
 
-``python benchmarks/precision.py``; ``--models gradirn faim`` for some, ``--ndim 3 --side 40
---steps 500`` for more.  The same phantoms for all; ``32 again`` begins from other weights and
-takes the pairs in another order, and so shows what chance alone makes.  On a CPU Lightning
-replaces ``trainer.precision=16-mixed`` by bf16-mixed; here its plugin is given, with which autocast
-to float16 and the scaling of gradients run there too.  Prints Dice and TRE of held-out pairs and
-the largest difference of a half to the nearer of the two in 32, and writes
-outputs/benchmarks/precision.json anew after each model.
+``python benchmarks/precision.py``; ``--models gradirn faim`` for some, ``--seeds 5`` for more
+certainty, ``--ndim 3 --side 40 --steps 500`` for more work, ``--set optim.lr=1e-4`` for anything
+else.  The same phantoms for all; a seed gives the weights at the start and the order of the pairs,
+and every precision begins from the same seeds, so that their differences d are in pairs.  Lightning
+replaces ``trainer.precision=16-mixed`` by bf16-mixed on a CPU; here its plugin is given, with which
+autocast to float16 and the scaling of gradients run there too.
+
+Prints the Dice of held-out pairs, mean and standard deviation over seeds, and for each half
+precision the mean of d, half minus 32, with its 95 % interval (Student's t), and whether d is
+*within* noise: the interval contains zero, or the mean of d is no larger than the standard
+deviation over seeds of 32, that is, than what another seed does.  Otherwise it is *better* or
+*worse*.  Writes outputs/benchmarks/precision.json anew after each model; what it has of other
+models stays.
 """
 
 import argparse
@@ -15,11 +21,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning import seed_everything
 from pytorch_lightning.plugins import MixedPrecision
+from scipy import stats
 
 from regnet_lab.build import build
 from regnet_lab.cli import CONF, quieten
@@ -27,16 +35,17 @@ from regnet_lab.errors import UserError
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
 SCORES = ("val/dice", "val/tre_mm", "val/loss")
-RUNS = {"32": ("32", 0), "32 again": ("32", 1), "bf16-mixed": ("bf16", 0), "16-mixed": ("16", 0)}
+PRECISIONS = ("32", "bf16-mixed", "16-mixed")
+Runs = dict[str, list[dict[str, float]]]  # precision: scores for each seed
 
 
-def plugins(half: str, device: str) -> list[MixedPrecision]:
-    """What trains in ``bf16`` or ``16``; nothing for ``32``."""
-    scaler = torch.amp.GradScaler(device) if half == "16" else None
-    return [] if half == "32" else [MixedPrecision(f"{half}-mixed", device, scaler)]  # type: ignore
+def plugins(precision: str, device: str) -> list[MixedPrecision]:
+    """What trains in half precision; nothing for ``32``."""
+    scaler = torch.amp.GradScaler(device) if precision == "16-mixed" else None
+    return [] if precision == "32" else [MixedPrecision(precision, device, scaler)]  # type: ignore
 
 
-def trained(model: str, half: str, seed: int, given: argparse.Namespace) -> dict[str, float]:
+def trained(model: str, precision: str, seed: int, given: argparse.Namespace) -> dict[str, float]:
     """Scores of held-out pairs after training, and seconds."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     overrides = [
@@ -54,6 +63,7 @@ def trained(model: str, half: str, seed: int, given: argparse.Namespace) -> dict
         "~trainer.precision",
         "trainer.enable_progress_bar=false",
         f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}",
+        *given.set,
     ]
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("train", overrides, return_hydra_config=True)
@@ -61,7 +71,7 @@ def trained(model: str, half: str, seed: int, given: argparse.Namespace) -> dict
     cfg.folder = tempfile.gettempdir()
     seed_everything(seed, verbose=False)
     data, module = build(cfg.data), build(cfg.module)
-    trainer = build(cfg.trainer, plugins=plugins(half, device), enable_checkpointing=False)
+    trainer = build(cfg.trainer, plugins=plugins(precision, device), enable_checkpointing=False)
     began = time.perf_counter()
     trainer.fit(module, data)
     seconds = time.perf_counter() - began
@@ -69,40 +79,55 @@ def trained(model: str, half: str, seed: int, given: argparse.Namespace) -> dict
     return {**numbers, "seconds": seconds}
 
 
-def row(model: str, runs: dict[str, dict[str, float]]) -> str:
-    """Dice and TRE of each, and how far the halves are from full precision."""
-    cells = [f"{run['val/dice']:.3f}, {run['val/tre_mm']:.3f}" for run in runs.values()]
-    full = [run["val/dice"] for name, run in runs.items() if name.startswith("32")]
-    halves = [run["val/dice"] for name, run in runs.items() if not name.startswith("32")]
-    apart = max(min(abs(half - one) for one in full) for half in halves)
-    return f"| {model} | {' | '.join(cells)} | {abs(full[0] - full[1]):.3f} | {apart:.3f} |"
+def compared(full: np.ndarray, half: np.ndarray) -> tuple[float, float, str]:
+    """Mean of the paired difference, half the width of its 95 % interval, and the verdict."""
+    apart = half - full
+    mean, error = float(apart.mean()), float(stats.sem(apart))
+    wide = float(stats.t.ppf(0.975, len(apart) - 1)) * error
+    if abs(mean) <= max(wide, float(full.std(ddof=1))):
+        return mean, wide, "within"
+    return mean, wide, "better" if mean > 0 else "worse"
+
+
+def row(model: str, runs: Runs) -> str:
+    """Dice of each precision, and how far the halves are from full precision."""
+    dice = [np.array([run["val/dice"] for run in runs[name]]) for name in PRECISIONS]
+    cells = [f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" for values in dice]
+    for half in dice[1:]:
+        mean, wide, verdict = compared(dice[0], half)
+        cells.append(f"{mean:+.3f} ± {wide:.3f}, {verdict}")
+    return f"| {model} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Train every model in every precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ndim", type=int, default=2)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/precision.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     quieten()
-    found = {}
-    print(f"| model: Dice, TRE (mm) | {' | '.join(RUNS)} | chance, Dice | half, Dice |")
-    print("|---" + "|--:" * (len(RUNS) + 2) + "|")
+    found = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
     given.out.parent.mkdir(parents=True, exist_ok=True)
+    halves = [f"{name} - 32" for name in PRECISIONS[1:]]
+    print(f"| model: Dice | {' | '.join([*PRECISIONS, *halves])} |\n|---" + "|--:" * 5 + "|")
     for model in given.models:
         try:
-            found[model] = {
-                name: trained(model, half, seed, given) for name, (half, seed) in RUNS.items()
+            runs = {
+                name: [trained(model, name, seed, given) for seed in range(given.seeds)]
+                for name in PRECISIONS
             }
         except UserError as error:  # nothing to train
             print(error, flush=True)
             continue
-        print(row(model, found[model]), flush=True)
-        given.out.write_text(json.dumps({"torch": torch.__version__, **found}, indent=2), "utf-8")
+        print(row(model, runs), flush=True)
+        found |= {"torch": torch.__version__, model: runs}
+        given.out.write_text(json.dumps(found, indent=2), "utf-8")
 
 
 if __name__ == "__main__":
