@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from pytorch_lightning import Callback
 
 from regnet_lab import together
 from regnet_lab.build import build
-from regnet_lab.callbacks import LastCheckpoint, checkpoint
+from regnet_lab.callbacks import checkpoint
 from regnet_lab.errors import CommonError, DivergedError, UserError
 from regnet_lab.mishaps import explained, place
 from regnet_lab.together import stop_together
@@ -44,48 +45,66 @@ def same(one, other):
 
 
 class Interrupting(Callback):
-    """Interrupts at a batch, counted from the beginning."""
+    """Interrupts at a batch, counted from the beginning, or at a held-out case; or just ends."""
 
-    def __init__(self, last, batch):
-        self.last, self.batch, self.seen = last, batch, 0
+    def __init__(self, last, batch, case, end):
+        self.last, self.batch, self.case, self.end, self.seen = last, batch, case, end, 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.seen += 1
         if self.seen == self.batch:
             self.last.interrupt()
+        if self.seen == self.end:
+            raise SystemExit
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, *_):
+        if batch_idx == self.case:
+            self.last.interrupt()
 
 
-def train(composed, folder, gathered, interrupted=None, resumed=None):
-    """Train with batches that are gathered for each step; the last checkpoint."""
-    cfg = composed("train", *TINY, "data.epoch_size=14", "trainer=cpu", "trainer.max_epochs=2")
-    cfg.folder, cfg.trainer.logger = str(folder), False
-    cfg.trainer.accumulate_grad_batches = gathered
-    last = LastCheckpoint(str(folder / "checkpoints" / "last.ckpt"))
+def train(composed, folder, gathered=1, batch=None, case=None, end=None, resumed=None):
+    """Train, gathering batches for each step; the highest loss of a validation, here the best."""
+    worst = ["monitor=val/loss", "monitor_mode=max", f"trainer.accumulate_grad_batches={gathered}"]
+    length = ["data.epoch_size=14", "trainer.max_epochs=2"]
+    cfg = composed("train", *TINY, "trainer=cpu", "trainer.logger=false", *length, *worst)
+    cfg.folder = str(folder)
+    best, last = (build(cfg.callbacks[name]) for name in ("best", "last"))
     torch.manual_seed(0)
     module, data = build(cfg.module), build(cfg.data)
-    steps = [Interrupting(last, interrupted)] if interrupted else []
-    trainer = build(cfg.trainer, callbacks=[*steps, last], enable_checkpointing=False)
-    trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
-    return last.path
+    trainer = build(cfg.trainer, callbacks=[best, last, Interrupting(last, batch, case, end)])
+    with pytest.raises(SystemExit) if batch or case or end else nullcontext():
+        trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+    return best.best_model_score
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 1), (3, 1), (5, 2), (9, 4)])
 def test_a_run_stopped_while_it_gathers_batches_goes_on_exactly(batch, steps, composed, tmp_path):
     """An epoch is 7 batches, a step 3: steps end with batches 3, 6, 7, 10, 13 and 14."""
-    whole = train(composed, tmp_path / "whole", 3)
-    with pytest.raises(SystemExit):
-        train(composed, tmp_path / "stopped", 3, interrupted=batch)
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    train(composed, tmp_path / "whole", 3)
+    train(composed, tmp_path / "stopped", 3, batch=batch)
+    whole, last = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "stopped"))
     assert torch.load(last, weights_only=True)["global_step"] == steps
     train(composed, tmp_path / "stopped", 3, resumed=last)
     assert torch.load(last, weights_only=True)["global_step"] == 6
     assert same(whole, last)
 
 
+@pytest.mark.parametrize("how", [{"case": 4}, {"end": 8}], ids=str)
+def test_what_ends_after_a_validation_keeps_its_score(how, composed, tmp_path):
+    """The first of two validations, after 7 batches, has the higher loss."""
+    score = train(composed, tmp_path / "whole")
+    train(composed, tmp_path / "stopped", **how)
+    whole, last = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "stopped"))
+    assert torch.load(last, weights_only=True)["global_step"] == (8 if "case" in how else 7)
+    assert train(composed, tmp_path / "stopped", resumed=last) == score
+    assert same(whole, last)
+    assert same(whole.with_name("best.ckpt"), last.with_name("best.ckpt"))
+    assert not same(whole, whole.with_name("best.ckpt"))
+
+
 def test_the_interrupt_of_one_process_stops_the_others(composed, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "everyone", lambda mine: [mine, True])
-    with pytest.raises(SystemExit):
-        train(composed, tmp_path, 1)
+    train(composed, tmp_path, batch=99)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 1
 
@@ -93,7 +112,7 @@ def test_the_interrupt_of_one_process_stops_the_others(composed, tmp_path, monke
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_signals_do_what_they_did_before_once_training_is_over(sign, composed, tmp_path):
     before = signal.getsignal(sign)
-    train(composed, tmp_path, 1)
+    train(composed, tmp_path)
     assert signal.getsignal(sign) == before
 
 

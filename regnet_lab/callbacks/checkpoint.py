@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from regnet_lab.callbacks.each import EachCase
 from regnet_lab.durable import written
 from regnet_lab.errors import DivergedError
 from regnet_lab.pair import Pair
@@ -58,13 +58,16 @@ class WholeCheckpoints(TorchCheckpointIO):
             path.unlink()
 
 
-class LastCheckpoint(EachCase):
+class LastCheckpoint(Checkpoint):
     """Keep one checkpoint of the latest state, from which training continues exactly.
 
     Written every ``every_n_steps`` training steps, after every validation, at the end, and when
     any process is interrupted (SIGINT, SIGTERM).  Then all of them finish the running step, with
-    every batch that is accumulated for it; several processes in a validation finish that and the
-    step after it.  A second SIGINT does not wait.
+    every batch that is accumulated for it, or the running validation and the step after it; a
+    second SIGINT does not wait.
+
+    Lightning calls it, being a ``Checkpoint``, after all other callbacks, and after the one that
+    keeps the best checkpoint if that is listed above it: what was best so far is kept, too.
     """
 
     def __init__(self, path: str, every_n_steps: int = 100) -> None:
@@ -102,10 +105,6 @@ class LastCheckpoint(EachCase):
             self.stop(trainer)
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.saved_step:
             self.save(trainer)
-
-    def validated(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
-        if self.interrupted and module.trainer.world_size == 1:
-            self.stop(module.trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
