@@ -11,17 +11,19 @@ Prints the Dice of held-out pairs, mean and standard deviation over seeds, and f
 precision the mean of d, half minus 32, with its 95 % interval (Student's t), and whether d is
 *within* noise: the interval contains zero, or the mean of d is no larger than the standard
 deviation over seeds of 32, that is, than what another seed does.  Otherwise it is *better* or
-*worse*.  Writes outputs/benchmarks/precision.json anew after each model; what it has of other
-models stays.
+*worse*.  How much may hide in the noise is what the interval says.
+
+Every training is a row of outputs/benchmarks/precision.csv once it is done, and is not done again
+when it is asked for with the same settings, so the benchmark can be stopped and widened.
 """
 
 import argparse
-import json
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -34,9 +36,10 @@ from regnet_lab.cli import CONF, quieten
 from regnet_lab.errors import UserError
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
+TORCH = torch.__version__
 SCORES = ("val/dice", "val/tre_mm", "val/loss")
-PRECISIONS = ("32", "bf16-mixed", "16-mixed")
-Runs = dict[str, list[dict[str, float]]]  # precision: scores for each seed
+PRECISIONS = ["32", "bf16-mixed", "16-mixed"]
+SETTINGS = ("model", "precision", "seed", "ndim", "side", "steps", "set", "torch")
 
 
 def plugins(precision: str, device: str) -> list[MixedPrecision]:
@@ -79,55 +82,65 @@ def trained(model: str, precision: str, seed: int, given: argparse.Namespace) ->
     return {**numbers, "seconds": seconds}
 
 
-def compared(full: np.ndarray, half: np.ndarray) -> tuple[float, float, str]:
+def kept(path: Path, row: dict[str, object]) -> pd.DataFrame:
+    """The rows of the table that begin like this one."""
+    if not path.is_file():
+        return pd.DataFrame()
+    table = pd.read_csv(path, dtype={"precision": str, "set": str}, keep_default_na=False)
+    return table[(table[list(row)] == pd.Series(row)).all(axis=1)]
+
+
+def all_trained(model: str, given: argparse.Namespace) -> pd.DataFrame:
+    """Dice by seed (rows) and precision (columns); trains what is not in the table yet."""
+    wanted = {}
+    for precision, seed in product(given.precisions, range(given.seeds)):
+        settings = (model, precision, seed, given.ndim, given.side, given.steps)
+        row = dict(zip(SETTINGS, (*settings, " ".join(given.set), TORCH), strict=True))
+        done = kept(given.out, row)
+        if done.empty:
+            done = pd.DataFrame([row | trained(model, precision, seed, given)])
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            done.to_csv(given.out, mode="a", header=not given.out.is_file(), index=False)
+        wanted[precision, seed] = float(done["val/dice"].iloc[0])
+    return pd.Series(wanted).unstack(0)[given.precisions]
+
+
+def compared(full: pd.Series, half: pd.Series) -> str:
     """Mean of the paired difference, half the width of its 95 % interval, and the verdict."""
     apart = half - full
-    mean, error = float(apart.mean()), float(stats.sem(apart))
-    wide = float(stats.t.ppf(0.975, len(apart) - 1)) * error
-    if abs(mean) <= max(wide, float(full.std(ddof=1))):
-        return mean, wide, "within"
-    return mean, wide, "better" if mean > 0 else "worse"
-
-
-def row(model: str, runs: Runs) -> str:
-    """Dice of each precision, and how far the halves are from full precision."""
-    dice = [np.array([run["val/dice"] for run in runs[name]]) for name in PRECISIONS]
-    cells = [f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" for values in dice]
-    for half in dice[1:]:
-        mean, wide, verdict = compared(dice[0], half)
-        cells.append(f"{mean:+.3f} ± {wide:.3f}, {verdict}")
-    return f"| {model} | {' | '.join(cells)} |"
+    mean, error = apart.mean(), apart.sem()
+    wide = stats.t.ppf(0.975, len(apart) - 1) * error
+    within = abs(mean) <= max(wide, full.std())
+    verdict = "within" if within else "better" if mean > 0 else "worse"
+    return f"{mean:+.3f} ± {wide:.3f}, {verdict}"
 
 
 def main() -> None:
     """Train every model in every precision."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ndim", type=int, default=2)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/precision.json"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/precision.csv"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     quieten()
-    found = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    halves = [f"{name} - 32" for name in PRECISIONS[1:]]
-    print(f"| model: Dice | {' | '.join([*PRECISIONS, *halves])} |\n|---" + "|--:" * 5 + "|")
+    halves = [name for name in given.precisions if name != "32"]
+    columns = [*given.precisions, *(f"{name} - 32" for name in halves)]
+    print(f"| model: Dice | {' | '.join(columns)} |\n|---{'|--:' * len(columns)}|")
     for model in given.models:
         try:
-            runs = {
-                name: [trained(model, name, seed, given) for seed in range(given.seeds)]
-                for name in PRECISIONS
-            }
+            dice = all_trained(model, given)
         except UserError as error:  # nothing to train
             print(error, flush=True)
             continue
-        print(row(model, runs), flush=True)
-        found |= {"torch": torch.__version__, model: runs}
-        given.out.write_text(json.dumps(found, indent=2), "utf-8")
+        cells = [f"{dice[name].mean():.3f} ± {dice[name].std():.3f}" for name in dice]
+        cells += [compared(dice["32"], dice[name]) for name in halves]
+        print(f"| {model} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
