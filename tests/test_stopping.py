@@ -165,6 +165,7 @@ SIGNALS = {
     "SIGINT to all, as from a keyboard": lambda pid: os.killpg(pid, signal.SIGINT),
     "SIGTERM to the first process": lambda pid: os.kill(pid, signal.SIGTERM),
     "SIGTERM to all": lambda pid: os.killpg(pid, signal.SIGTERM),
+    "SIGKILL to the second process": lambda pid: os.kill(children(pid)[0], signal.SIGKILL),
 }
 
 
@@ -195,7 +196,8 @@ def test_two_processes_stop_after_the_same_step_and_go_on_exactly(tmp_path, comm
         code, output, last = stopped(tmp_path / str(number), send)
         assert code != 0, how
         assert "Traceback" not in output, output
-        assert f"resume={tmp_path / str(number)}" in output, how
+        if "KILL" not in how:  # after which Lightning may end the first one before it speaks
+            assert f"resume={tmp_path / str(number)}" in output, how
         assert 5 <= torch.load(last, weights_only=True)["global_step"] < 40, how
         resumed = command("train.py", f"resume={tmp_path / str(number)}")
         assert resumed.returncode == 0, resumed.stderr
