@@ -1,13 +1,13 @@
 """Whether two configurations say the same, and all processes of a job have the same one."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regnet_lab.errors import UserError
-from regnet_lab.together import everyone, place
+from regnet_lab.errors import CommonError
+from regnet_lab.together import everyone
 
 PLACES = ("run_dir", "sweep_dir", "resume")  # where a run lies, which does not change what it does
 
@@ -47,7 +47,7 @@ class Agreement(Callback):
     what the model normalises by.
 
     Raises:
-        UserError: On the first process, for all.
+        CommonError: They have not, or cannot.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -58,22 +58,15 @@ class Agreement(Callback):
         first, *others = everyone(self.mine)
         for rank, theirs in enumerate(others, 1):
             if apart := difference(theirs, first):
-                refuse(
+                raise CommonError(
                     f"Process {rank} has another configuration than process 0 ({apart}): start all "
                     "of them with the same command and values."
                 )
         normalised = any(isinstance(m, _BatchNorm) for m in pl_module.modules())
         on_cpu = trainer.strategy.root_device.type == "cpu"
         if others and normalised and on_cpu and self.shares_statistics and stage == "fit":
-            refuse(
+            raise CommonError(
                 "This model has batch normalisation, whose statistics several processes share on "
                 "GPUs only: set trainer.accelerator=gpu or trainer.devices=1, or "
                 "trainer.sync_batchnorm=false to let each process normalise by its own batch."
             )
-
-
-def refuse(sentence: str) -> NoReturn:
-    """End all processes that work together; the first one says why."""
-    if place()[0]:
-        raise SystemExit(2)
-    raise UserError(sentence)

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 import torch
 
 from regnet_lab.data.watched import at, ended
-from regnet_lab.errors import UserError
+from regnet_lab.errors import CommonError, UserError
+from regnet_lab.together import place
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|CUDNN_STATUS_ALLOC_FAILED", re.I)
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)\s*([^.]*)")
 CUT = (ConnectionError, EOFError)  # while an ending process hands over what it made
+LEFT = re.compile(r"closed by peer|reset by peer|remote process exited|ncclRemoteError", re.I)
 INEXACT = re.compile(r"(\w+) does not have a deterministic implementation")
 
 
@@ -51,6 +53,13 @@ def dead_worker(error: BaseException, again: str) -> str | None:
     )
 
 
+def left_alone(error: BaseException, again: str) -> str | None:
+    """Another of the processes that work together has ended."""
+    if not (isinstance(error, RuntimeError) and LEFT.search(str(error))):
+        return None
+    return f"another process of this job has ended, and has said why if it could: {again}."
+
+
 def inexact(error: BaseException) -> str | None:
     """An operation cannot be repeated bit by bit."""
     found = INEXACT.search(str(error)) if isinstance(error, RuntimeError) else None
@@ -72,14 +81,22 @@ def explained(smaller: str, again: str) -> Iterator[None]:
 
     Raises:
         UserError: It befell; anything else passes as it is.
+        SystemExit: What befell all processes is left to the first one to tell.  The others end as
+            if all were well: as soon as one fails, Lightning kills the first, which may not have
+            spoken yet.
     """
     try:
         yield
+    except CommonError as error:
+        if place()[0]:
+            raise SystemExit(0) from error
+        raise
     except (RuntimeError, OSError, MemoryError, EOFError) as error:
         told = (
             no_memory(error, smaller, again)
             or full_disk(error, again)
             or dead_worker(error, again)
+            or left_alone(error, again)
             or inexact(error)
         )
         if told is None:

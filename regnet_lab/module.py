@@ -16,7 +16,7 @@ from regnet_lab.losses import Loss, inverse_consistency
 from regnet_lab.metrics import quick, strict
 from regnet_lab.pair import Pair, Registration, registered, returned, swapped
 from regnet_lab.profile import Profile
-from regnet_lab.together import gathered
+from regnet_lab.together import gathered, stop_together
 
 Score = Callable[[Pair, Tensor], dict[str, float]]
 WAYS_BACK: dict[str, Callable[[Pair, Registration], Pair]] = {"warped": returned, "fixed": swapped}
@@ -66,23 +66,30 @@ class RegistrationModule(LightningModule):
         return registered(pair, self.model(pair["fixed"], pair["moving"]))
 
     def objective(self, pair: Pair, out: Registration) -> dict[str, Tensor]:
-        """Every term times its weight, and their sum, ``loss``.
-
-        Raises:
-            DivergedError: A term is not finite.
-        """
+        """Every term times its weight, and their sum, ``loss``."""
         terms = {name: loss.weight * loss(pair, out) for name, loss in self.losses.items()}
-        for name, term in terms.items():
-            if not torch.isfinite(term):
-                raise DivergedError(
-                    f"loss.{name} became {term.item()} at step {self.global_step} on "
-                    f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
-                    "from the last checkpoint."
-                )
         return terms | {"loss": torch.stack(list(terms.values())).sum()}
 
+    def divergence(self, terms: Mapping[str, Tensor], pair: Pair) -> DivergedError | None:
+        """What there is to say of the first term that is not finite."""
+        for name in self.losses:
+            if not torch.isfinite(terms[name]):
+                return DivergedError(
+                    f"loss.{name} became {terms[name].item()} at step {self.global_step} on "
+                    f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
+                    "from the last checkpoint.",
+                    pair,
+                )
+        return None
+
     def tell(self, terms: dict[str, Tensor], stage: str, pair: Pair) -> Tensor:
-        """Log the terms of a training step of all processes; their sum."""
+        """Log the terms of a training step of all processes; their sum.
+
+        Raises:
+            DivergedError: A term is not finite in one of them.
+        """
+        self.latest = pair
+        stop_together(self.divergence(terms, pair))
         named = {f"{stage}/{name}": term for name, term in terms.items()}
         self.log_dict(
             named, batch_size=len(pair["name"]), prog_bar=stage == "train", sync_dist=True
@@ -113,23 +120,32 @@ class RegistrationModule(LightningModule):
         if not torch.isfinite(torch.as_tensor(norm)) and self.trainer.precision != "16-mixed":
             raise DivergedError(
                 f"The gradient became {float(norm)} at step {self.global_step}: lower optim.lr and "
-                "continue from the last checkpoint."
+                "continue from the last checkpoint.",
+                self.latest if self.trainer.is_global_zero else None,
             )
 
     def on_validation_epoch_start(self) -> None:
         self.scores: list[dict[str, float]] = []
+        self.diverged: DivergedError | None = None
 
     def validation_step(self, pair: Pair, _: int) -> dict[str, Registration]:
         out = self(pair)
-        terms = {name: float(term) for name, term in self.objective(pair, out).items()}
-        self.scores.append(terms | quick(pair, out.displacement))
+        terms = self.objective(pair, out)
+        self.diverged = self.diverged or self.divergence(terms, pair)
+        if self.diverged is None:
+            numbers = {name: float(term) for name, term in terms.items()}
+            self.scores.append(numbers | quick(pair, out.displacement))
         return {"registration": out}
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean of every term and score over the pairs of all processes that have it.
 
         (Lightning's own mean over processes rounds an odd number of pairs down.)
+
+        Raises:
+            DivergedError: A term was not finite in one of them.
         """
+        stop_together(self.diverged)
         scores = gathered(self.scores)
         for name in dict.fromkeys(k for score in scores for k in score if "/" not in k):
             average = fmean(score[name] for score in scores if name in score)

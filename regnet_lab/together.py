@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from regnet_lab.errors import DivergedError
+
 T = TypeVar("T")
 
 
@@ -29,3 +31,16 @@ def gathered(rows: list[T]) -> list[T]:
     """The rows of all processes, in turn: the order of the pairs that :class:`Share` deals out."""
     turns = zip_longest(*([[row] for row in mine] for mine in everyone(rows)), fillvalue=[])
     return [row for turn in turns for part in turn for row in part]
+
+
+def stop_together(mine: DivergedError | None) -> None:
+    """Go on if no process has such an error; else stop all of them, at the same place, by the
+    error of the first one that has one.
+
+    Raises:
+        DivergedError: In every process.
+    """
+    said = everyone(mine and str(mine))
+    first = next((rank for rank, sentence in enumerate(said) if sentence), None)
+    if first is not None:
+        raise mine if mine and first == place()[0] else DivergedError(str(said[first]))

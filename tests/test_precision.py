@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import Trainer
+from torch.utils.data import default_collate
 
 from regnet_lab import ops
 from regnet_lab.build import build
@@ -32,6 +33,31 @@ def test_float16_gives_finite_losses_and_gradients(model, composed):
     assert torch.isfinite(loss)
     assert gradients
     assert all(torch.isfinite(g).all() for g in gradients)
+
+
+SENSITIVE = {"pyramid_2020", "regnet_multi_stage"}  # begin with folds, and turn with any rounding
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_gradient_of_bfloat16_points_where_that_of_float32_does(model, composed):
+    """Of two pairs at the start; and displacements are not rounded to 8 bits."""
+    cfg = composed("train", f"model={model}", "ndim=2", "loss=ncc_dice")
+    cfg.data.dataset.shape, cfg.data.dataset.size = 32, 2
+    slopes, pairs = [], build(cfg.data).pairs("train")
+    batch = default_collate([pairs[0], pairs[1]])
+    for half in (False, True):
+        torch.manual_seed(0)
+        module = build(cfg.module)
+        if not [*module.parameters()]:
+            pytest.skip(f"{model} has nothing to train")
+        module.log_dict = lambda *_, **__: None
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            u = module(batch).displacement
+            loss = module.training_step(batch, 0)
+        loss.backward()
+        slopes.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.requires_grad]))
+    assert (u != u.bfloat16().float()).float().mean() > 0.5
+    assert torch.cosine_similarity(*slopes, dim=0) > (0.1 if model in SENSITIVE else 0.8)
 
 
 def test_on_a_cpu_lightning_takes_bfloat16_for_16_mixed(tmp_path):

@@ -4,17 +4,32 @@ import io
 import logging
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from regnet_lab.durable import written
 from regnet_lab.errors import DivergedError
 from regnet_lab.pair import Pair
+from regnet_lab.together import everyone
 
 log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def save_whole(content: object, path: str | Path, *remedy: str) -> None:
+    """Write what ``torch.load`` reads, so that it is whole or not there.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written to.
+    """
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    with written(path, *remedy) as aside:
+        aside.write_bytes(whole.getbuffer())
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -32,12 +47,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             UserError: The disk is full or the folder cannot be written to.
         """
-        whole = io.BytesIO()
-        torch.save(checkpoint, whole)
         run = Path(path).parent.parent
         remedy = f"make room and continue from the one before it, train.py resume={run}"
-        with written(path, remedy) as aside:
-            aside.write_bytes(whole.getbuffer())
+        save_whole(checkpoint, path, remedy)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint's file, never a folder nor what a path with .. leads to."""
@@ -46,55 +58,53 @@ class WholeCheckpoints(TorchCheckpointIO):
             path.unlink()
 
 
-class LastCheckpoint(Callback):
+class LastCheckpoint(Checkpoint):
     """Keep one checkpoint of the latest state, from which training continues exactly.
 
-    Written every ``every_n_steps`` training steps, after every validation, at the end, and on an
-    interrupt (SIGINT), for which the running step is finished first; a second interrupt does not
-    wait.
+    Written every ``every_n_steps`` training steps, after every validation, at the end, and when
+    any process is interrupted (SIGINT, SIGTERM).  Then all of them finish the running step, with
+    every batch that is accumulated for it, or the running validation and the step after it; a
+    second SIGINT does not wait.
+
+    Lightning calls it, being a ``Checkpoint``, after all other callbacks, and after the one that
+    keeps the best checkpoint if that is listed above it: what was best so far is kept, too.
     """
 
     def __init__(self, path: str, every_n_steps: int = 100) -> None:
         self.path, self.every_n_steps = path, every_n_steps
         self.interrupted = False
         self.saved_step = -1
+        self.usual: dict[int, Any] = {}  # what else a signal does
 
     def save(self, trainer: Trainer) -> None:
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        def interrupt(*_: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.interrupted = True
-            log.info(
-                "Interrupted: finishing this step; continue with python train.py resume=%s",
-                Path(self.path).parent.parent,
-            )
+    def stop(self, trainer: Trainer) -> NoReturn:
+        self.save(trainer)
+        run = Path(self.path).parent.parent
+        log.info("Stopped; continue with python train.py resume=%s", run)
+        raise KeyboardInterrupt
 
-        signal.signal(signal.SIGINT, interrupt)
+    def interrupt(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not self.interrupted:
+            log.info("Interrupted: finishing this step.")
+        self.interrupted = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning has its own for SIGTERM by now, which talks to other processes in mid-step
+        self.usual = {sign: signal.signal(sign, self.interrupt) for sign in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pair, index: int
     ) -> None:
-        due = trainer.global_step % self.every_n_steps == 0
-        if self.interrupted or (due and trainer.global_step != self.saved_step):
+        if (index + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # in the midst of a step
+        if any(everyone(self.interrupted)):
+            self.stop(trainer)
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.saved_step:
             self.save(trainer)
-        if self.interrupted:
-            raise KeyboardInterrupt
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self.interrupted and not trainer.sanity_checking:
-            self.save(trainer)
-            raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -102,10 +112,16 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
+        self.restore()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for sign, handler in self.usual.items():
+            signal.signal(sign, handler)
 
 
 class DivergedBatch(Callback):
@@ -115,41 +131,27 @@ class DivergedBatch(Callback):
     (the weights it met) and ``reason``.
 
     Args:
-        path: The file; of several processes the first keeps its own.
+        path: The file; of several processes the one whose loss it is writes it, and of a gradient,
+            which is the mean of all, the first.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.batch: Pair | None = None
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int
-    ) -> None:
-        self.batch = batch
-
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.batch = batch
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if not (isinstance(exception, DivergedError) and trainer.is_global_zero):
+        if not isinstance(exception, DivergedError):
             return
-        found = {
-            "step": trainer.global_step,
-            "reason": str(exception),
-            "pair": dict(self.batch or {}),
-            "state_dict": pl_module.state_dict(),
-        }
-        whole = io.BytesIO()
-        torch.save(found, whole)
-        with written(self.path) as aside:
-            aside.write_bytes(whole.getbuffer())
-        log.warning("The batch and the weights are kept in %s", self.path)
+        try:
+            if exception.batch is not None:
+                found = {
+                    "step": trainer.global_step,
+                    "reason": str(exception),
+                    "pair": dict(exception.batch),
+                    "state_dict": pl_module.state_dict(),
+                }
+                save_whole(found, self.path)
+                log.warning("The batch and the weights are kept in %s", self.path)
+        finally:
+            everyone(None)  # the end of the first process would be that of the one that writes

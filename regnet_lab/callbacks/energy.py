@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from regnet_lab.callbacks.each import EachCase
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report import energy, figures
 from regnet_lab.report.files import write_figure, write_text
 from regnet_lab.together import gathered
 
 
-class EnergyCurve(Callback):
+class EnergyCurve(EachCase):
     """Image energy, roughness and learned step by iteration, the mean over held-out pairs.
 
     At the first and every ``every_n``-th validation after it a picture in TensorBoard; at a test
@@ -66,17 +67,9 @@ class EnergyCurve(Callback):
         if self.due:
             self.watch(pl_module)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def validated(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
         if self.due:
-            self.note(pl_module, outputs["registration"], batch)
+            self.note(module, outputs["registration"], pair)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watched.close()
@@ -88,21 +81,12 @@ class EnergyCurve(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watch(pl_module)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
         out = outputs["registration"]
-        self.note(pl_module, out, batch)
-        place = batch_idx * trainer.world_size + trainer.global_rank
+        self.note(module, out, pair)
         if place < self.pictures and len(out.fields) > 1:
-            picture = self.folder / "pictures" / f"{batch['name'][0]}_iterations.png"
-            write_figure(picture, figures.iterations(batch, out))
+            picture = self.folder / "pictures" / f"{pair['name'][0]}_iterations.png"
+            write_figure(picture, figures.iterations(pair, out))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.watched.close()

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from regnet_lab import ops
+from regnet_lab.callbacks.each import EachCase
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report.files import write_bytes
 from regnet_lab.together import gathered
@@ -19,7 +20,7 @@ METRICS = {"dice": 1, "tre_mm": -1, "epe_vox": -1, "rmse": -1}  # the first one 
 RANKS = ("best", "median", "worst")
 
 
-class Gallery(Callback):
+class Gallery(EachCase):
     """Keep images and displacement of the best, the median and the worst case.
 
     They are registered once more when all are judged, so that no others need to be kept.
@@ -31,22 +32,13 @@ class Gallery(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) / "gallery"
-        self.judged: list[tuple[int, dict[str, Any]]] = []
+        self.records: list[tuple[int, dict[str, Any]]] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        place = batch_idx * trainer.world_size + trainer.global_rank
-        self.judged.append((place, outputs["records"][-1]))
+    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+        self.records.append((place, outputs["records"][-1]))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        judged = gathered(self.judged)
+        judged = gathered(self.records)
         if not trainer.is_global_zero:
             return
         cases = trainer.test_dataloaders.dataset  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from regnet_lab.callbacks.each import EachCase
 from regnet_lab.pair import Pair, Registration
 from regnet_lab.report import figures
 from regnet_lab.report.files import write_text
@@ -30,7 +31,7 @@ class ValidationLog(Callback):
         log.info("%.1f min, step %d: %s", minutes, trainer.global_step, listed)
 
 
-class ValidationPanel(Callback):
+class ValidationPanel(EachCase):
     """The first case of the first and every ``every_n``-th validation after it in TensorBoard."""
 
     def __init__(self, every_n: int = 5) -> None:
@@ -39,23 +40,16 @@ class ValidationPanel(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validations += not trainer.sanity_checking
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        due = batch_idx == 0 and self.validations % self.every_n == 0
-        if not (due and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)):
+    def validated(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+        trainer = module.trainer
+        due = place == 0 and self.validations % self.every_n == 0
+        if not (due and isinstance(trainer.logger, TensorBoardLogger)):
             return
         out: Registration = outputs["registration"]
         board = trainer.logger.experiment
-        board.add_figure("val/panel", figures.panel(batch, out), trainer.global_step)
+        board.add_figure("val/panel", figures.panel(pair, out), trainer.global_step)
         if len(out.fields) > 1:
-            board.add_figure("val/fields", figures.iterations(batch, out), trainer.global_step)
+            board.add_figure("val/fields", figures.iterations(pair, out), trainer.global_step)
 
 
 class HyperParameters(Callback):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regnet_lab import ops
 from regnet_lab.models.layers import CONV, convolution, initialise_flow
 
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -99,4 +100,5 @@ class FAIM(nn.Module):
         quarter = quarter + self.bottom(quarter)
         half = half + grown(self.from_quarter(quarter), half.shape[2:])
         full = full + grown(self.from_half(half), full.shape[2:])
-        return [self.flow(full)[(..., *[slice(n) for n in shape])].float()]
+        u = ops.full_precision(self.flow)(full)
+        return [u[(..., *[slice(n) for n in shape])]]

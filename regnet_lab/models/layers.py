@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regnet_lab import ops
 from regnet_lab.errors import UserError
 
 
@@ -54,6 +55,13 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[2:])
+
+
+def displacement(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """What the layers give, the last of them in float32: half precision would round a displacement
+    of 5 voxels to 1/32 (bfloat16), and the differences of neighbours with it.
+    """
+    return ops.full_precision(layers[-1])(layers[:-1](x))
 
 
 def activated(

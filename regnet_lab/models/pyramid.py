@@ -14,7 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab import ops
 from regnet_lab.cost_volume import cost_volume
-from regnet_lab.models.layers import Convolution, InstanceNorm, convolution, initialise_flow
+from regnet_lab.models.layers import (
+    Convolution,
+    InstanceNorm,
+    convolution,
+    displacement,
+    initialise_flow,
+)
 
 
 class BatchNorm(_BatchNorm):
@@ -191,9 +197,9 @@ class Estimator(nn.Module):
         x = torch.cat([cost, fixed, u, *carried], 1)
         for layer in self.dense:
             x = torch.cat([layer(x), x], 1)
-        change = self.flow(x).float()
+        change = ops.full_precision(self.flow)(x)
         if self.context:
-            change = change + self.context(x).float()
+            change = change + displacement(self.context, x)
         return ops.compose(change, u) if self.residual else change, x
 
 
@@ -215,7 +221,8 @@ class Rise(nn.Module):
 
     def forward(self, u: Tensor, x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         ratio = u.new_tensor([new / old for new, old in zip(shape, u.shape[2:], strict=True)])
-        up = self.flow(self.carry(u, shape)).float() * ratio.view(1, -1, *[1] * (u.ndim - 2))
+        up = ops.full_precision(self.flow)(self.carry(u, shape))
+        up = up * ratio.view(1, -1, *[1] * (u.ndim - 2))
         return up, self.features(ops.resize_nearest(x, shape))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.models.layers import CONV
+from regnet_lab.models.layers import CONV, displacement
 
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: F.max_pool2d, 3: F.max_pool3d}
@@ -151,5 +151,5 @@ class RegNet(PatchNetwork):
         ]
         pooled = POOL[len(shape)](self.fine_joined(torch.cat(fine, 1)), 2)
         x = torch.cat([pooled, self.coarse_joined(torch.cat(coarse, 1))], 1)
-        u = self.joined(x)  # half the grid, displacement in full voxels
+        u = displacement(self.joined, x)  # half the grid, displacement in full voxels
         return ops.resize(u, [n - 2 * self.margin for n in shape])

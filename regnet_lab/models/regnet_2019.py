@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regnet_lab.models.layers import CONV
+from regnet_lab import ops
+from regnet_lab.models.layers import CONV, displacement
 from regnet_lab.models.regnet import POOL, PatchNetwork, core, surrounded, unit, units
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -78,7 +79,7 @@ class RegNetCrop4(PatchNetwork):
         quarter = doubled(self.at_quarter(self.pool(pooled, 2)))  # 15
         quarter = self.quarter_up[0](torch.cat([quarter, core(half, 1)], 1))  # 13
         quarter = self.quarter_up[1](torch.cat([doubled(quarter), shallow], 1))  # 25
-        return self.head(torch.cat([full, half_up, quarter], 1))  # 21
+        return displacement(self.head, torch.cat([full, half_up, quarter], 1))  # 21
 
 
 class RegNetDecimation4(PatchNetwork):
@@ -121,7 +122,7 @@ class RegNetDecimation4(PatchNetwork):
         quarter = doubled(self.at_quarter(self.decimated(core(x, 1), self.kernel4, 4)))  # 15, of 23
         quarter = self.quarter_up[0](torch.cat([quarter, core(half, 1)], 1))  # 13
         quarter = self.quarter_up[1](torch.cat([doubled(quarter), shallow], 1))  # 25
-        return self.head(torch.cat([self.at_full(first), half_up, quarter], 1))  # 21
+        return displacement(self.head, torch.cat([self.at_full(first), half_up, quarter], 1))  # 21
 
 
 class RegNetUNet(PatchNetwork):
@@ -156,4 +157,4 @@ class RegNetUNet(PatchNetwork):
         x = self.quarter_up(torch.cat([doubled(x), quarter], 1))
         x = self.half_up(torch.cat([surrounded(doubled(x), 1, 1), half], 1))
         x = self.full_up(torch.cat([surrounded(doubled(x), 1, 1), full], 1))
-        return self.flow(x)
+        return ops.full_precision(self.flow)(x)

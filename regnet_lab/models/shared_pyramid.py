@@ -94,7 +94,7 @@ class Estimator(nn.Module):
         rates = self.sharpness.exp()
         means = [pointed(cost, r, self.offsets) for cost, r in zip(costs, rates, strict=True)]
         x = torch.cat([learned, 10 * similar, *means, fixed[0], u], 1)
-        return self.flow(self.layers(x)).float()
+        return ops.full_precision(self.flow)(self.layers(x))
 
 
 class SharedPyramid(nn.Module):

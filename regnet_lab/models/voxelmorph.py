@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from regnet_lab import ops
 from regnet_lab.models.layers import activated, convolution, initialise_flow
 
 
@@ -77,4 +78,4 @@ class VoxelMorph(nn.Module):
             skip = features.pop()
             x = F.interpolate(block(x), skip.shape[2:], mode="nearest")
             x = torch.cat([x, skip], 1)
-        return [self.flow(self.out(x)).float()]
+        return [ops.full_precision(self.flow)(self.out(x))]

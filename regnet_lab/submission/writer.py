@@ -5,8 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
+from regnet_lab.callbacks.each import EachCase
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
 from regnet_lab.submission.archive import moved, pack, written
@@ -16,7 +17,7 @@ from regnet_lab.submission.published import check, entries
 log = logging.getLogger(__name__)
 
 
-class SubmissionWriter(Callback):
+class SubmissionWriter(EachCase):
     """Write the displacement of every judged pair as a Learn2Reg challenge takes it, then a zip.
 
     Files are collected in a hidden folder beside ``folder`` and put in place when all are there,
@@ -52,16 +53,8 @@ class SubmissionWriter(Callback):
             shutil.rmtree(self.aside, ignore_errors=True)
         trainer.strategy.barrier()
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        name = batch["name"][0]
+    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+        name = pair["name"][0]
         entry = self.entries[name]
         (u,) = outputs["registration"].displacement.float().cpu().numpy()
         try:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from regnet_lab.callbacks.each import EachCase
 from regnet_lab.errors import UserError
 from regnet_lab.module import RegistrationModule
 from regnet_lab.pair import Pair
@@ -41,23 +42,15 @@ def unrolled(model: nn.Module, factor: float, halvings: int | None = None) -> It
             m.unroll, m.halvings = unroll, own
 
 
-class Outcomes(Callback):
+class Outcomes(EachCase):
     """The scores of every case, its iterations and the energy they end with."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
         fields = outputs["registration"].fields
-        *_, last = energy.energies(batch, fields[-1:], energy.own_energy(pl_module))
+        *_, last = energy.energies(pair, fields[-1:], energy.own_energy(module))
         scores = outputs["records"][-1]
         self.rows.append({**scores, "iterations": len(fields), "energy": last["energy"]})
 

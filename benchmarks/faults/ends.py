@@ -1,0 +1,64 @@
+"""A loss that is not finite, a process that loads data and dies.
+
+Each fault gives whether one trial of it lost anything.
+"""
+
+import os
+import random
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.faults.processes import SMALL, TRAIN, Reference, command, ended, forked
+from regnet_lab.data.cases import Case, CasePairs
+from regnet_lab.data.module import PairModule
+from regnet_lab.errors import UserError
+from regnet_lab.mishaps import explained
+from regnet_lab.weights import read_weights
+
+
+def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:
+    """The batch is kept, and every checkpoint is finite."""
+    log, run = folder / "log.txt", folder / "run"
+    options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
+    rate = f"optim.lr=1e{rng.randrange(18, 30)}"
+    code = ended(forked(partial(command, TRAIN, *options, rate), log))
+    kept = torch.load(run / "diverged.pt", weights_only=True)
+    finite = all(
+        torch.isfinite(value).all()
+        for path in run.glob("checkpoints/*.ckpt")
+        for value in read_weights(path).values()
+    )
+    return not (code == 2 and finite and kept["pair"]["name"] and "optim.lr" in kept["reason"])
+
+
+def one(fixed: Case, moving: Case, dies: str = "", how: int = 0) -> dict:
+    """A pair, or the end of the process that makes it."""
+    if fixed.name == dies:
+        if how:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(3)
+    image = torch.zeros(1, 9, 11)
+    return {"fixed": image, "moving": image, "spacing": torch.ones(2), "name": fixed.name}
+
+
+def load(dies: str, how: int, split: str) -> None:
+    """Load pairs in two processes, of which one ends."""
+    cases = [Case(f"{n}", Path(f"case{n}.nii.gz")) for n in range(12)]
+    pairs = CasePairs([(c, cases[0]) for c in cases], partial(one, dies=dies, how=how))  # type: ignore
+    module = PairModule(lambda split: pairs, workers=2)
+    loader = module.train_dataloader() if split == "train" else module.val_dataloader()
+    try:
+        with explained("", "go on"):
+            list(loader)
+    except UserError as error:
+        sys.exit(2 if f"case{dies}.nii.gz" in str(error) else 1)
+
+
+def dead_worker(rng: random.Random, folder: Path, _: Reference) -> bool:
+    """The sentence must name the case that was read."""
+    task = partial(load, str(rng.randrange(12)), rng.randrange(2), rng.choice(["train", "val"]))
+    return ended(forked(task, folder / "log.txt")) != 2

@@ -1,0 +1,41 @@
+"""A folder that is made if anything of a stranger's runs, and how the attempts are described."""
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from regnet_lab.build import build
+
+Victim = Callable[[], object]
+Disguise = Callable[[Path, Path], Victim]  # folder to prepare, canary -> what its victim does
+
+
+class Canary:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, how: Callable, *arguments: object) -> None:
+        self.how = how, arguments
+
+    def __reduce__(self) -> tuple:
+        return self.how
+
+
+def code(canary: Path) -> str:
+    """Python that makes the canary."""
+    return f"__import__('os').mkdir({str(canary)!r})"
+
+
+def pickled(canary: Path) -> Iterator[tuple[str, object]]:
+    """The canary in several pickles."""
+    yield "os.mkdir", Canary(os.mkdir, str(canary))
+    yield "os.system", Canary(os.system, f"mkdir {canary}")
+    yield "builtins.eval", Canary(eval, code(canary))
+    yield "builtins.exec", Canary(exec, code(canary))
+    yield "functools.partial", Canary(partial(os.mkdir, str(canary)))
+    yield "getattr", Canary(getattr(os, "makedirs"), str(canary))  # noqa: B009
+    yield "build", Canary(build, OmegaConf.create({"_target_": "os.mkdir"}))
+    yield "numpy", Canary(np.load, str(canary))
