@@ -182,9 +182,14 @@ def test_epochs_follow_one_another():
     assert list(order) == list(range(14, 21))
 
 
-def test_whole_pairs_are_judged():
+def test_whole_pairs_are_judged_and_trained_on_without_patches():
     batch = next(iter(module().val_dataloader()))
     assert batch["fixed"].shape == (1, 1, 20, 22)
+    made = [pair((20, 22), n) for n in range(4)]
+    whole = PatchModule(None, dataset=lambda split: made, batch_size=2)
+    batch = next(iter(whole.train_dataloader()))
+    assert batch["fixed"].shape == (2, 1, 20, 22)
+    assert "fixed_mask" not in batch
 
 
 def test_boxes_may_lie_anywhere():

@@ -261,17 +261,19 @@ class PatchModule(PairModule):
 
     Args:
         patches: ``patches(pairs=..., seed=..., augment=...)`` makes :class:`Patches` of the pairs
-            for training.
+            for training; null: train on whole images, too.
         **more: As :class:`regnet_lab.data.module.PairModule`; ``epoch_size`` counts patches, and
             ``workers: 1`` moves all of the work to another process (each further one would make
             all the chunks again).
     """
 
-    def __init__(self, patches: Callable[..., Patches], **more: Any) -> None:
+    def __init__(self, patches: Callable[..., Patches] | None, **more: Any) -> None:
         super().__init__(**more)
         self.patches = patches
 
     def train_dataloader(self) -> ResumableLoader:
+        if self.patches is None:
+            return super().train_dataloader()
         patches = self.patches(pairs=self.pairs("train"), seed=self.seed, augment=self.augment)
         samples = self.epoch_size or len(patches)
         return ResumableLoader(
