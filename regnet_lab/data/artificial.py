@@ -1,6 +1,7 @@
 """RegNet's second version: pairs of images and their artificial deformations, method by method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,33 @@ from regnet_lab.pair import Pair
 
 ITEM, NEXT = 1, 2  # random streams
 LOOKS = ("clean", "sponge", "noise", "occluded")
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """What an item is made of.
+
+    Args:
+        name: Of the image.
+        number: k of its k-th deformation.
+        turn: Round of all methods; from the first on, ``source`` is a next image.
+        method: Its name.
+        look: Of the deformed image.
+        source: What was deformed.
+        image: (1, *shape) deformed, as it looks.
+        plain: The source seen through the field, without a look to it.
+        u: (1, D, *shape) the field, voxels.
+    """
+
+    name: str
+    number: int
+    turn: int
+    method: str
+    look: str
+    source: Scene
+    image: Tensor
+    plain: Scene
+    u: Tensor
 
 
 class Artificial(Dataset[Pair]):
@@ -114,23 +142,29 @@ class Artificial(Dataset[Pair]):
         seen = noisy(rng, denser, 2 / self.unit, 0)[0, 0]
         return Scene(seen, scene.spacing, plain.body, plain.lung)
 
+    def deformation(self, index: int) -> Deformation:
+        """All there is to know of an item."""
+        number, image = divmod(index, len(self.images))
+        turn, which = divmod(number, len(self.methods))
+        method = list(self.methods)[which]
+        found = self.images[image]
+        source = self.following(self.scene(found), image, turn)
+        rng = self.generator(image, number, ITEM)
+        u = self.methods[method](rng, source)
+        look = self.looks[int(rng.integers(len(self.looks)))]
+        seen, plain = self.deformed(rng, source, u, look)
+        return Deformation(found["name"], number, turn, method, look, source, seen, plain, u)
+
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < self.size:
             raise IndexError(f"pair {index} of {self.size}")
-        number, image = divmod(index, len(self.images))
-        turn, which = divmod(number, len(self.methods))
-        name = list(self.methods)[which]
-        source = self.images[image]
-        scene = self.following(self.scene(source), image, turn)
-        rng = self.generator(image, number, ITEM)
-        u = self.methods[name](rng, scene)
-        look = self.looks[int(rng.integers(len(self.looks)))]
-        fixed, plain = self.deformed(rng, scene, u, look)
-        pair = {"fixed": fixed, "moving": scene.image[None], "displacement": u[0]}
-        if scene.lung is not None and plain.lung is not None:
+        made = self.deformation(index)
+        pair = {"fixed": made.image, "moving": made.source.image[None], "displacement": made.u[0]}
+        if made.source.lung is not None and made.plain.lung is not None:
             pair |= {
-                "fixed_mask": plain.lung[None].float(),
-                "moving_mask": scene.lung[None].float(),
+                "fixed_mask": made.plain.lung[None].float(),
+                "moving_mask": made.source.lung[None].float(),
             }
-        title = f"{source['name']}-{name}-{look}-{self.split}-{number:04d}"
-        return Pair(**pair, spacing=source["spacing"], name=title)  # type: ignore[typeddict-item]
+        title = f"{made.name}-{made.method}-{made.look}-{self.split}-{made.number:04d}"
+        spacing = torch.tensor(made.source.spacing)
+        return Pair(**pair, spacing=spacing, name=title)  # type: ignore[typeddict-item]
