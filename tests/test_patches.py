@@ -111,6 +111,11 @@ def test_centres_keep_off_the_border_and_in_the_mask(shape):
     assert centres.min() >= 4
     assert (centres < np.array(shape) - 4).all()
     assert centres[:, 0].max() == shape[0] // 2 - 1
+    own = [3 + 2 * k for k in range(len(shape))]
+    data = Patches([pair(shape, n) for n in range(2)], 1, 0, border=own, images=2, samples=200)
+    centres = np.array([[int(c) for c in data[n]["name"].split("-")[1:]] for n in range(400)])
+    assert centres.min(0).tolist() == own
+    assert (np.array(shape) - 1 - centres.max(0)).tolist() == own
 
 
 @shapes
