@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from regnet_lab import ops
 from regnet_lab.data.intensity import noisy, occluded, sponge
 from regnet_lab.data.scene import Scene, SceneGenerator, body
-from regnet_lab.data.synthetic import SPLITS
+from regnet_lab.data.synthetic import SPLITS, landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
 
-ITEM, NEXT = 1, 2  # random streams
+ITEM, NEXT, POINTS = 1, 2, 3  # random streams
 LOOKS = ("clean", "sponge", "noise", "occluded")
 
 
@@ -66,6 +66,7 @@ class Artificial(Dataset[Pair]):
         seed: Another seed, other pairs.
         unit: Width in HU of the window that made [0, 1] of the images.
         threshold: What is brighter is body, and what it surrounds.
+        points: Number of landmarks in the lung, where it is known.
 
     Raises:
         UserError: There is no such split or look, or nothing to deform.
@@ -82,6 +83,7 @@ class Artificial(Dataset[Pair]):
         seed: int = 0,
         unit: float = 1400.0,
         threshold: float = 0.5,
+        points: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
@@ -92,7 +94,7 @@ class Artificial(Dataset[Pair]):
             raise UserError(f"There are no images or no methods to deform them with for '{split}'.")
         self.split, self.seed, self.looks = split, seed, list(looks)
         self.methods, self.next_field = dict(methods), next_field
-        self.unit, self.threshold = unit, threshold
+        self.unit, self.threshold, self.points = unit, threshold, points
         self.size = size.get(split, 0) if isinstance(size, Mapping) else size
 
     def __len__(self) -> int:
@@ -165,6 +167,11 @@ class Artificial(Dataset[Pair]):
                 "fixed_mask": made.plain.lung[None].float(),
                 "moving_mask": made.source.lung[None].float(),
             }
+            if self.points and made.plain.lung.any():
+                rng = self.generator(index, POINTS)
+                start = landmarks(rng, made.plain.lung[None, None].long(), self.points)
+                end = start + ops.sample_at(made.u, start[None])[0]
+                pair |= {"fixed_points": start, "moving_points": end}
         title = f"{made.name}-{made.method}-{made.look}-{self.split}-{made.number:04d}"
         spacing = torch.tensor(made.source.spacing)
         return Pair(**pair, spacing=spacing, name=title)  # type: ignore[typeddict-item]
