@@ -185,6 +185,21 @@ def test_a_training_patch_is_answered_in_its_middle(network):
         model.train()(*images((side + 1, side + 1)))
 
 
+@networks
+def test_frozen_statistics_stay_and_train_what_is_judged(network):
+    fixed, moving = images((32, 40), batch=2)
+    model, plain = trained(network, frozen=True), trained(network)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        judged = model(fixed, moving)[0]
+        assert not torch.allclose(plain.train()(fixed, moving)[0], judged)
+    learned = model.train()(fixed, moving)[0]
+    torch.testing.assert_close(learned, judged)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    learned.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
 def test_doubling_keeps_ramps_and_the_centre(shape):
     x = ops.identity_grid(shape, torch.zeros(1))
