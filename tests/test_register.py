@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 import regnet_lab
-from regnet_lab import align, desk, refine, registrar, world
+from regnet_lab import align, desk, refine, world
 from regnet_lab.build import build
 from regnet_lab.data.scan import Scan
 from regnet_lab.delivery import delivered, write_image
@@ -24,6 +24,7 @@ from regnet_lab.errors import UserError
 from regnet_lab.losses import Diffusion, Similarity
 from regnet_lab.models import Identity, VoxelMorph
 from regnet_lab.pair import Pair
+from regnet_lab.registrar import remembered
 from regnet_lab.registration import (
     ModelGrid,
     Registrar,
@@ -610,9 +611,9 @@ def test_a_run_tells_how_its_images_were_prepared(place, tmp_path):
     OmegaConf.update(
         run, f"{place}.prepare", {"spacing": 4.0, "intensity": "window", "shape": None}
     )
-    assert registrar.remembered(run) == {"spacing": 4.0, "intensity": "window"}
+    assert remembered(run) == {"spacing": 4.0, "intensity": "window"}
     (tmp_path / "grid.json").write_text('{"shape": [5, 6]}', encoding="utf-8")
-    assert registrar.remembered(run)["shape"] == [5, 6]
+    assert remembered(run)["shape"] == [5, 6]
 
 
 def test_a_runs_network_takes_images_of_any_spacing_to_the_grid_it_was_trained_on(
