@@ -42,7 +42,8 @@ def remembered(run: DictConfig) -> dict[str, Any]:
     """Grid and intensity rule of a run: what its data was prepared with and ``grid.json``, which
     has the spacing that it found.
     """
-    prepare = OmegaConf.select(run, "data.dataset.prepare") or {}
+    places = ("data.dataset.prepare", "data.dataset.images.prepare")  # of artificial deformations
+    prepare: Any = next(filter(None, (OmegaConf.select(run, place) for place in places)), {})
     found = {key: prepare[key] for key in PREPARED if prepare.get(key) is not None}
     path = Path(run.folder) / "grid.json"
     if path.is_file():

@@ -287,6 +287,18 @@ def test_a_look_changes_the_deformed_image_alone(shape, look):
 
 
 @shapes
+def test_landmarks_lie_in_the_lung_and_where_the_field_leads(shape):
+    pair, bare = data(shape, points=30)[0], data(shape)[0]
+    start = pair["fixed_points"].long()
+    assert len({*map(tuple, start.tolist())}) == 30
+    assert pair["fixed_mask"][(0, *start.T)].all()
+    moved = start + pair["displacement"][(slice(None), *start.T)].T
+    torch.testing.assert_close(pair["moving_points"], moved)
+    assert "fixed_points" not in bare
+    assert torch.equal(pair["fixed"], bare["fixed"])
+
+
+@shapes
 def test_an_item_depends_on_seed_split_and_index_alone(shape):
     one, again = data(shape), data(shape)
     again[7]

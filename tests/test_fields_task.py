@@ -6,6 +6,7 @@ import torch
 from regnet_lab import ops
 from regnet_lab.data.deformed import alone
 from regnet_lab.errors import UserError
+from regnet_lab.tasks import fields
 from regnet_lab.tasks.fields import Fields, statistics, wavelength
 
 
@@ -35,14 +36,19 @@ def test_folds_are_counted():
 
 
 @pytest.mark.parametrize("shape", [(12, 14), (9, 10, 11)])
-def test_the_task_writes_a_table_and_a_picture(shape, tmp_path):
+def test_the_task_writes_a_table_and_a_picture(shape, tmp_path, monkeypatch):
+    maps = fields.heat_maps
+
     def pair(number):
         one = alone(torch.rand(1, *shape), "a") | {"displacement": torch.rand(len(shape), *shape)}
         batch = {k: v[None] for k, v in one.items() if k != "name"}
         return {**batch, "name": [f"a{number}"]}
 
     torch.manual_seed(0)
+    drawn = []
+    monkeypatch.setattr(fields, "heat_maps", lambda p, path: (drawn.extend(p), maps(p, path)))
     Fields(str(tmp_path / "new"), [0.5, 1.0], 2).run(None, None, [pair(n) for n in range(3)])
+    assert [p["name"] for p in drawn] == [["a0"], ["a2"]]
     table = pd.read_csv(tmp_path / "new/fields.csv")
     assert table["case"].tolist() == ["a0", "a1", "a2"]
     assert (table.filter(like="percent").iloc[:, :3].sum(axis=1) - 100).abs().max() < 1e-3

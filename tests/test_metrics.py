@@ -120,7 +120,12 @@ def test_quick_is_a_part_of_strict(case):
     quick, strict = metrics.quick(*case), metrics.strict(*case)
     assert quick.items() <= strict.items()
     extra = {key.split("/")[0] for key in strict.keys() - quick.keys()}
-    assert extra == {"hd95_mm", "asd_mm", "sdlogj_plain", "ndv_percent"}
+    assert {name for name in extra if not name.startswith("mae_")} == {
+        "hd95_mm",
+        "asd_mm",
+        "sdlogj_plain",
+        "ndv_percent",
+    }
 
 
 @SHAPES
@@ -257,6 +262,33 @@ def test_known_answer_counts_only_inside_the_mask(shape):
     pair = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask)
     score = metrics.quick(pair, torch.zeros(1, len(shape), *shape))
     assert score["epe_vox"] == pytest.approx(3.0)
+
+
+@SHAPES
+def test_errors_against_a_known_answer_by_axis_and_by_class(shape):
+    rng, ndim = np.random.default_rng(3), len(shape)
+    known = textured(shape, rng, ndim) * 3
+    u = torch.from_numpy(textured(shape, rng, ndim))[None]
+    mask = textured(shape, rng)[0] > 0
+    pair = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask)
+    score = metrics.strict(pair, u, thresholds=[2.0, 5.0, 1000.0])
+    axes, classes = [[] for _ in shape], {"below_2": [], "2_to_5": [], "5_to_1000": []}
+    for x in map(tuple, np.argwhere(mask)):
+        errors = [abs(float(u[0, k][x]) - known[k][x]) * SPACING[k] for k in range(ndim)]
+        length = math.sqrt(sum((known[k][x] * SPACING[k]) ** 2 for k in range(ndim)))
+        name = "below_2" if length < 2 else "2_to_5" if length < 5 else "5_to_1000"
+        classes[name] += errors
+        for k, error in enumerate(errors):
+            axes[k].append(error)
+    for k, errors in enumerate(axes):
+        assert score[f"mae_axis{k}_mm"] == pytest.approx(np.mean(errors))
+    for name, errors in classes.items():
+        assert len(errors) > 20
+        assert score[f"mae_{name}_mm"] == pytest.approx(np.mean(errors))
+    assert math.isnan(score["mae_from_1000_mm"])
+    assert not any("_to_" in name for name in metrics.strict(pair, u, thresholds=[]))
+    nothing = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask & False)
+    assert math.isnan(metrics.strict(nothing, u)["mae_axis0_mm"])
 
 
 @SHAPES

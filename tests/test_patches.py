@@ -111,6 +111,11 @@ def test_centres_keep_off_the_border_and_in_the_mask(shape):
     assert centres.min() >= 4
     assert (centres < np.array(shape) - 4).all()
     assert centres[:, 0].max() == shape[0] // 2 - 1
+    own = [3 + 2 * k for k in range(len(shape))]
+    data = Patches([pair(shape, n) for n in range(2)], 1, 0, border=own, images=2, samples=200)
+    centres = np.array([[int(c) for c in data[n]["name"].split("-")[1:]] for n in range(400)])
+    assert centres.min(0).tolist() == own
+    assert (np.array(shape) - 1 - centres.max(0)).tolist() == own
 
 
 @shapes
@@ -182,9 +187,14 @@ def test_epochs_follow_one_another():
     assert list(order) == list(range(14, 21))
 
 
-def test_whole_pairs_are_judged():
+def test_whole_pairs_are_judged_and_trained_on_without_patches():
     batch = next(iter(module().val_dataloader()))
     assert batch["fixed"].shape == (1, 1, 20, 22)
+    made = [pair((20, 22), n) for n in range(4)]
+    whole = PatchModule(None, dataset=lambda split: made, batch_size=2)
+    batch = next(iter(whole.train_dataloader()))
+    assert batch["fixed"].shape == (2, 1, 20, 22)
+    assert "fixed_mask" not in batch
 
 
 def test_boxes_may_lie_anywhere():

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from omegaconf import OmegaConf
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
@@ -26,6 +27,7 @@ from regnet_lab.losses import Diffusion, Similarity
 from regnet_lab.model_grid import ModelGrid
 from regnet_lab.models import Identity, VoxelMorph
 from regnet_lab.pair import Pair
+from regnet_lab.registrar import remembered
 from regnet_lab.registration import (
     Registrar,
     carried,
@@ -639,6 +641,17 @@ def test_every_alignment_builds(choice, composed):
 @pytest.mark.parametrize("choice", ["instance", "network"])
 def test_every_refinement_builds(choice, composed):
     assert build(composed("register", f"refine={choice}").refine)
+
+
+@pytest.mark.parametrize("place", ["data.dataset", "data.dataset.images"])
+def test_a_run_tells_how_its_images_were_prepared(place, tmp_path):
+    run = OmegaConf.create({"folder": str(tmp_path)})
+    OmegaConf.update(
+        run, f"{place}.prepare", {"spacing": 4.0, "intensity": "window", "shape": None}
+    )
+    assert remembered(run) == {"spacing": 4.0, "intensity": "window"}
+    (tmp_path / "grid.json").write_text('{"shape": [5, 6]}', encoding="utf-8")
+    assert remembered(run)["shape"] == [5, 6]
 
 
 def test_a_runs_network_takes_images_of_any_spacing_to_the_grid_it_was_trained_on(

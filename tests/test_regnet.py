@@ -17,6 +17,7 @@ from regnet_lab.models import (
     RegNetUNet,
     Tiled,
 )
+from regnet_lab.models.regnet import surrounded
 from regnet_lab.models.regnet_2019 import doubled, spline_kernel
 
 PATCHES = {
@@ -108,9 +109,9 @@ TILES = [
 ]
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("network", "shape", "tile"), TILES)
-def test_tiles_have_no_seams(network, shape, tile):
-    precision = torch.float64 if len(shape) == 2 else torch.float32
+def test_tiles_have_no_seams(network, shape, tile, precision):
     model = trained(network, len(shape)).to(precision)
     fixed, moving = images(shape).to(precision)
     seen = []
@@ -120,7 +121,34 @@ def test_tiles_have_no_seams(network, shape, tile):
     assert len(seen) > 2
     assert min(seen[1:]) < fixed.numel()
     assert whole.std() > 1e-3
-    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6 if len(shape) == 2 else 1e-4)
+    error = (tiled - whole).abs().max() / whole.abs().max()
+    assert error < (1e-5 if precision == torch.float32 else 2e-7)  # fields come in float32
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [(RegNet, (96, 4, 5)), (RegNetUNet, (150, 9, 11)), (RegNetCrop4, (160, 40))],
+)
+def test_a_tile_is_computed_as_the_whole_is_to_double_rounding(network, shape):
+    model = trained(network, len(shape))
+
+    def field(pair):
+        ends = [
+            model.margin + max((model.remainder - n) % model.stride, model.least - n)
+            for n in pair.shape[2:]
+        ]
+        return model.field(surrounded(pair, model.margin, ends))
+
+    pair = torch.cat([*images(shape)], 1)
+    reach = -(-model.reach // model.stride) * model.stride
+    start, tile = model.stride * 2, model.stride * 2
+    seen = slice(max(start - reach, 0), start + tile + reach)
+    with torch.no_grad():
+        whole = field(pair)[:, :, start : start + tile]
+        within = field(pair[:, :, seen])[:, :, start - seen.start :][:, :, :tile]
+    assert seen.stop < shape[0]
+    assert whole.std() > 1e-3
+    torch.testing.assert_close(within, whole, rtol=0, atol=1e-12)
 
 
 def test_tiles_bound_what_is_seen_at_once_and_training_sees_all():
@@ -155,6 +183,21 @@ def test_a_training_patch_is_answered_in_its_middle(network):
         network(2, patches=3)
     with pytest.raises(UserError, match=rf"{side + 1} voxels does not suit {network.__name__}"):
         model.train()(*images((side + 1, side + 1)))
+
+
+@networks
+def test_frozen_statistics_stay_and_train_what_is_judged(network):
+    fixed, moving = images((32, 40), batch=2)
+    model, plain = trained(network, frozen=True), trained(network)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        judged = model(fixed, moving)[0]
+        assert not torch.allclose(plain.train()(fixed, moving)[0], judged)
+    learned = model.train()(fixed, moving)[0]
+    torch.testing.assert_close(learned, judged)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    learned.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])

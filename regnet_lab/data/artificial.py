@@ -1,6 +1,7 @@
 """RegNet's second version: pairs of images and their artificial deformations, method by method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,39 @@ from torch.utils.data import Dataset
 from regnet_lab import ops
 from regnet_lab.data.intensity import noisy, occluded, sponge
 from regnet_lab.data.scene import Scene, SceneGenerator, body
-from regnet_lab.data.synthetic import SPLITS
+from regnet_lab.data.synthetic import SPLITS, landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.pair import Pair
 
-ITEM, NEXT = 1, 2  # random streams
+ITEM, NEXT, POINTS = 1, 2, 3  # random streams
 LOOKS = ("clean", "sponge", "noise", "occluded")
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """What an item is made of.
+
+    Args:
+        name: Of the image.
+        number: k of its k-th deformation.
+        turn: Round of all methods; from the first on, ``source`` is a next image.
+        method: Its name.
+        look: Of the deformed image.
+        source: What was deformed.
+        image: (1, *shape) deformed, as it looks.
+        plain: The source seen through the field, without a look to it.
+        u: (1, D, *shape) the field, voxels.
+    """
+
+    name: str
+    number: int
+    turn: int
+    method: str
+    look: str
+    source: Scene
+    image: Tensor
+    plain: Scene
+    u: Tensor
 
 
 class Artificial(Dataset[Pair]):
@@ -38,6 +66,7 @@ class Artificial(Dataset[Pair]):
         seed: Another seed, other pairs.
         unit: Width in HU of the window that made [0, 1] of the images.
         threshold: What is brighter is body, and what it surrounds.
+        points: Number of landmarks in the lung, where it is known.
 
     Raises:
         UserError: There is no such split or look, or nothing to deform.
@@ -54,6 +83,7 @@ class Artificial(Dataset[Pair]):
         seed: int = 0,
         unit: float = 1400.0,
         threshold: float = 0.5,
+        points: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
@@ -64,7 +94,7 @@ class Artificial(Dataset[Pair]):
             raise UserError(f"There are no images or no methods to deform them with for '{split}'.")
         self.split, self.seed, self.looks = split, seed, list(looks)
         self.methods, self.next_field = dict(methods), next_field
-        self.unit, self.threshold = unit, threshold
+        self.unit, self.threshold, self.points = unit, threshold, points
         self.size = size.get(split, 0) if isinstance(size, Mapping) else size
 
     def __len__(self) -> int:
@@ -114,23 +144,34 @@ class Artificial(Dataset[Pair]):
         seen = noisy(rng, denser, 2 / self.unit, 0)[0, 0]
         return Scene(seen, scene.spacing, plain.body, plain.lung)
 
+    def deformation(self, index: int) -> Deformation:
+        """All there is to know of an item."""
+        number, image = divmod(index, len(self.images))
+        turn, which = divmod(number, len(self.methods))
+        method = list(self.methods)[which]
+        found = self.images[image]
+        source = self.following(self.scene(found), image, turn)
+        rng = self.generator(image, number, ITEM)
+        u = self.methods[method](rng, source)
+        look = self.looks[int(rng.integers(len(self.looks)))]
+        seen, plain = self.deformed(rng, source, u, look)
+        return Deformation(found["name"], number, turn, method, look, source, seen, plain, u)
+
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < self.size:
             raise IndexError(f"pair {index} of {self.size}")
-        number, image = divmod(index, len(self.images))
-        turn, which = divmod(number, len(self.methods))
-        name = list(self.methods)[which]
-        source = self.images[image]
-        scene = self.following(self.scene(source), image, turn)
-        rng = self.generator(image, number, ITEM)
-        u = self.methods[name](rng, scene)
-        look = self.looks[int(rng.integers(len(self.looks)))]
-        fixed, plain = self.deformed(rng, scene, u, look)
-        pair = {"fixed": fixed, "moving": scene.image[None], "displacement": u[0]}
-        if scene.lung is not None and plain.lung is not None:
+        made = self.deformation(index)
+        pair = {"fixed": made.image, "moving": made.source.image[None], "displacement": made.u[0]}
+        if made.source.lung is not None and made.plain.lung is not None:
             pair |= {
-                "fixed_mask": plain.lung[None].float(),
-                "moving_mask": scene.lung[None].float(),
+                "fixed_mask": made.plain.lung[None].float(),
+                "moving_mask": made.source.lung[None].float(),
             }
-        title = f"{source['name']}-{name}-{look}-{self.split}-{number:04d}"
-        return Pair(**pair, spacing=source["spacing"], name=title)  # type: ignore[typeddict-item]
+            if self.points and made.plain.lung.any():
+                rng = self.generator(index, POINTS)
+                start = landmarks(rng, made.plain.lung[None, None].long(), self.points)
+                end = start + ops.sample_at(made.u, start[None])[0]
+                pair |= {"fixed_points": start, "moving_points": end}
+        title = f"{made.name}-{made.method}-{made.look}-{self.split}-{made.number:04d}"
+        spacing = torch.tensor(made.source.spacing)
+        return Pair(**pair, spacing=spacing, name=title)  # type: ignore[typeddict-item]

@@ -71,14 +71,17 @@ def classes(u: Tensor, thresholds: Sequence[float], rule: str) -> Tensor:
     return torch.where((low == high) & (high < len(bounds)), high, -1).to(torch.int8)
 
 
-def places(pair: Pair, thresholds: Sequence[float], rule: str, border: int) -> list[Tensor]:
+def places(
+    pair: Pair, thresholds: Sequence[float], rule: str, border: int | Sequence[int]
+) -> list[Tensor]:
     """Flat indices of the voxels of every class, ``border`` voxels off the image's faces and in
     the fixed mask, if there is one.
     """
     u = pair["displacement"]
     found = classes(u * pair["spacing"].view(-1, *[1] * (u.ndim - 1)), thresholds, rule)
     inner = torch.zeros_like(found, dtype=torch.bool)
-    inner[tuple(slice(border, n - border) for n in found.shape)] = True
+    off = per_axis(border, found.ndim)
+    inner[tuple(slice(b, n - b) for b, n in zip(off, found.shape, strict=True))] = True
     if "fixed_mask" in pair:
         inner &= pair["fixed_mask"][0] > 0
     found[~inner] = -1
@@ -146,7 +149,7 @@ class Patches(Dataset[Pair]):
         margin: Voxels around it that the network looks at, likewise.
         thresholds: Of the classes, :func:`classes`, mm.
         rule: ``norm``, ``all`` or ``any``.
-        border: Distance of a patch's centre from the faces of its image, voxels.
+        border: Distance of a patch's centre from the faces of its image, voxels, likewise.
         images: Pairs in a chunk.
         samples: Patches from each pair of a chunk, on average.
         seed: Another seed, other patches.
@@ -163,7 +166,7 @@ class Patches(Dataset[Pair]):
         margin: int | Sequence[int],
         thresholds: Sequence[float] = (1.5, 4.0, 8.0),
         rule: str = "norm",
-        border: int = 0,
+        border: int | Sequence[int] = 0,
         images: int = 5,
         samples: int = 100,
         seed: int = 0,
@@ -173,7 +176,7 @@ class Patches(Dataset[Pair]):
             raise UserError(f"rule={rule}: choose one of {', '.join(RULES)}.")
         if not thresholds or list(thresholds) != sorted(thresholds):
             raise UserError(f"thresholds={list(thresholds)}: give rising numbers of millimetres.")
-        if min(images, samples) < 1 or border < 0:
+        if min(images, samples) < 1 or np.min(border) < 0:
             raise UserError(
                 f"images={images}, samples={samples}, border={border}: give at least one image and "
                 "one sample, and nothing negative."
@@ -261,17 +264,19 @@ class PatchModule(PairModule):
 
     Args:
         patches: ``patches(pairs=..., seed=..., augment=...)`` makes :class:`Patches` of the pairs
-            for training.
+            for training; null: train on whole images, too.
         **more: As :class:`regnet_lab.data.module.PairModule`; ``epoch_size`` counts patches, and
             ``workers: 1`` moves all of the work to another process (each further one would make
             all the chunks again).
     """
 
-    def __init__(self, patches: Callable[..., Patches], **more: Any) -> None:
+    def __init__(self, patches: Callable[..., Patches] | None, **more: Any) -> None:
         super().__init__(**more)
         self.patches = patches
 
     def train_dataloader(self) -> ResumableLoader:
+        if self.patches is None:
+            return super().train_dataloader()
         patches = self.patches(pairs=self.pairs("train"), seed=self.seed, augment=self.augment)
         samples = self.epoch_size or len(patches)
         return ResumableLoader(

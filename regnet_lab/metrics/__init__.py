@@ -19,6 +19,7 @@ References:
 
 from regnet_lab.metrics.overlap import dice, presence
 from regnet_lab.metrics.points import (
+    absolute_errors,
     endpoint_error,
     sample_cubic,
     sample_linear,
@@ -39,6 +40,7 @@ from regnet_lab.metrics.surface import (
 )
 
 __all__ = [
+    "absolute_errors",
     "average_surface_distance",
     "dice",
     "endpoint_error",

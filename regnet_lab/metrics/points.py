@@ -1,5 +1,8 @@
 """Errors at landmarks and against a known displacement."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,3 +44,32 @@ def target_registration_error(
 def endpoint_error(u: Array, known: Array) -> Array:
     """|| u - known || in voxels: two fields (D, *spatial) give (*spatial)."""
     return np.linalg.norm(u - known, axis=0)
+
+
+def absolute_errors(
+    u: Array, known: Array, spacing: Array, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """Mean absolute error of a component, mm: of each axis over all voxels, then of all axes over
+    the voxels of each class of length |known|.
+
+    Args:
+        u: (D, N) displacements, voxels.
+        known: (D, N) what they should be.
+        spacing: (D,) millimetres per voxel.
+        thresholds: Rising bounds of the classes, mm; none: no classes.
+
+    Returns:
+        ``mae_axis0_mm`` and so on, ``mae_below_1.5_mm``, ``mae_1.5_to_4_mm``, ``mae_from_4_mm``;
+        NaN of a class without voxels.
+    """
+    errors = np.abs(u - known) * spacing[:, None]
+    found = {f"mae_axis{k}_mm": e.mean() if e.size else np.nan for k, e in enumerate(errors)}
+    if thresholds:
+        length = np.linalg.norm(known * spacing[:, None], axis=0)
+        ends = [f"{t:g}" for t in thresholds]
+        between = [f"{a}_to_{b}" for a, b in pairwise(ends)]
+        which = np.digitize(length, thresholds)
+        for c, name in enumerate([f"below_{ends[0]}", *between, f"from_{ends[-1]}"]):
+            members = errors[:, which == c]
+            found[f"mae_{name}_mm"] = members.mean() if members.size else np.nan
+    return {name: float(value) for name, value in found.items()}

@@ -4,7 +4,7 @@ A number is left out if the pair lacks what it needs.  One that exists for every
 mean over the labels that can be compared (``dice``) and by label (``dice/3``, NaN if it cannot).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -143,6 +143,15 @@ def _known_answer(case: Case) -> Score:
     return {"epe_vox": _or_nan(np.mean, errors if mask is None else errors[mask])}
 
 
+def _errors_by_class(case: Case, thresholds: Sequence[float]) -> Score:
+    if "displacement" not in case:
+        return {}
+    mask = _mask(case)
+    inside = slice(None) if mask is None else mask.ravel()
+    u, known = (case[key].reshape(len(case["u"]), -1)[:, inside] for key in ("u", "displacement"))
+    return points.absolute_errors(u, known, case["spacing"], thresholds)
+
+
 def _image(case: Case) -> Score:
     difference = case["fixed"] - _warp(case["moving"], case["u"], "linear", "border")
     return {"rmse": float(np.sqrt(np.mean(difference**2)))}
@@ -176,17 +185,24 @@ def quick(pair: Pair, u: Tensor) -> Score:
     )
 
 
-def strict(pair: Pair, u: Tensor) -> Score:
+def strict(pair: Pair, u: Tensor, thresholds: Sequence[float] = (1.5, 4.0, 8.0)) -> Score:
     """Everything, in millimetres, as a textbook defines it; arguments as in :func:`quick`.
 
+    Args:
+        pair: See there.
+        u: See there.
+        thresholds: Of the classes of a known displacement's length, mm.
+
     Returns:
-        The numbers of :func:`quick` and ``hd95_mm``, ``asd_mm``, ``sdlogj_plain``, ``ndv_percent``.
+        The numbers of :func:`quick` and ``hd95_mm``, ``asd_mm``, ``sdlogj_plain``, ``ndv_percent``,
+        and where the displacement is known :func:`regnet_lab.metrics.absolute_errors`.
     """
     case = _case(pair, u)
     return (
         _labels(case, _warp_labels, [_overlap, partial(_surface, spacing=case["spacing"])])
         | _landmarks(case, points.sample_linear)
         | _known_answer(case)
+        | _errors_by_class(case, thresholds)
         | _image(case)
         | _regularity(case, REGULARITY | PLAIN_REGULARITY)
         | {"ndv_percent": regularity.ndv_percent(case["u"], _mask(case))}

@@ -66,6 +66,9 @@ class PatchNetwork(nn.Module):
             invented surroundings and no work is spent on them: the field of a patch is known
             ``margin`` voxels off its faces and continues from there, and a loss has to look at the
             middle alone (:class:`regnet_lab.losses.Cropped`).
+        frozen: Normalise in training, too, by the running statistics, and leave them as they are:
+            for the later part of a training by few large images, whose own statistics differ so
+            much from the running ones that what was learned is off by millimetres in evaluation.
 
     Raises:
         UserError: The patches have another margin than the network.
@@ -77,14 +80,21 @@ class PatchNetwork(nn.Module):
     remainder: int = 0
     least: int = 1  # shortest side of a field
 
-    def __init__(self, patches: int | None) -> None:
+    def __init__(self, patches: int | None, frozen: bool) -> None:
         super().__init__()
         if patches not in (None, self.margin):
             raise UserError(
                 f"{type(self).__name__}: patches={patches}, but an answer looks {self.margin} "
                 "voxels around; set the margin of the patches to that."
             )
-        self.on_patches = patches is not None
+        self.on_patches, self.frozen = patches is not None, frozen
+
+    def train(self, mode: bool = True) -> "PatchNetwork":
+        super().train(mode)
+        for module in self.modules():
+            if self.frozen and isinstance(module, tuple(NORM.values())):
+                module.eval()
+        return self
 
     def field(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -129,8 +139,8 @@ class RegNet(PatchNetwork):
 
     margin, reach, stride, least = 26, 28, 2, 2
 
-    def __init__(self, ndim: int, patches: int | None = None) -> None:
-        super().__init__(patches)
+    def __init__(self, ndim: int, patches: int | None = None, frozen: bool = False) -> None:
+        super().__init__(patches, frozen)
         self.fine = nn.ModuleList(units(ndim, [1, 16, 16, 16]) for _ in range(2))
         self.coarse = nn.ModuleList(units(ndim, [1, 16, 16, 16]) for _ in range(2))
         self.fine_joined = units(ndim, [32, 25, 30])

@@ -56,8 +56,8 @@ class RegNetCrop4(PatchNetwork):
 
     margin, reach, stride, remainder = 40, 48, 4, 1
 
-    def __init__(self, ndim: int, patches: int | None = None) -> None:
-        super().__init__(patches)
+    def __init__(self, ndim: int, patches: int | None = None, frozen: bool = False) -> None:
+        super().__init__(patches, frozen)
         self.pool = POOL[ndim]
         self.first = unit(ndim, 2, 16)
         self.at_full = units(ndim, [16, 20, 24, 28, 32, 32, 32])
@@ -94,8 +94,8 @@ class RegNetDecimation4(PatchNetwork):
     kernel2: Tensor
     kernel4: Tensor
 
-    def __init__(self, ndim: int, patches: int | None = None) -> None:
-        super().__init__(patches)
+    def __init__(self, ndim: int, patches: int | None = None, frozen: bool = False) -> None:
+        super().__init__(patches, frozen)
         for factor, name in ((2, "kernel2"), (4, "kernel4")):
             self.register_buffer(name, spline_kernel(ndim, factor), persistent=False)
         self.first = unit(ndim, 2, 16, padding=1)
@@ -135,8 +135,8 @@ class RegNetUNet(PatchNetwork):
 
     margin, reach, stride, remainder, least = 0, 56, 8, 5, 29
 
-    def __init__(self, ndim: int, patches: int | None = None) -> None:
-        super().__init__(patches)
+    def __init__(self, ndim: int, patches: int | None = None, frozen: bool = False) -> None:
+        super().__init__(patches, frozen)
         self.pool = POOL[ndim]
         self.at_full = unit(ndim, 2, 12, padding=1)
         self.at_half = unit(ndim, 12, 24)

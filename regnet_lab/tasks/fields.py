@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +86,7 @@ class Fields:
     Args:
         folder: Where ``fields.csv`` and ``fields.png`` are written.
         thresholds: Of the classes of length, mm.
-        pictures: Pairs in the picture.
+        pictures: Pairs in the picture, from the first to the last at equal distances.
     """
 
     def __init__(self, folder: str, thresholds: Sequence[float], pictures: int) -> None:
@@ -99,18 +98,20 @@ class Fields:
         Raises:
             UserError: A pair's displacement is unknown.
         """
-        rows = []
-        for pair in pairs:
+        rows, shown = [], []
+        places = {round(x) for x in np.linspace(0, len(pairs) - 1, self.pictures)}
+        for number, pair in enumerate(pairs):
             if "displacement" not in pair:
                 raise UserError(
                     f"{pair['name'][0]}: its displacement is unknown; choose other data."
                 )
             numbers = statistics(pair["displacement"][0], pair["spacing"][0], self.thresholds)
             rows.append({"case": pair["name"][0], **numbers})
+            shown += [pair] if number in places else []
         self.folder.mkdir(parents=True, exist_ok=True)
         aside = self.folder / "part-fields.csv"
         table = pd.DataFrame(rows)
         table.to_csv(aside, index=False)
         aside.replace(self.folder / "fields.csv")
-        heat_maps(list(islice(pairs, self.pictures)), self.folder / "fields.png")
+        heat_maps(shown, self.folder / "fields.png")
         log.info("\n%s", table.drop(columns="case").describe().loc[["mean", "min", "max"]])
