@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from scipy.interpolate import BSpline, RegularGridInterpolator
 from scipy.ndimage import gaussian_filter
@@ -18,7 +19,9 @@ from torch.func import functional_call
 from regnet_lab import losses, ops, similarity
 from regnet_lab.build import build
 from regnet_lab.callbacks import CaseTable
+from regnet_lab.cli import CONF
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation import callbacks
 from regnet_lab.models import DIRVNet, Identity
 from regnet_lab.models.control_points import ControlGrid, control_points, cubic
 from regnet_lab.models.dirvnet import Level
@@ -463,8 +466,12 @@ TINY = [
 
 
 def judge(folder):
-    table = CaseTable(str(folder), pictures=0)
-    return Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[table])
+    """A trainer watched by all that evaluate.py has it watched by."""
+    told = {"folder": str(folder), "pictures": 1, "run": None, "submission": None, "allow": []}
+    cfg = OmegaConf.create(told | {"callbacks": OmegaConf.load(f"{CONF}/callbacks/evaluate.yaml")})
+    return Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=callbacks(cfg)
+    )
 
 
 @pytest.fixture
@@ -503,6 +510,8 @@ def test_a_model_is_judged_beside_the_optimum(parts, tmp_path, capsys):
         assert summary[name]["epe_vox"]["mean"] == pytest.approx(value, abs=1e-3)
     assert best < min(own, still)
     assert ratio == pytest.approx(own / best, rel=0.01)
+    with np.load(tmp_path / "gallery" / "best.npz") as kept:
+        assert str(kept["method"]) == "dirvnet"
 
 
 def test_a_model_is_judged_after_every_pass(parts, tmp_path):

@@ -9,7 +9,7 @@ from rich.console import Console
 from regnet_lab.data.module import PairModule
 from regnet_lab.errors import UserError
 from regnet_lab.module import RegistrationModule
-from regnet_lab.pair import Pair, need
+from regnet_lab.pair import Pair, Registration, need
 
 OPTIMUM = "optimum"
 
@@ -30,13 +30,17 @@ class BesideOptimum(LightningModule):
                 "models of control points, such as dirvnet."
             )
         self.module, self.part = module, able[0]
+        self.model, self.name = module.model, module.name  # what callbacks ask for
         self.errors: dict[str, list[float]] = {}
+
+    def forward(self, pair: Pair) -> Registration:
+        return self.module(pair)
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
         best = self.part.representable(need(pair, "displacement", self))  # type: ignore[operator]
         answer = self.module.test_step(pair, index)
         case = {"case": pair["name"][0], "method": OPTIMUM}
-        answer["records"].append(case | self.module.score(pair, best))
+        answer["records"].insert(-1, case | self.module.score(pair, best))  # own answer last
         for record in answer["records"]:
             if "epe_vox" not in record:
                 raise UserError("task=optimum compares endpoint errors: use metrics=strict.")
@@ -45,12 +49,10 @@ class BesideOptimum(LightningModule):
 
     def ratio(self) -> str:
         """Endpoint errors and how they compare, in a sentence."""
-        still, own, best = (
-            np.mean(self.errors[key]) for key in ("identity", self.module.name, OPTIMUM)
-        )
+        still, own, best = (np.mean(self.errors[key]) for key in ("identity", self.name, OPTIMUM))
         return (
-            f"Endpoint error (voxels): identity {still:.4f}, {self.module.name} {own:.4f}, "
-            f"optimum {best:.4f}; {self.module.name} / optimum = {own / best:.3f}"
+            f"Endpoint error (voxels): identity {still:.4f}, {self.name} {own:.4f}, "
+            f"optimum {best:.4f}; {self.name} / optimum = {own / best:.3f}"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from regnet_lab.data.module import PairModule
 from regnet_lab.models import Repeated
 from regnet_lab.module import RegistrationModule
-from regnet_lab.pair import Pair, registered
+from regnet_lab.pair import Pair, Registration, registered
 from regnet_lab.profile import Profile
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -21,17 +21,19 @@ class EveryPass(LightningModule):
 
     def __init__(self, module: RegistrationModule, repeated: Repeated) -> None:
         super().__init__()
-        self.module, self.repeated = module, repeated
+        self.module, self.model, self.name = module, repeated, module.name
+
+    def forward(self, pair: Pair) -> Registration:
+        return registered(pair, self.model(pair["fixed"], pair["moving"]))
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
-        images, name = (pair["fixed"], pair["moving"]), self.module.name
-        records = self.module.test_step(pair, index)["records"]
-        passes = enumerate(self.repeated.passes(*images), 1)
-        for k, (fields, _) in islice(passes, 1, self.repeated.times):
+        name, records = self.name, self.module.test_step(pair, index)["records"]
+        passes = enumerate(self.model.passes(pair["fixed"], pair["moving"]), 1)
+        for k, (fields, _) in islice(passes, 1, self.model.times):
             score = self.module.score(pair, registered(pair, fields).displacement)
             records.append({"case": pair["name"][0], "method": f"{name} x {k}"} | score)
         with Profile(self.device) as profile:
-            out = registered(pair, self.repeated(*images))
+            out = self(pair)
         stopped = {"case": pair["name"][0], "method": f"{name} until it stops"}
         cost = {"seconds": profile.seconds, "peak_mb": profile.peak_mb}
         records.append(stopped | cost | self.module.score(pair, out.displacement))
