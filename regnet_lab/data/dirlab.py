@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from regnet_lab import world
 from regnet_lab.errors import UserError
 
 OFFSET, OUTSIDE, NOTHING = 1024, -3024, -2048  # HU
@@ -142,7 +143,7 @@ def convert(patient: Patient, files: list[Path], out: Path) -> dict[str, str] | 
         folder.mkdir(parents=True, exist_ok=True)
         affine = np.diag([-patient.spacing[0], -patient.spacing[1], patient.spacing[2], 1])
         affine[2, 3] = first * patient.spacing[2]
-        volume = nibabel.Nifti1Image(image, affine)
+        volume = world.to_nifti(image, affine)
         write_aside(folder / f"{phase}.nii.gz", partial(nibabel.save, volume))
         table = pd.DataFrame(points, columns=["x", "y", "z"])
         write_aside(folder / f"{phase}.csv", partial(table.to_csv, index=False))
