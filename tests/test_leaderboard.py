@@ -19,6 +19,7 @@ from regnet_lab import evaluation
 from regnet_lab.callbacks import About
 from regnet_lab.errors import UserError
 from regnet_lab.report import boards, tables
+from regnet_lab.report.__main__ import terminal
 from regnet_lab.report.leaderboard import leaderboard
 
 CASES = [f"case_{n:02d}" for n in range(24)]
@@ -280,3 +281,12 @@ def test_an_evaluation_keeps_parameters_device_and_run(composed, tmp_path):
     assert about["parameters"] == sum(p.numel() for p in module.model.parameters()) > 0
     assert about["run"] == "outputs/a run"
     assert f"{torch.get_num_threads()} thread" in about["device"]
+
+
+def test_on_the_terminal_many_methods_are_rows_and_few_are_columns():
+    few = [["method", "Dice", "HD95 (mm)"], ["identity", "0.5 ± 0.1", "4 ± 1"]]
+    many = few + [[f"method {n}", "0.7 ± 0.1", "2 ± 1"] for n in range(9)]
+    assert [str(c.header) for c in terminal(few, 60).columns] == ["", "identity"]
+    assert [str(c.header) for c in terminal(many, 60).columns] == ["", "Dice", "HD95 (mm)"]
+    assert [str(c.header) for c in terminal(many, 30).columns] == ["", "Dice"]
+    assert terminal(many, 30).row_count == 10

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from itertools import accumulate
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,12 +14,23 @@ from regnet_lab.report import boards
 from regnet_lab.report.leaderboard import leaderboard
 
 
-def terminal(grid: boards.Grid) -> Table:
-    """A column for each method, so that it fits a narrow terminal."""
-    methods, *rows = zip(*grid, strict=True)
-    table = Table("", *map(escape, methods[1:]), title="mean ± standard deviation over cases")
+def fitting(grid: boards.Grid, width: int) -> int:
+    """How many of the first columns of a bordered table stay within the width."""
+    ends = accumulate(max(map(len, column)) + 3 for column in zip(*grid, strict=True))
+    return sum(end < width for end in ends)
+
+
+def terminal(grid: boards.Grid, width: int) -> Table:
+    """A column for each method where that fits, else a row, with the first metrics."""
+    turned = [list(column) for column in zip(*grid, strict=True)]
+    shown = turned if fitting(turned, width) == len(grid) else grid
+    heads, *rows = (
+        [escape(cell) for cell in row[: max(2, fitting(shown, width))]] for row in shown
+    )
+    heads[0] = ""
+    table = Table(*heads, title="mean ± standard deviation over cases")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -45,7 +57,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"report: {error}")
     console = Console()
-    console.print(terminal(boards.overview(board)))
+    console.print(terminal(boards.overview(board), console.width))
     console.print(boards.note(board))
     console.print(f"Written: {', '.join(map(str, written))}")
 
