@@ -400,3 +400,9 @@ def test_curves_are_read_back_from_a_tensorboard_log(tmp_path):
         curves.scalars(tmp_path / "run", "val/tre")
     with pytest.raises(UserError, match="has no TensorBoard log"):
         curves.scalars(tmp_path, "val/dice")
+
+
+def test_headers_are_what_readers_call_a_metric():
+    names = ["hd95_mm", "mae_axis0_mm", "mae_1.5_to_4_mm", "folds_percent", "mine"]
+    called = ["HD95 (mm)", "MAE axis0 (mm)", "MAE 1.5 to 4 (mm)", "folds (%)", "mine"]
+    assert [tables.header(name) for name in names] == called

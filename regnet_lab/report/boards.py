@@ -9,7 +9,7 @@ import pandas as pd
 
 from regnet_lab.report.files import write_text
 from regnet_lab.report.leaderboard import STATISTICS
-from regnet_lab.report.tables import HEADERS, IDENTITY, header, markdown_grid, split_unit
+from regnet_lab.report.tables import IDENTITY, header, known, markdown_grid, split_unit
 
 Grid = list[list[str]]  # rows of text, the header first
 
@@ -35,7 +35,8 @@ def number(metric: str, value: float) -> str:
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
     name, _ = split_unit(metric)
-    return f"{value:.{HEADERS[name][1]}f}" if name in HEADERS else f"{value:.4g}"
+    found = known(name)
+    return f"{value:.{found[1]}f}" if found else f"{value:.4g}"
 
 
 def p_value(p: float) -> str:

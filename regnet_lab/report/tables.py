@@ -99,12 +99,19 @@ def split_unit(metric: str) -> tuple[str, str]:
     return (name, UNITS[unit]) if unit in UNITS else (metric, "")
 
 
+def known(name: str) -> tuple[str, int] | None:
+    """What readers call a metric without its unit, and its decimals: ``mae_axis0``, MAE axis0."""
+    if name.startswith("mae_"):
+        return name.replace("mae_", "MAE ").replace("_", " "), 2
+    return HEADERS.get(name)
+
+
 def header(metric: str) -> str:
     """``hd95_mm`` as readers know it, HD95 (mm); a name not known is shown as it is."""
     name, unit = split_unit(metric)
-    if name not in HEADERS:
+    if (found := known(name)) is None:
         return metric
-    return f"{HEADERS[name][0]} ({unit})" if unit else HEADERS[name][0]
+    return f"{found[0]} ({unit})" if unit else found[0]
 
 
 def _metrics(table: pd.DataFrame) -> list[str]:
@@ -115,8 +122,8 @@ def _cell(metric: str, mean: float, std: float) -> str:
     """Mean ± std with the decimals the metric deserves; a dash where no case defines it."""
     if math.isnan(mean):
         return "-"
-    name, _ = split_unit(metric)
-    style = f".{HEADERS[name][1]}f" if name in HEADERS else ".4g"
+    found = known(split_unit(metric)[0])
+    style = f".{found[1]}f" if found else ".4g"
     return f"{mean:{style}} ± {std:{style}}"
 
 
