@@ -33,7 +33,7 @@ def steps(model: str, held: bool) -> harness.Row:
 
     def step() -> None:
         network.zero_grad()
-        sum(u.square().mean() for u in network(fixed, moving)).backward()  # type: ignore
+        torch.stack([u.square().mean() for u in network(fixed, moving)]).sum().backward()
 
     for _ in range(STEPS):  # until the heap has settled
         step()

@@ -45,10 +45,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", default="task04")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--set", nargs="*", default=[], help="such as model.levels=3")
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in given.models:
-        cfg = configuration(f"model={name}", f"data={given.data}")
+        cfg = configuration(f"model={name}", f"data={given.data}", *given.set)
         model, loader = build(cfg.model).eval(), build(cfg.data).one_by_one("val")
         seconds = []
         with torch.no_grad():
