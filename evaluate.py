@@ -2,16 +2,19 @@
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, keep, less, prepare
+from regnet_lab.cli.entrypoint import command
+from regnet_lab.config.run_dir import keep
+from regnet_lab.training.failures import less
+from regnet_lab.utils.runtime import prepare
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Do the task with every pair of the split, write the tables and print the summary."""
-    from regnet_lab.agreement import Agreement
-    from regnet_lab.build import build
-    from regnet_lab.evaluation import callbacks, judged
-    from regnet_lab.mishaps import explained
+    from regnet_lab.config.instantiate import build
+    from regnet_lab.evaluation.setup import callbacks, judged
+    from regnet_lab.training.config_sync import Agreement
+    from regnet_lab.training.failures import explained
 
     prepare(cfg)
     module, data = judged(cfg)

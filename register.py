@@ -2,16 +2,17 @@
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, prepare
+from regnet_lab.cli.entrypoint import command
+from regnet_lab.utils.runtime import prepare
 
 
 @command("register")
 def main(cfg: DictConfig) -> None:
     """Register a pair or a list of pairs, or resample an image through transforms."""
-    from regnet_lab import desk
+    from regnet_lab.cli import register
 
     prepare(cfg)
-    desk.serve(cfg)
+    register.serve(cfg)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli import command, continued, first, keep, less, prepare
+from regnet_lab.cli.entrypoint import command
+from regnet_lab.config.run_dir import continued, keep
+from regnet_lab.training.failures import less
+from regnet_lab.utils.distributed import first
+from regnet_lab.utils.runtime import prepare
 
 log = logging.getLogger(__name__)
 
@@ -13,18 +17,18 @@ log = logging.getLogger(__name__)
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Fit the model; the monitored metric is what a sweep compares."""
-    from regnet_lab import memory
-    from regnet_lab.agreement import Agreement
-    from regnet_lab.build import build
-    from regnet_lab.mishaps import explained
-    from regnet_lab.report.checkup import check
-    from regnet_lab.sweep import finish, last_checkpoint
-    from regnet_lab.weights import checkpoint_path, load_matching, read_weights
+    from regnet_lab.cli.multirun import finish, last_checkpoint
+    from regnet_lab.config.checkpoints import checkpoint_path, load_matching, read_weights
+    from regnet_lab.config.instantiate import build
+    from regnet_lab.data.validation.report import check
+    from regnet_lab.training.config_sync import Agreement
+    from regnet_lab.training.failures import explained
+    from regnet_lab.utils import profiling
 
     checkpoint = last_checkpoint(cfg)
     cfg = continued(cfg) if cfg.resume else cfg
     prepare(cfg)
-    memory.hold()
+    profiling.hold()
     data = build(cfg.data, cfg.allow)
     if cfg.doctor is not None and first():
         check(data, whole=cfg.doctor)

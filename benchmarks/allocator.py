@@ -1,4 +1,4 @@
-"""What holding freed memory saves: training steps with and without ``regnet_lab.memory.hold``.
+"""What holding freed memory saves: training steps with and without ``regnet_lab.utils.profiling.hold``.
 
 ``python benchmarks/allocator.py``; ``--models voxelmorph dirvnet`` for some.  Each in a process of
 its own, in turn, on one thread of a CPU.
@@ -14,9 +14,9 @@ import harness
 import torch
 from hydra import compose, initialize_config_dir
 
-from regnet_lab import memory
-from regnet_lab.build import build
-from regnet_lab.cli import CONF
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
+from regnet_lab.utils import profiling
 
 MODELS = ["voxelmorph", "gradirn", "pyramid", "faim", "dirvnet", "regnet_unet1"]
 BATCH, SHAPE, STEPS = 2, (48, 64, 48), 3
@@ -24,7 +24,7 @@ BATCH, SHAPE, STEPS = 2, (48, 64, 48), 3
 
 def steps(model: str, held: bool) -> harness.Row:
     """Seconds of the best step, page faults of a step, peak memory."""
-    if held and not memory.hold():
+    if held and not profiling.hold():
         raise SystemExit("There is no glibc here.")
     torch.manual_seed(0)
     with initialize_config_dir(CONF, version_base="1.3"):

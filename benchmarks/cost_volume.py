@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from regnet_lab.cost_volume import cost_volume, reference
+from regnet_lab.ops.cost_volume import cost_volume, reference
 
 SIZES = {1: 40, 2: 40, 3: 32, 4: 24}  # voxels along each axis, by radius
 CHANNELS = 16

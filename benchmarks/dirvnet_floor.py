@@ -38,12 +38,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from regnet_lab import ops
-from regnet_lab.build import build
-from regnet_lab.cli import CONF, kept
-from regnet_lab.data.smooth_fields import NonRigid
-from regnet_lab.models.control_points import ControlGrid
-from regnet_lab.module import RegistrationModule
-from regnet_lab.weights import load_weights
+from regnet_lab.config.checkpoints import load_weights
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
+from regnet_lab.config.run_dir import kept
+from regnet_lab.data.synthesis.displacements.affine_nonrigid import NonRigid
+from regnet_lab.ops.bspline import ControlGrid
+from regnet_lab.training.module import RegistrationModule
 
 LONG = 4  # voxels, half a cell
 JUDGED = 5000  # voxels: of larger images a fifth as many, drawn

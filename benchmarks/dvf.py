@@ -13,8 +13,14 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, zoom
 
-from regnet_lab.data.deformed import Deformed, alone
-from regnet_lab.data.dvf import (
+from regnet_lab.data.patches import Patches
+from regnet_lab.data.synthesis.deformed_images import Deformed, alone
+from regnet_lab.data.synthesis.displacements.bspline import (
+    MixedFrequency,
+    SingleFrequency,
+    spline_field,
+)
+from regnet_lab.data.synthesis.displacements.gaussian import (
     HighFrequency,
     LowFrequency,
     MediumFrequency,
@@ -22,10 +28,8 @@ from regnet_lab.data.dvf import (
     blur_matrix,
     spread,
 )
-from regnet_lab.data.dvf_2019 import MixedFrequency, SingleFrequency, spline_field
-from regnet_lab.data.patches import Patches
-from regnet_lab.data.respiratory import Respiratory
-from regnet_lab.data.scene import Scene
+from regnet_lab.data.synthesis.displacements.masked_image import Scene
+from regnet_lab.data.synthesis.displacements.respiratory import Respiratory
 from regnet_lab.models import RegNet
 
 SPACING = (1.0, 1.0, 1.0)

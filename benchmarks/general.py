@@ -24,10 +24,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from hydra import compose, initialize_config_dir
 
-from regnet_lab.cli import CONF
+from regnet_lab.config.compose import CONF
 from regnet_lab.errors import MissingPackageError
-from regnet_lab.registrar import job_of, registrar_of
-from regnet_lab.report.quality import landmarks, overlap, regularity
+from regnet_lab.registration.api import job_of, registrar_of
+from regnet_lab.registration.quality import landmarks, overlap, regularity
 
 Row = dict[str, str]
 DATA = Path(os.environ.get("REGNET_LAB_DATA", "data"))

@@ -14,11 +14,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from regnet_lab.build import build
-from regnet_lab.cli import CONF, kept
+from regnet_lab.config.checkpoints import load_weights
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
+from regnet_lab.config.run_dir import kept
 from regnet_lab.metrics import quick
-from regnet_lab.pair import registered
-from regnet_lab.weights import load_weights
+from regnet_lab.ops.pairs import registered
 
 PICTURE = Path(CONF).parent / "docs/pictures/general_curve.png"
 

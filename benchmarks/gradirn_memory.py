@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regnet_lab import ops
 from regnet_lab.models import GraDIRN
-from regnet_lab.similarity import mean_squares
+from regnet_lab.ops.similarity import mean_squares
 
 STEPS = 2  # the first one also pays for what is made only once
 FREED = {

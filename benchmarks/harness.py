@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from regnet_lab.profile import Profile
+from regnet_lab.utils.profiling import Profile
 
 Row = dict[str, Any]
 Forms = dict[str, Callable[[], object] | None]

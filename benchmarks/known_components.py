@@ -11,7 +11,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import ellipe
 
 from regnet_lab import ops
-from regnet_lab.data.smooth_fields import Affine, NonRigid
+from regnet_lab.data.synthesis.displacements.affine_nonrigid import Affine, NonRigid
 
 EXACT = 1e-3  # voxels: deviation of a component that is called known
 DRAWS = 2000

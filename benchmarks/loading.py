@@ -21,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 ROOT = Path(__file__).parent.parent
 DATA_SETS = ("task04", "cardiac")

@@ -7,7 +7,7 @@ box sums by blocks of bands, at the rate of a large matrix product.
 import harness
 import torch
 
-from regnet_lab import similarity, windows
+from regnet_lab.ops import box_filter, similarity
 
 WINDOW = 9
 SUMS = 8
@@ -26,7 +26,7 @@ def main() -> None:
         ndim = len(shape)
         fixed = torch.rand(batch, 1, *shape, device=given.device)
         warped = torch.rand_like(fixed).requires_grad_()
-        flop = fixed.numel() * SUMS * ndim * 2 * (windows.BLOCK + WINDOW - 1) / 1e9
+        flop = fixed.numel() * SUMS * ndim * 2 * (box_filter.BLOCK + WINDOW - 1) / 1e9
         forms: harness.Forms = {
             "ours": harness.both(
                 lambda w, f=fixed: similarity.local_ncc(f, w, window=WINDOW).mean(), warped

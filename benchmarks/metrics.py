@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from regnet_lab import metrics
-from regnet_lab.metrics import surface
+from regnet_lab.metrics import surface_distance
 
 LABELS = 35
 monai_dice = harness.peer("monai.metrics", "compute_dice")
@@ -54,7 +54,7 @@ def hausdorff(fixed: NDArray, warped: NDArray, spacing: NDArray) -> list[float]:
     """HD95 of every label, as ``metrics=strict`` has it."""
     return [
         metrics.hausdorff95(*metrics.surface_distances(fixed[box] == k, warped[box] == k, spacing))
-        for k, box in surface.boxes(fixed, warped, range(1, LABELS + 1)).items()
+        for k, box in surface_distance.boxes(fixed, warped, range(1, LABELS + 1)).items()
     ]
 
 
@@ -86,14 +86,16 @@ def overlap(given: harness.argparse.Namespace, found: harness.Row) -> list[harne
 
 def surfaces(given: harness.argparse.Namespace) -> list[harness.Row]:
     """Rows of HD95."""
-    import surface_distance
+    import surface_distance as deepmind_surface_distance
 
     fixed, spacing = cells((64,) * 3), np.ones(3)
     warped = np.roll(fixed, (1, 2, 1), (0, 1, 2))
 
     def weighted(k: int) -> float:
-        distances = surface_distance.compute_surface_distances(fixed == k, warped == k, spacing)
-        return surface_distance.compute_robust_hausdorff(distances, 95.0)
+        distances = deepmind_surface_distance.compute_surface_distances(
+            fixed == k, warped == k, spacing
+        )
+        return deepmind_surface_distance.compute_robust_hausdorff(distances, 95.0)
 
     hot = [one_hot(volume) for volume in (fixed, warped)] if monai_one_hot else []
     forms: harness.Forms = {

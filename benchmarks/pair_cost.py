@@ -17,9 +17,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 from regnet_lab.models import ANTs, Elastix
-from regnet_lab.models.classical.child import apart
+from regnet_lab.models.classical.subprocess import apart
 
 CONF = str(Path(__file__).parent.parent / "conf")
 

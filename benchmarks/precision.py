@@ -36,9 +36,10 @@ from pytorch_lightning.plugins import MixedPrecision
 from scipy import stats
 from torch.utils.data import default_collate
 
-from regnet_lab.build import build
-from regnet_lab.cli import CONF, quieten
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
 from regnet_lab.errors import UserError
+from regnet_lab.utils.runtime import quieten
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
 TORCH = torch.__version__

@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter, zoom
 
 import regnet_lab
-from regnet_lab.profile import Profile
+from regnet_lab.utils.profiling import Profile
 
 SHAPE = (160, 192, 224)
 

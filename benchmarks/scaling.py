@@ -36,9 +36,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet_lab import ops
-from regnet_lab.build import build
-from regnet_lab.cli import CONF
-from regnet_lab.similarity import mean_squares
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
+from regnet_lab.ops.similarity import mean_squares
 
 MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
 WHOLE = [name for name in MODELS if name != "regnet_multi_stage"]  # which begins from other runs

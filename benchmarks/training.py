@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 PEER = "VoxelMorph 0.3.4"
 FEATURES = (16, 16, 16, 16, 16)  # what its class offers

@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab.data.cache import FolderCache
+from regnet_lab.data.preprocessing.cache import FolderCache
 
 SHAPE = (160, 192, 224)
 monai = harness.peer("monai.transforms", "LoadImage")

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """``regnet_lab.register`` when it is asked for, so that the commands start quickly."""
     if name == "register":
-        from regnet_lab.registrar import register
+        from regnet_lab.registration.api import register
 
         return register
     raise AttributeError(name)

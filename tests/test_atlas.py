@@ -12,18 +12,19 @@ from pytorch_lightning import Trainer
 from scipy import ndimage
 from torch import nn
 
-from regnet_lab import atlas, ops
-from regnet_lab.data.cases import Case, CasePairs
-from regnet_lab.data.grids import CentredGrid, WorldGrid
-from regnet_lab.data.pairs import NamedPairs
-from regnet_lab.data.population import population
-from regnet_lab.data.preprocess import window
-from regnet_lab.data.synthetic import Synthetic
+from regnet_lab import ops
+from regnet_lab.data.case import Case, CasePairs
+from regnet_lab.data.datasets.csv_pairs import NamedPairs
+from regnet_lab.data.datasets.unique_images import population
+from regnet_lab.data.preprocessing.functional import window
+from regnet_lab.data.preprocessing.grids import CentredGrid, WorldGrid
+from regnet_lab.data.synthesis.phantom_pairs import Synthetic
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation import atlas as task
+from regnet_lab.evaluation import atlas_functional
+from regnet_lab.evaluation.atlas import Atlas
 from regnet_lab.models import Identity
-from regnet_lab.module import RegistrationModule
-from regnet_lab.tasks import Atlas
-from regnet_lab.tasks import atlas as task
+from regnet_lab.training.module import RegistrationModule
 
 SHAPES = pytest.mark.parametrize("shape", [(20, 22), (20, 17, 18)])
 
@@ -63,7 +64,7 @@ def test_the_mean_weighs_every_image_by_the_determinant_of_its_map(shape):
         at = np.indices(shape) + v
         seen = ndimage.map_coordinates(image[0, 0].numpy(), at, order=1, mode="nearest")
         top, bottom = top + weight * seen, bottom + weight
-    template = atlas.weighted_mean(zip(images, fields, strict=True))
+    template = atlas_functional.weighted_mean(zip(images, fields, strict=True))
     np.testing.assert_allclose(template[0, 0], top / bottom, atol=2e-4)
 
 
@@ -73,12 +74,12 @@ def test_a_template_of_translated_images_moves_to_their_mean_place(shape):
     shifts = np.array([[2.0, 0, 1], [1, 3, -1], [3, 0, 3]])[:, : len(shape)]
     fields = [constant(shape, shift) for shift in shifts]
     images = [blob(shape, middle + shift, 1.5) for shift in shifts]
-    biased = atlas.weighted_mean(zip(images, fields, strict=True))
+    biased = atlas_functional.weighted_mean(zip(images, fields, strict=True))
     torch.testing.assert_close(biased, blob(shape, middle, 1.5), atol=0.02, rtol=0)
-    centred = atlas.recentred(fields)
+    centred = atlas_functional.recentred(fields)
     for u, shift in zip(centred, shifts, strict=True):
         torch.testing.assert_close(u, constant(shape, shift - shifts.mean(0)))
-    moved = atlas.weighted_mean(zip(images, centred, strict=True))
+    moved = atlas_functional.weighted_mean(zip(images, centred, strict=True))
     there = blob(shape, middle + shifts.mean(0), 1.5)
     torch.testing.assert_close(moved, there, atol=0.02, rtol=0)
 
@@ -87,7 +88,7 @@ def test_a_template_of_translated_images_moves_to_their_mean_place(shape):
 def test_recentring_nearly_removes_the_mean_of_displacements_that_vary(shape):
     fields = [smooth(shape, seed) + smooth(shape, 9) for seed in range(3)]
     before = torch.stack(fields).mean(0).norm(dim=1).mean()
-    centred = atlas.recentred(fields)
+    centred = atlas_functional.recentred(fields)
     assert torch.stack(centred).mean(0).norm(dim=1).mean() < 0.2 * before
 
 
@@ -96,7 +97,7 @@ def test_recentring_is_the_inverse_of_the_mean_to_second_order(shape):
     def error(size):
         u = size * smooth(shape, 9)
         exact = ops.compose(ops.invert(u, tolerance=1e-7), u)
-        return (atlas.recentred([u])[0] - exact).norm(dim=1).mean()
+        return (atlas_functional.recentred([u])[0] - exact).norm(dim=1).mean()
 
     assert error(0.2) < 0.35 * error(0.4)
 
@@ -106,7 +107,7 @@ def test_recentring_by_a_mean_that_folds_does_not_fold():
     wave[:, 0] = 4 * torch.sin(torch.linspace(0, 4 * torch.pi, 30))[:, None]
     assert ops.jacobian_determinant(wave).min() < 0
     still = wave - wave
-    back, _ = atlas.recentred([still, 2 * wave])
+    back, _ = atlas_functional.recentred([still, 2 * wave])
     assert ops.jacobian_determinant(back).min() > 0
 
 
@@ -117,7 +118,7 @@ def test_sharpness_of_a_ramp_is_its_slope_per_millimetre(shape):
         3.0 * s * x for s, x in zip(spacing[0], ops.identity_grid(shape, spacing)[0], strict=True)
     )
     everywhere = torch.ones(1, 1, *shape, dtype=torch.bool)
-    found = atlas.sharpness(ramp[None, None], everywhere, spacing)
+    found = atlas_functional.sharpness(ramp[None, None], everywhere, spacing)
     assert found == pytest.approx(3 * len(shape) ** 0.5, rel=1e-4)
 
 
@@ -127,10 +128,10 @@ def test_votes_are_counted_by_value_and_the_first_of_equals_wins(shape):
     maps = [
         torch.tensor(values)[noise(1, 1, *shape, seed=s).abs().clamp(max=2).long()] for s in (1, 2)
     ]
-    ballot = sum(atlas.one_hot(one, values) for one in maps)
+    ballot = sum(atlas_functional.one_hot(one, values) for one in maps)
     for channel, value in enumerate(values):
         assert (ballot[:, channel] == sum((one[:, 0] == value).int() for one in maps)).all()
-    torch.testing.assert_close(atlas.winners(ballot, values), torch.minimum(*maps))
+    torch.testing.assert_close(atlas_functional.winners(ballot, values), torch.minimum(*maps))
 
 
 @SHAPES
@@ -145,14 +146,14 @@ def test_fused_labels_are_the_most_voted_ones_where_the_map_leads(shape):
     clear = inside & (first - second > 1e-3)
     assert clear.mean() > 0.5
     expected = np.array(values)[np.argmax(shares, axis=0)]
-    found = atlas.fused(ballot.short(), values, v)[0, 0].numpy()
+    found = atlas_functional.fused(ballot.short(), values, v)[0, 0].numpy()
     np.testing.assert_array_equal(found[clear], expected[clear])
 
 
 def test_what_lies_outside_the_atlas_is_background():
     ballot = torch.ones(1, 2, 6, 6, dtype=torch.int16)
     ballot[:, 0] = 0
-    found = atlas.fused(ballot, [0, 3], constant((6, 6), [4.0, 0.0]))[0, 0]
+    found = atlas_functional.fused(ballot, [0, 3], constant((6, 6), [4.0, 0.0]))[0, 0]
     assert (found[:2] == 3).all()
     assert (found[2:] == 0).all()
 

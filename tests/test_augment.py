@@ -9,8 +9,8 @@ from scipy import ndimage
 from torch.utils.data import Dataset
 
 from regnet_lab import ops
-from regnet_lab.build import build
-from regnet_lab.data.augment import (
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.augmentation import (
     Augmented,
     Compose,
     Intensity,
@@ -18,8 +18,8 @@ from regnet_lab.data.augment import (
     SharedAffine,
     random_affine,
 )
-from regnet_lab.data.module import PairModule
-from regnet_lab.data.synthetic import Synthetic
+from regnet_lab.data.datamodule import PairModule
+from regnet_lab.data.synthesis.phantom_pairs import Synthetic
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(45, 52), (33, 38, 35)])

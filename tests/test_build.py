@@ -2,7 +2,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from regnet_lab.build import build, check_target
+from regnet_lab.config.instantiate import build, check_target
 from regnet_lab.errors import UserError
 
 
@@ -10,12 +10,12 @@ from regnet_lab.errors import UserError
     "target",
     [
         "os.system",
-        "regnet_lab.data.io.zlib.compress",
-        "regnet_lab.data.cases.np.load",
-        "regnet_lab.evaluation.pickle.loads",
-        "regnet_lab.report.files.os.replace",
-        "regnet_lab.report.files.write_text",
-        "regnet_lab.module.RegistrationModule.load_from_checkpoint",
+        "regnet_lab.data.io.images.zlib.compress",
+        "regnet_lab.data.case.np.load",
+        "regnet_lab.evaluation.setup.pickle.loads",
+        "regnet_lab.utils.atomic_io.os.replace",
+        "regnet_lab.utils.atomic_io.write_text",
+        "regnet_lab.training.module.RegistrationModule.load_from_checkpoint",
         "pytorch_lightning.LightningModule.load_from_checkpoint",
         "torch.hub.load",
         "torch.load",

@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from regnet_lab import world
-from regnet_lab.data import cache as cache_module
-from regnet_lab.data.cache import FolderCache, MemoryCache, Uncached, content, fingerprint
-from regnet_lab.data.cases import Case, Points
-from regnet_lab.data.grids import CentredGrid, WorldGrid
-from regnet_lab.data.preprocess import min_max, percentile_range, window
-from regnet_lab.data.scan import identity
+from regnet_lab.data.case import Case, Points
+from regnet_lab.data.io.cases import identity
+from regnet_lab.data.preprocessing import cache as cache_module
+from regnet_lab.data.preprocessing.cache import (
+    FolderCache,
+    MemoryCache,
+    Uncached,
+    content,
+    fingerprint,
+)
+from regnet_lab.data.preprocessing.functional import min_max, percentile_range, window
+from regnet_lab.data.preprocessing.grids import CentredGrid, WorldGrid
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
 
 
 def arrays_of(seed=0):
@@ -241,7 +247,7 @@ def test_the_hash_of_a_file_follows_its_bytes(tmp_path):
 
 def test_a_detached_header_stands_for_its_voxels_too(tmp_path):
     case = Case("a", tmp_path / "a.mhd")
-    sitk.WriteImage(world.to_image(arrays_of()[""][0], np.eye(4)), str(case.image))
+    sitk.WriteImage(coordinates.to_image(arrays_of()[""][0], np.eye(4)), str(case.image))
     before = identity(case)
     raw = tmp_path / "a.raw"
     raw.write_bytes(bytes(reversed(raw.read_bytes())))
@@ -310,7 +316,7 @@ def test_a_world_grid_keeps_the_moving_side_for_each_fixed_one(tmp_path):
 
 
 def test_a_cine_is_decoded_once_for_all_its_phases(tmp_path, monkeypatch):
-    from regnet_lab.data import grids
+    from regnet_lab.data.preprocessing import grids
 
     path, times = image_file(tmp_path / "cine.nii.gz", shape=(6, 7, 3, 4)), []
 

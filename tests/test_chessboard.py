@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.build import build
-from regnet_lab.data.chessboard import Chessboards, chessboard
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.synthesis.chessboard import Chessboards, chessboard
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(40, 33), (15, 22, 18)])

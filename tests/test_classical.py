@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from regnet_lab import ops
 from regnet_lab.errors import MissingPackageError, UserError
-from regnet_lab.models.classical import base, child, elastix
+from regnet_lab.models.classical import base, elastix, subprocess
 
 SHAPES = pytest.mark.parametrize("shape", [(40, 48), (28, 32, 24)])
 NEEDS = {"elastix_affine": "itk-elastix", "elastix_bspline": "itk-elastix", "ants_syn": "antspyx"}
@@ -120,16 +120,16 @@ def test_a_level_has_eight_voxels_along_every_axis(shape, wanted, expected):
 
 def test_a_missing_package_is_named_with_the_way_to_get_it():
     with pytest.raises(MissingPackageError, match=r"pip install 'regnet-lab\[baselines\]'"):
-        child.apart("no-such-package", max, 1, 2)
+        subprocess.apart("no-such-package", max, 1, 2)
 
 
 def test_a_crash_or_a_failure_there_is_a_sentence_here_and_the_next_pair_goes_on():
-    assert child.apart("numpy", operator.add, 1, 2) == 3
+    assert subprocess.apart("numpy", operator.add, 1, 2) == 3
     with pytest.raises(UserError, match="numpy crashed"):
-        child.apart("numpy", os._exit, 3)
+        subprocess.apart("numpy", os._exit, 3)
     with pytest.raises(UserError, match=r"numpy could not register a pair: .*negative"):
-        child.apart("numpy", torch.zeros, -1)
-    assert child.apart("numpy", os.getenv, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS") == str(
+        subprocess.apart("numpy", torch.zeros, -1)
+    assert subprocess.apart("numpy", os.getenv, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS") == str(
         torch.get_num_threads()
     )
 

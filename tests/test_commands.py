@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from regnet_lab.cli import left_out
+from regnet_lab.config.compose import left_out
 
 SMALL = [
     "ndim=2",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 CONF = Path(__file__).parent.parent / "conf"
 ELSEWHERE = ("align", "refine")  # see test_register.py

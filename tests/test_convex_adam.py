@@ -9,8 +9,9 @@ from scipy.ndimage import uniform_filter
 
 from regnet_lab import ops
 from regnet_lab.models import ConvexAdam
-from regnet_lab.models.convex_adam import consistent, coupled_convex, smoothed, unlikeness
-from regnet_lab.pair import Pair, registered
+from regnet_lab.models.classical.convex_adam import consistent, coupled_convex, smoothed, unlikeness
+from regnet_lab.ops.pairs import registered
+from regnet_lab.types import Pair
 from tests.test_models import smooth
 
 SMALL = pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.cost_volume import cost_volume, offsets, reference
+from regnet_lab.ops.cost_volume import cost_volume, offsets, reference
 
 CASES = pytest.mark.parametrize(
     ("shape", "radius", "stride", "dilation"),

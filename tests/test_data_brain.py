@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from regnet_lab.build import build
-from regnet_lab.data.brain import inter_subject, subject_files, subject_table
-from regnet_lab.data.preprocess import select_labels
-from regnet_lab.data.subjects import find_subjects, of_split
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.datasets.brain import inter_subject, subject_files, subject_table
+from regnet_lab.data.preprocessing.functional import select_labels
+from regnet_lab.data.splits import find_subjects, of_split
 from regnet_lab.errors import UserError
 
 SHAPE = (12, 14, 10)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.build import build
-from regnet_lab.data.cardiac import Volumes, beats, overlapping_labels
-from regnet_lab.data.grids import CentredGrid
-from regnet_lab.data.hearts import acdc, heart_files, sunnybrook
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.datasets.cardiac import Volumes, beats, overlapping_labels
+from regnet_lab.data.datasets.cardiac_layouts import acdc, heart_files, sunnybrook
+from regnet_lab.data.preprocessing.grids import CentredGrid
 from regnet_lab.errors import UserError
 from regnet_lab.metrics.overlap import dice
 

@@ -8,8 +8,8 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from regnet_lab import ops
-from regnet_lab.build import build
-from regnet_lab.data.histology import Patches, PixelGrid, find_sections, histology, stained
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.datasets.histology import Patches, PixelGrid, find_sections, histology, stained
 from regnet_lab.errors import UserError
 
 DATA = os.environ.get("REGNET_LAB_DATA")

@@ -10,8 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from regnet_lab.data.grids import CentredGrid
-from regnet_lab.data.l2r import l2r
+from regnet_lab.data.datasets.learn2reg import l2r
+from regnet_lab.data.preprocessing.grids import CentredGrid
 from regnet_lab.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "data"

@@ -11,10 +11,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from scipy import ndimage
 
-from regnet_lab.data import learn2reg
-from regnet_lab.data.grids import CentredGrid, StretchedGrid, WorldGrid
-from regnet_lab.data.mixed import Mixed
-from regnet_lab.data.preprocess import min_max, window
+from regnet_lab.data.datasets import learn2reg_2020
+from regnet_lab.data.datasets.mixture import Mixed
+from regnet_lab.data.preprocessing.functional import min_max, window
+from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
 from regnet_lab.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
@@ -96,7 +96,12 @@ def write_task04(root, numbers=(1, 3, 4, 250, 287), held_out=((250, 287),)):
 
 
 WRITERS = {1: write_task01, 2: write_task02, 3: write_task03, 4: write_task04}
-TASKS = {1: learn2reg.task01, 2: learn2reg.task02, 3: learn2reg.task03, 4: learn2reg.task04}
+TASKS = {
+    1: learn2reg_2020.task01,
+    2: learn2reg_2020.task02,
+    3: learn2reg_2020.task03,
+    4: learn2reg_2020.task04,
+}
 
 
 def names(pairs):
@@ -126,7 +131,7 @@ def test_training_and_validation_share_no_case_and_every_listed_file_exists(task
 
 def test_task01_pairs_flair_with_ultrasound(tmp_path):
     write_task01(tmp_path)
-    assert names(learn2reg.task01("train", tmp_path, listed)) == [
+    assert names(learn2reg_2020.task01("train", tmp_path, listed)) == [
         ("Case1-FLAIR-resize", "Case1-US-before-resize"),
         ("Case3-FLAIR-resize", "Case3-US-before-resize"),
     ]
@@ -134,27 +139,27 @@ def test_task01_pairs_flair_with_ultrasound(tmp_path):
 
 def test_task02_is_exhaled_first_and_both_ways_if_wanted(tmp_path):
     write_task02(tmp_path)
-    one = names(learn2reg.task02("train", tmp_path, listed))
-    both = names(learn2reg.task02("train", tmp_path, listed, both_directions=True))
+    one = names(learn2reg_2020.task02("train", tmp_path, listed))
+    both = names(learn2reg_2020.task02("train", tmp_path, listed, both_directions=True))
     assert one == [(f"case_{n:03d}_exp", f"case_{n:03d}_insp") for n in (1, 2, 3)]
     assert both == one + [(moving, fixed) for fixed, moving in one]
-    val = names(learn2reg.task02("val", tmp_path, listed, both_directions=True))
+    val = names(learn2reg_2020.task02("val", tmp_path, listed, both_directions=True))
     assert val == [("case_004_exp", "case_004_insp")]
 
 
 def test_task03_trains_on_all_ordered_pairs_of_what_is_left(tmp_path):
     write_task03(tmp_path)
-    train = names(learn2reg.task03("train", tmp_path, listed))
+    train = names(learn2reg_2020.task03("train", tmp_path, listed))
     left = [f"img{n:04d}" for n in (2, 3, 5, 6)]
     assert sorted(train) == sorted((a, b) for a in left for b in left if a != b)
-    case = learn2reg.task03("val", tmp_path, listed)[0][0]
+    case = learn2reg_2020.task03("val", tmp_path, listed)[0][0]
     assert case.labels.name == "label0001.nii.gz"
 
 
 def test_the_task_folder_itself_may_be_the_root(tmp_path):
     write_task04(tmp_path)
-    inside = names(learn2reg.task04("train", tmp_path / "task_04", listed))
-    assert inside == names(learn2reg.task04("train", tmp_path, listed))
+    inside = names(learn2reg_2020.task04("train", tmp_path / "task_04", listed))
+    assert inside == names(learn2reg_2020.task04("train", tmp_path, listed))
     assert len(inside) == 6
 
 
@@ -165,15 +170,17 @@ def test_published_test_cases_are_the_test_split_even_without_labels(tmp_path):
         path.unlink()
     (tmp_path / "Test" / "task_04" / "Training" / "label").rmdir()
     options = {"root": tmp_path, "prepare": listed, "test_root": tmp_path / "Test"}
-    test = learn2reg.task04("test", **options)
+    test = learn2reg_2020.task04("test", **options)
     assert names(test) == [("hippocampus_007", "hippocampus_008")]
     assert test[0][0].labels is None
-    assert names(learn2reg.task04("val", **options)) == [("hippocampus_250", "hippocampus_287")]
+    assert names(learn2reg_2020.task04("val", **options)) == [
+        ("hippocampus_250", "hippocampus_287")
+    ]
 
 
 def test_task01_landmarks_are_read_from_world_coordinates(tmp_path):
     write_task01(tmp_path, inner="")
-    pair = learn2reg.task01("val", tmp_path, WorldGrid(intensity=min_max))[0]
+    pair = learn2reg_2020.task01("val", tmp_path, WorldGrid(intensity=min_max))[0]
     assert np.allclose(pair["fixed_points"], MARKS[:, :3], atol=1e-3)
     assert np.allclose(pair["moving_points"], MARKS[:, 3:], atol=1e-3)
 
@@ -181,7 +188,7 @@ def test_task01_landmarks_are_read_from_world_coordinates(tmp_path):
 def test_task02_points_stay_on_what_they_mark(tmp_path):
     write_task02(tmp_path)
     grid = CentredGrid([16, 16, 16], intensity=lambda array, like=None: window(array, -1000, 3000))
-    pair = learn2reg.task02("val", tmp_path, grid)[0]
+    pair = learn2reg_2020.task02("val", tmp_path, grid)[0]
     for side in ("fixed", "moving"):
         where = pair[f"{side}_points"].round().long().T
         assert (pair[side][0][tuple(where)] == 1).all()
@@ -195,7 +202,7 @@ def test_published_rule_takes_the_fixed_range_and_the_whole_field_of_view(tmp_pa
     fixed = nibabel.load(folder / "case_004_exp.nii.gz").get_fdata()
     save(folder / "case_004_insp.nii.gz", (fixed / 2).astype(np.float32))
     shape = np.array([24, 28, 15])
-    pair = learn2reg.task02(
+    pair = learn2reg_2020.task02(
         "val", tmp_path, StretchedGrid(shape.tolist(), intensity=min_max, shared_range=True)
     )[0]
     factor = shape / SHAPE
@@ -223,7 +230,7 @@ def test_a_damaged_tree_is_one_sentence(damage, sentence, tmp_path):
     write_task03(tmp_path)
     damage(tmp_path / "task_03")
     with pytest.raises(UserError, match=sentence) as error:
-        learn2reg.task03("train", tmp_path, listed)
+        learn2reg_2020.task03("train", tmp_path, listed)
     assert "\n" not in str(error.value)
 
 
@@ -235,7 +242,7 @@ def test_a_missing_partner_is_named_when_it_is_read(gone, tmp_path):
     write_task02(tmp_path)
     path = tmp_path / "task_02" / "training" / gone
     path.unlink()
-    pairs = learn2reg.task02("val", tmp_path, CentredGrid(SHAPE))
+    pairs = learn2reg_2020.task02("val", tmp_path, CentredGrid(SHAPE))
     with pytest.raises(UserError, match=f"{path.name}.*missing"):
         pairs[0]
 
@@ -262,8 +269,8 @@ def test_mixed_keeps_each_grid_and_names_the_data_set(tmp_path):
     write_task02(tmp_path)
     write_task04(tmp_path)
     parts = {
-        "lung": lambda split: learn2reg.task02(split, tmp_path, CentredGrid([8, 16, 8])),
-        "hippocampus": lambda split: learn2reg.task04(split, tmp_path, CentredGrid(SHAPE)),
+        "lung": lambda split: learn2reg_2020.task02(split, tmp_path, CentredGrid([8, 16, 8])),
+        "hippocampus": lambda split: learn2reg_2020.task04(split, tmp_path, CentredGrid(SHAPE)),
     }
     lung, hippocampus = Mixed("val", parts)
     assert lung["fixed"].shape == (1, 8, 16, 8)
@@ -298,6 +305,6 @@ def test_every_preset_lists_and_reads(task, preset, tmp_path):
 @pytest.mark.skipif("REGNET_LAB_DATA" not in os.environ, reason="REGNET_LAB_DATA is not set")
 def test_real_hippocampi_are_listed_without_leakage():
     root = Path(os.environ["REGNET_LAB_DATA"]) / "learn2reg2020"
-    train, val = (learn2reg.task04(split, root, listed) for split in ("train", "val"))
+    train, val = (learn2reg_2020.task04(split, root, listed) for split in ("train", "val"))
     assert patients(train).isdisjoint(patients(val))
     assert all(case.image.is_file() and case.labels.is_file() for pair in val for case in pair)

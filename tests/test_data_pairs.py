@@ -8,12 +8,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab import world
-from regnet_lab.build import build
-from regnet_lab.data.grids import WorldGrid
-from regnet_lab.data.pairs import COLUMNS, nearest, pairs, title
-from regnet_lab.data.preprocess import min_max
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.datasets.csv_pairs import COLUMNS, nearest, pairs, title
+from regnet_lab.data.preprocessing.functional import min_max
+from regnet_lab.data.preprocessing.grids import WorldGrid
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
 
 DATA = os.environ.get("REGNET_LAB_DATA")
 GRID = WorldGrid(intensity=min_max)
@@ -30,7 +30,7 @@ def listed(fixed, moving):
 def sphere_field(affine, shape):
     """A smooth function of the place in the world, so that resampling it is known."""
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
-    x = world.voxel_to_world(affine, voxels)
+    x = coordinates.voxel_to_world(affine, voxels)
     return np.sin(x @ [0.11, 0.07, 0.13]).reshape(shape).astype(np.float32)
 
 
@@ -39,14 +39,14 @@ def write_image(path, array, affine):
     if path.name.endswith(".nii.gz"):
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
     elif path.suffix:
-        sitk.WriteImage(world.to_image(array, affine), str(path))
+        sitk.WriteImage(coordinates.to_image(array, affine), str(path))
     else:
         write_dicom(path, array, affine)
 
 
 def write_dicom(folder, array, affine):
     folder.mkdir()
-    whole = world.to_image(np.round(1000 * (array + 1)).astype(np.int16), affine)
+    whole = coordinates.to_image(np.round(1000 * (array + 1)).astype(np.int16), affine)
     for k in range(whole.GetDepth()):
         plane = whole[:, :, k : k + 1]
         tags = {
@@ -94,8 +94,8 @@ def test_images_of_different_size_spacing_and_orientation_meet_in_the_world(endi
     def ranged(array, like):
         return (array - like.min()) / np.ptp(like)
 
-    x = world.voxel_to_world(FIXED, np.argwhere(np.ones((16, 14, 18))))
-    y = world.world_to_voxel(MOVING, x)
+    x = coordinates.voxel_to_world(FIXED, np.argwhere(np.ones((16, 14, 18))))
+    y = coordinates.world_to_voxel(MOVING, x)
     inside = ((y >= 0) & (y <= np.array([29, 27, 16]))).all(1).reshape(16, 14, 18)
     assert 200 < inside.sum() < inside.size
     wanted = ranged(fixed, moving)
@@ -110,14 +110,14 @@ def test_landmarks_of_any_space_come_in_voxels_of_the_fixed_grid(space, tmp_path
         marks = {
             "ras": MARKS,
             "lps": MARKS * [-1, -1, 1],
-            "voxel": world.world_to_voxel(affine, MARKS),
+            "voxel": coordinates.world_to_voxel(affine, MARKS),
         }
         write_marks(tmp_path / f"{name}.csv", marks[space])
     header = "fixed,moving,fixed_points,moving_points"
     table = write_table(tmp_path, "fixed.nii.gz,moving.mha,fixed.csv,moving.csv", header=header)
     columns = {"fixed_columns": ["x", "y", "z"], "moving_columns": [1, 2, 3]}
     pair = pairs("val", GRID, table, points_space=space, **columns)[0]
-    wanted = world.world_to_voxel(FIXED, MARKS)
+    wanted = coordinates.world_to_voxel(FIXED, MARKS)
     np.testing.assert_allclose(pair["fixed_points"], wanted, atol=1e-3)
     np.testing.assert_allclose(pair["moving_points"], wanted, atol=1e-3)
 

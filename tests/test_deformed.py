@@ -5,11 +5,11 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.utils.data import DataLoader
 
-from regnet_lab.build import build
-from regnet_lab.data.deformed import Deformed, alone, image_files
-from regnet_lab.data.dvf import HighFrequency, LowFrequency
-from regnet_lab.data.grids import WorldGrid
-from regnet_lab.data.smooth_fields import WhiteNoise
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.preprocessing.grids import WorldGrid
+from regnet_lab.data.synthesis.deformed_images import Deformed, alone, image_files
+from regnet_lab.data.synthesis.displacements.affine_nonrigid import WhiteNoise
+from regnet_lab.data.synthesis.displacements.gaussian import HighFrequency, LowFrequency
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(30, 26), (18, 20, 22)])

@@ -8,14 +8,15 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
-from regnet_lab import agreement, together
-from regnet_lab.agreement import Agreement
-from regnet_lab.build import build
-from regnet_lab.data import module as data_module
-from regnet_lab.data.module import DrawSampler, EpochSampler, Share
+from regnet_lab.config.instantiate import build
+from regnet_lab.data import datamodule as data_module
+from regnet_lab.data.datamodule import DrawSampler, EpochSampler, Share
 from regnet_lab.data.patches import InOrder
 from regnet_lab.errors import UserError
-from regnet_lab.report.curves import scalars
+from regnet_lab.training import config_sync
+from regnet_lab.training.config_sync import Agreement
+from regnet_lab.utils import distributed
+from regnet_lab.visualization.curves import scalars
 
 TINY = [
     "ndim=2",
@@ -53,7 +54,7 @@ def test_a_step_of_several_processes_sees_what_one_with_as_large_a_batch_sees(
         sampler = kind(10, 12, 5)
         sampler.set_epoch(3)
         sampler.start = start
-        assert len(sampler) == -(-12 // together.place()[1]) or world > 1
+        assert len(sampler) == -(-12 // distributed.place()[1]) or world > 1
         return list(sampler)
 
     sampler = kind(10, 12, 5)
@@ -76,8 +77,8 @@ def test_held_out_pairs_are_shared_without_padding(population, monkeypatch):
     each = of_each(monkeypatch, 2, lambda: (list(Share(population)), len(Share(population))))
     assert [len(mine) for mine, _ in each] == [length for _, length in each]
     assert sorted(index for mine, _ in each for index in mine) == list(range(population))
-    monkeypatch.setattr(together, "everyone", lambda _: [mine for mine, _ in each])
-    assert together.gathered([]) == list(range(population))
+    monkeypatch.setattr(distributed, "everyone", lambda _: [mine for mine, _ in each])
+    assert distributed.gathered([]) == list(range(population))
 
 
 def test_more_processes_than_pairs_are_refused(monkeypatch):
@@ -137,7 +138,7 @@ def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed
     shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(whole.model))
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
     assert shared.state_dict().keys() == network.state_dict().keys()
-    monkeypatch.setattr(agreement, "everyone", lambda mine: [mine, mine])
+    monkeypatch.setattr(config_sync, "everyone", lambda mine: [mine, mine])
     cpu, gpu = (
         SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
         for name in ("cpu", "cuda")

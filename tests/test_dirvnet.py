@@ -16,20 +16,22 @@ from scipy.ndimage import gaussian_filter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.func import functional_call
 
-from regnet_lab import losses, ops, similarity
-from regnet_lab.build import build
-from regnet_lab.callbacks import CaseTable
-from regnet_lab.cli import CONF
+from regnet_lab import losses, ops
+from regnet_lab.config.compose import CONF
+from regnet_lab.config.instantiate import build
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation import callbacks
+from regnet_lab.evaluation.setup import callbacks
+from regnet_lab.evaluation.tasks import Optimum, Passes, Pictures
 from regnet_lab.models import DIRVNet, Identity
-from regnet_lab.models.control_points import ControlGrid, control_points, cubic
 from regnet_lab.models.dirvnet import Level
-from regnet_lab.models.experts import FieldOfExperts, PiecewiseLinear, RadialBasis
-from regnet_lab.pair import Pair, Registration, registered, resized
-from regnet_lab.report import dirvnet as report
-from regnet_lab.report import experts
-from regnet_lab.tasks import Optimum, Passes, Pictures
+from regnet_lab.models.field_of_experts import FieldOfExperts, PiecewiseLinear, RadialBasis
+from regnet_lab.ops import similarity
+from regnet_lab.ops.bspline import ControlGrid, control_points, cubic
+from regnet_lab.ops.pairs import registered, resized
+from regnet_lab.training.callbacks import CaseTable
+from regnet_lab.types import Pair, Registration
+from regnet_lab.visualization import dirvnet as report
+from regnet_lab.visualization import dirvnet_experts
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9), (18, 25)])
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
@@ -400,20 +402,20 @@ def test_it_learns_to_register(composed):
 
 def test_potentials_are_the_integrals_of_activations():
     expert = FieldOfExperts(2, 2, 3, 3, partial(PiecewiseLinear, deviation=0.0, slope=2.0))
-    x, phi, rho = experts.learned_functions(expert)
+    x, phi, rho = dirvnet_experts.learned_functions(expert)
     np.testing.assert_allclose(phi, np.tile(2 * x, (3, 1)), atol=1e-5)
     np.testing.assert_allclose(rho, np.tile(x**2, (3, 1)), atol=1e-3)
 
 
 def test_the_smallest_gradients():
     values = torch.tensor([4.0, -1.0, 0.5, -3.0])
-    assert experts.smallest(values).abs().sort().values.tolist() == [0.5, 1.0, 3.0]
+    assert dirvnet_experts.smallest(values).abs().sort().values.tolist() == [0.5, 1.0, 3.0]
 
 
 def test_gradients_and_weights_are_told_by_kind():
     model = DIRVNet(2, levels=2, units=2, filters=3, momentum=0.5)
     model(smooth((12, 14), 1), smooth((12, 14), 2))[-1].sum().backward()
-    sizes = {kind: len(values) for kind, values in experts.weights(model).items()}
+    sizes = {kind: len(values) for kind, values in dirvnet_experts.weights(model).items()}
     assert sizes == {
         "step sizes": 4,
         "momentum": 4,
@@ -422,13 +424,13 @@ def test_gradients_and_weights_are_told_by_kind():
         "regularisers: filters": 4 * 2 * 3 * 25,
         "regularisers: activations": 4 * 2 * 3 * 24,
     }
-    assert {kind: len(values) for kind, values in experts.gradients(model).items()} == sizes
-    assert all(slopes.any() for slopes in experts.gradients(model).values())
+    assert {kind: len(values) for kind, values in dirvnet_experts.gradients(model).items()} == sizes
+    assert all(slopes.any() for slopes in dirvnet_experts.gradients(model).values())
 
 
 BATCH = {"images", "displacements", "vectors", "unit_images", "unit_displacements"}
 LEARNED = ("filters", "activations", "potentials")
-MODEL = {"weights", *(f"{term}_{what}" for term in experts.TERMS for what in LEARNED)}
+MODEL = {"weights", *(f"{term}_{what}" for term in dirvnet_experts.TERMS for what in LEARNED)}
 
 
 @pytest.mark.parametrize(("shape", "known"), [((9, 11), False), ((7, 8, 9), True)])

@@ -14,19 +14,19 @@ import pytest
 import torch
 from test_data_learn2reg import AFFINE, SHAPE, save, volume, write_task02, write_task04
 
-from regnet_lab.data import facts
-from regnet_lab.data.cases import Case, CasePairs, Points
-from regnet_lab.data.checks import overlaps
-from regnet_lab.data.doctor import examine
-from regnet_lab.data.facts import digest, measure, quantiles
-from regnet_lab.data.grids import CentredGrid, StretchedGrid, WorldGrid
-from regnet_lab.data.io import Volume
-from regnet_lab.data.learn2reg import task02, task04
-from regnet_lab.data.mixed import Mixed
-from regnet_lab.data.module import PairModule
-from regnet_lab.data.synthetic import Synthetic
+from regnet_lab.data.case import Case, CasePairs, Points
+from regnet_lab.data.datamodule import PairModule
+from regnet_lab.data.datasets.learn2reg_2020 import task02, task04
+from regnet_lab.data.datasets.mixture import Mixed
+from regnet_lab.data.io.images import Volume
+from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
+from regnet_lab.data.synthesis.phantom_pairs import Synthetic
+from regnet_lab.data.validation import image_stats
+from regnet_lab.data.validation.case_checks import overlaps
+from regnet_lab.data.validation.image_stats import digest, measure, quantiles
+from regnet_lab.data.validation.report import check, column, label_column
+from regnet_lab.data.validation.validate import examine
 from regnet_lab.errors import UserError
-from regnet_lab.report.checkup import check, column, label_column
 
 NUMBERS = (1, 3, 4, 250, 287)
 
@@ -340,7 +340,7 @@ def counted(monkeypatch):
         read.append(path.name)
         return measure(kind, path)
 
-    monkeypatch.setattr(facts, "measure", measure_and_count)
+    monkeypatch.setattr(image_stats, "measure", measure_and_count)
     return read
 
 
@@ -365,8 +365,8 @@ def test_only_files_that_changed_and_faulty_ones_are_read_again(tree, monkeypatc
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"revision": 1, "files": {"x": 1}}', "{}"])
 def test_a_damaged_memory_is_no_obstacle(content, tree, monkeypatch):
-    facts.memory().parent.mkdir(parents=True)
-    facts.memory().write_text(content)
+    image_stats.memory().parent.mkdir(parents=True)
+    image_stats.memory().write_text(content)
     read = counted(monkeypatch)
     assert not examine(hippocampi(tree)).faults
     assert len(read) == 2 * len(NUMBERS)

@@ -4,7 +4,8 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.stats import kstest
 
-from regnet_lab.data.dvf import (
+from regnet_lab.data.synthesis.displacements.base import Choice, Sum, Zero, separable
+from regnet_lab.data.synthesis.displacements.gaussian import (
     HighFrequency,
     LowFrequency,
     MediumFrequency,
@@ -14,7 +15,6 @@ from regnet_lab.data.dvf import (
     spaced_places,
     spread,
 )
-from regnet_lab.data.fields import Choice, Sum, Zero, separable
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(37, 30), (20, 24, 22)])

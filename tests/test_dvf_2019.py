@@ -5,10 +5,9 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 
 from regnet_lab import ops
-from regnet_lab.data.artificial import Artificial
-from regnet_lab.data.deformed import alone
-from regnet_lab.data.dvf import LowFrequency
-from regnet_lab.data.dvf_2019 import (
+from regnet_lab.data.synthesis.deformed_images import alone
+from regnet_lab.data.synthesis.displacements.base import Zero
+from regnet_lab.data.synthesis.displacements.bspline import (
     MixedFrequency,
     SingleFrequency,
     Translation,
@@ -18,10 +17,11 @@ from regnet_lab.data.dvf_2019 import (
     spline_field,
     spline_matrix,
 )
-from regnet_lab.data.fields import Zero
-from regnet_lab.data.intensity import ellipsoid, noisy, occluded, sponge
-from regnet_lab.data.respiratory import Respiratory, decay
-from regnet_lab.data.scene import OfShape, Scene, body, smoothed
+from regnet_lab.data.synthesis.displacements.gaussian import LowFrequency
+from regnet_lab.data.synthesis.displacements.masked_image import OfShape, Scene, body, smoothed
+from regnet_lab.data.synthesis.displacements.respiratory import Respiratory, decay
+from regnet_lab.data.synthesis.intensity import ellipsoid, noisy, occluded, sponge
+from regnet_lab.data.synthesis.regnet_2019 import Artificial
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(30, 26), (22, 20, 24)])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from regnet_lab import desk
+from regnet_lab.cli import register
 from regnet_lab.errors import UserError
-from regnet_lab.export import to_onnx, to_torch
 from regnet_lab.models import Diffeomorphic, VoxelMorph
+from regnet_lab.registration.export import to_onnx, to_torch
 
 SHAPES = pytest.mark.parametrize("shape", [(18, 20), (16, 12, 14)])
 
@@ -52,7 +52,7 @@ def test_a_model_that_cannot_be_traced_is_refused_in_a_sentence(tmp_path):
 def test_a_run_is_exported_by_the_command_for_its_own_grid(composed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = composed("register", "export=net.pt2", "grid.shape=[9,11]", "model=voxelmorph", "+ndim=2")
-    desk.serve(cfg)
+    register.serve(cfg)
     fixed, moving = torch.rand(2, 1, 1, 9, 11)
     assert torch.export.load("net.pt2").module()(fixed, moving).shape == (1, 2, 9, 11)
 
@@ -63,4 +63,4 @@ def test_a_run_is_exported_by_the_command_for_its_own_grid(composed, tmp_path, m
 )
 def test_a_mistake_in_exporting_is_named(arguments, named, composed):
     with pytest.raises(UserError, match=named):
-        desk.serve(composed("register", *arguments))
+        register.serve(composed("register", *arguments))

@@ -6,11 +6,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab import world
-from regnet_lab.build import build
-from regnet_lab.data import dirlab, export
-from regnet_lab.data.io import read_volume
+from regnet_lab.cli import convert_dirlab, export_regnet_2017
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.io.images import read_volume
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.writers import displacement_image
 
 SMALL = ["--border", "4", "--distance", "6", "--area", "3", "--sigma", "5", "4", "3",
          "--max-deform", "4", "3", "3", "--peaks", "20", "20", "20"]  # fmt: skip
@@ -32,7 +33,7 @@ def folder(tmp_path):
 
 def run(folder, *more):
     where = [str(folder / "images"), "--pattern", "ExpLung{}/Fixed.mha", "--out", str(folder / "o")]
-    export.main([*where, *SMALL, *more])
+    export_regnet_2017.main([*where, *SMALL, *more])
     return folder / "o/Elastix/LungExp3DF"
 
 
@@ -72,11 +73,11 @@ def test_what_is_there_is_left_alone_and_the_seed_tells(folder):
 def test_vectors_are_lps_millimetres():
     affine = np.array([[0, -2.0, 0, 3], [1.5, 0, 0, 4], [0, 0, 2.5, 5], [0, 0, 0, 1]])
     u = torch.randn(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
-    field = export.vector_image(u, affine)
+    field = displacement_image(u, affine)
     index = (2, 3, 1)
     start = np.array(field.TransformIndexToPhysicalPoint(index))
     moved = np.array(index) + u[0][(slice(None), *index)].numpy()
-    end = world.flip_points(world.voxel_to_world(affine, moved[None]))[0]
+    end = coordinates.flip_points(coordinates.voxel_to_world(affine, moved[None]))[0]
     np.testing.assert_allclose(field.GetPixel(index), end - start, atol=1e-5)
 
 
@@ -85,10 +86,14 @@ def downloads(tmp_path, monkeypatch):
     """Two small cases in the names of two real ones."""
     rng = np.random.default_rng(0)
     patients = {
-        "case6": dirlab.Patient("case6", (8, 9, 7), (1.0, 1.5, 2.5), ("T00", "T50"), "test"),
-        "copd1": dirlab.Patient("copd1", (8, 9, 7), (1.0, 1.5, 2.5), ("iBHCT", "eBHCT"), "train"),
+        "case6": convert_dirlab.Patient(
+            "case6", (8, 9, 7), (1.0, 1.5, 2.5), ("T00", "T50"), "test"
+        ),
+        "copd1": convert_dirlab.Patient(
+            "copd1", (8, 9, 7), (1.0, 1.5, 2.5), ("iBHCT", "eBHCT"), "train"
+        ),
     }
-    monkeypatch.setattr(dirlab, "PATIENTS", patients)
+    monkeypatch.setattr(convert_dirlab, "PATIENTS", patients)
     names = {
         "case6": ("Case6Pack/Images/case6_{}.img", "Case6Pack/Extreme/case6_dirLab300_{}_xyz.txt"),
         "copd1": ("copd1/copd1_{}CT.img", "copd1/copd1_300_{}_xyz_r1.txt"),
@@ -109,7 +114,7 @@ def downloads(tmp_path, monkeypatch):
 
 
 def test_dirlab_s_landmarks_lie_where_they_did_in_the_raw_image(downloads, composed):
-    dirlab.main([str(downloads / "raw"), str(downloads / "dirlab")])
+    convert_dirlab.main([str(downloads / "raw"), str(downloads / "dirlab")])
     table = pd.read_csv(downloads / "dirlab/pairs.csv")
     assert table["split"].tolist() == ["test", "train"]
     for row in table.to_dict("records"):
@@ -137,11 +142,11 @@ def test_dirlab_s_missing_and_damaged_files_are_named(downloads):
     kept = path.read_bytes()
     path.write_bytes(kept[:-2])
     with pytest.raises(UserError, match=r"copd1_eBHCT\.img: holds 503 voxels"):
-        dirlab.main(where)
+        convert_dirlab.main(where)
     path.unlink()
     with pytest.raises(UserError, match="copd1: the image of eBHCT"):
-        dirlab.main(where)
+        convert_dirlab.main(where)
     (downloads / "none").mkdir()
     with pytest.raises(UserError, match="no raw image"):
-        dirlab.main([str(downloads / "none"), where[1]])
-    assert len(dirlab._patients()) == 20
+        convert_dirlab.main([str(downloads / "none"), where[1]])
+    assert len(convert_dirlab._patients()) == 20

@@ -6,14 +6,16 @@ import torch.nn.functional as F
 from pytorch_lightning import Trainer
 from torch import nn
 
-from regnet_lab import losses, ops, similarity
-from regnet_lab.build import build
-from regnet_lab.callbacks import Alternation
+from regnet_lab import losses, ops
+from regnet_lab.config.instantiate import build
 from regnet_lab.errors import UserError
 from regnet_lab.models import FAIM, Affine, Chain, Refined
-from regnet_lab.module import RegistrationModule
-from regnet_lab.pair import Pair, registered, returned, swapped
-from regnet_lab.schedules import InverseTime
+from regnet_lab.ops import similarity
+from regnet_lab.ops.pairs import registered, returned, swapped
+from regnet_lab.training.callbacks import Alternation
+from regnet_lab.training.lr_schedulers import InverseTime
+from regnet_lab.training.module import RegistrationModule
+from regnet_lab.types import Pair
 
 PAPER = {"kernels": (7, 5, 3, 2), "depth": 4}
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])

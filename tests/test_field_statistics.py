@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from regnet_lab.build import build
-from regnet_lab.data.scene import Scene
-from regnet_lab.tasks.fields import statistics
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.synthesis.displacements.masked_image import Scene
+from regnet_lab.evaluation.displacement_stats import statistics
 
 SHAPE, MM = (80, 76, 72), 4.0  # 320 x 304 x 288 mm
 THRESHOLDS = (1.5, 4.0, 8.0)  # published classes of the first version, mm

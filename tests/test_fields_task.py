@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from regnet_lab import ops
-from regnet_lab.data.deformed import alone
+from regnet_lab.data.synthesis.deformed_images import alone
 from regnet_lab.errors import UserError
-from regnet_lab.tasks import fields
-from regnet_lab.tasks.fields import Fields, statistics, wavelength
+from regnet_lab.evaluation import displacement_stats
+from regnet_lab.evaluation.displacement_stats import Fields, statistics, wavelength
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_folds_are_counted():
 
 @pytest.mark.parametrize("shape", [(12, 14), (9, 10, 11)])
 def test_the_task_writes_a_table_and_a_picture(shape, tmp_path, monkeypatch):
-    maps = fields.heat_maps
+    maps = displacement_stats.heat_maps
 
     def pair(number):
         one = alone(torch.rand(1, *shape), "a") | {"displacement": torch.rand(len(shape), *shape)}
@@ -46,7 +46,9 @@ def test_the_task_writes_a_table_and_a_picture(shape, tmp_path, monkeypatch):
 
     torch.manual_seed(0)
     drawn = []
-    monkeypatch.setattr(fields, "heat_maps", lambda p, path: (drawn.extend(p), maps(p, path)))
+    monkeypatch.setattr(
+        displacement_stats, "heat_maps", lambda p, path: (drawn.extend(p), maps(p, path))
+    )
     Fields(str(tmp_path / "new"), [0.5, 1.0], 2).run(None, None, [pair(n) for n in range(3)])
     assert [p["name"] for p in drawn] == [["a0"], ["a2"]]
     table = pd.read_csv(tmp_path / "new/fields.csv")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 CONF = Path(__file__).parent.parent / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

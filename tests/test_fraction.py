@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from regnet_lab.data.cases import Case, CasePairs
-from regnet_lab.data.module import PairModule, share_of
+from regnet_lab.data.case import Case, CasePairs
+from regnet_lab.data.datamodule import PairModule, share_of
 from regnet_lab.errors import UserError
 
 

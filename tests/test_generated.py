@@ -6,9 +6,9 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from regnet_lab import ops
-from regnet_lab.data.generated import Flow, Generated
-from regnet_lab.data.generated_anatomy import Shapes
-from regnet_lab.data.generated_contrast import Contrast, Look, ranged
+from regnet_lab.data.synthesis.synthmorph import Flow, Generated
+from regnet_lab.data.synthesis.synthmorph_images import Contrast, Look, ranged
+from regnet_lab.data.synthesis.synthmorph_labels import Shapes
 from regnet_lab.errors import UserError
 
 GRIDS = pytest.mark.parametrize("shape", [(40, 36), (24, 20, 22)])

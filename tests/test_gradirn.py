@@ -14,15 +14,17 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.func import functional_call
 
-from regnet_lab import ops, similarity
-from regnet_lab.build import build
+from regnet_lab import ops
+from regnet_lab.config.instantiate import build
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation import judged_module
+from regnet_lab.evaluation.iteration_sweep import unrolled
+from regnet_lab.evaluation.setup import judged_module
 from regnet_lab.models import Diffeomorphic, GraDIRN, SliceWise
-from regnet_lab.pair import Pair, registered
-from regnet_lab.report import energy
-from regnet_lab.report.steps import step_curve
-from regnet_lab.tasks.steps import unrolled
+from regnet_lab.ops import similarity
+from regnet_lab.ops.pairs import registered
+from regnet_lab.types import Pair
+from regnet_lab.visualization import iterations
+from regnet_lab.visualization.iterations import step_curve
 
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 TINY = pytest.mark.parametrize("shape", [(4, 5), (3, 4, 3)])
@@ -267,10 +269,10 @@ def test_a_step_is_halved_as_often_as_it_takes_and_left_out_after_that():
 def test_the_energy_curve_is_what_a_plain_loop_finds(shape):
     pair = pair_of(shape, batch=2)
     model = made(shape, repeats=(1, 2, 1)).eval()
-    with energy.learned_steps(model) as steps:
+    with iterations.learned_steps(model) as steps:
         fields = registered(pair, model(pair["fixed"], pair["moving"])).fields
-    rows = energy.energies(pair, fields, similarity.mean_squares)
-    rows = energy.with_learned_steps(rows, steps)
+    rows = iterations.energies(pair, fields, similarity.mean_squares)
+    rows = iterations.with_learned_steps(rows, steps)
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
     assert "learned_step" not in rows[0]
     fixed, moving = pair["fixed"], pair["moving"]
@@ -296,16 +298,16 @@ def test_the_energy_curve_is_what_a_plain_loop_finds(shape):
 
 def test_learned_steps_of_chunks_are_averaged_and_others_ignored():
     rows = [{"iteration": k} for k in range(3)]
-    found = energy.with_learned_steps(rows, [1.0, 2.0, 3.0, 6.0])
+    found = iterations.with_learned_steps(rows, [1.0, 2.0, 3.0, 6.0])
     assert [row.get("learned_step") for row in found] == [None, 2.0, 4.0]
-    assert energy.with_learned_steps(rows, []) == rows
-    assert energy.with_learned_steps(rows, [1.0]) == rows
+    assert iterations.with_learned_steps(rows, []) == rows
+    assert iterations.with_learned_steps(rows, [1.0]) == rows
 
 
 def test_the_energy_is_the_models_own():
     model = SliceWise(GraDIRN(2, energy=similarity.global_ncc))
-    assert energy.own_energy(model) is similarity.global_ncc
-    assert energy.own_energy(torch.nn.Identity()) is similarity.mean_squares
+    assert iterations.own_energy(model) is similarity.global_ncc
+    assert iterations.own_energy(torch.nn.Identity()) is similarity.mean_squares
 
 
 def test_curves_are_means_over_cases():
@@ -314,7 +316,7 @@ def test_curves_are_means_over_cases():
         for case, values in (("x", [4.0, 2.0]), ("y", [2.0, 0.0]))
         for k, value in enumerate(values)
     ]
-    curve = energy.mean_curve(rows)
+    curve = iterations.mean_curve(rows)
     assert curve["energy"].tolist() == [3.0, 1.0]
     assert curve["cases"].tolist() == [2, 2]
     records = [

@@ -9,11 +9,12 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from nibabel import orientations
 
-from regnet_lab import ops, world
-from regnet_lab.data.cases import Case, CasePairs, Points, ordered_pairs
-from regnet_lab.data.grids import CentredGrid, StretchedGrid, WorldGrid
-from regnet_lab.data.preprocess import min_max, pad_crop, percentile_range, window
+from regnet_lab import ops
+from regnet_lab.data.case import Case, CasePairs, Points, ordered_pairs
+from regnet_lab.data.preprocessing.functional import min_max, pad_crop, percentile_range, window
+from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
 
 REAL = Path(os.environ.get("REGNET_LAB_DATA", "absent"))
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
@@ -48,7 +49,9 @@ def marked_case(folder, name, shape, affine, middles, width=3, space="voxel"):
     labels = np.zeros(shape, np.int16)
     for value, middle in enumerate(np.rint(middles).astype(int), start=1):
         labels[tuple(slice(max(m - width // 2, 0), m + width // 2 + 1) for m in middle)] = value
-    written = world.voxel_to_world(affine, middles)[:, : len(shape)] if space == "ras" else middles
+    written = (
+        coordinates.voxel_to_world(affine, middles)[:, : len(shape)] if space == "ras" else middles
+    )
     np.savetxt(folder / f"{name}.csv", written, delimiter=",")
     return Case(
         name,
@@ -91,13 +94,13 @@ def test_the_moving_image_is_resampled_as_simpleitk_does(tmp_path, shape):
         mask=save(tmp_path, "k", (labels > 4).astype(np.uint8), moving_affine),
     )
     pair = WorldGrid(intensity=as_it_is)(fixed, moving)
-    reference = world.to_image(texture(shape), fixed_affine)
+    reference = coordinates.to_image(texture(shape), fixed_affine)
     linear = sitk.Resample(
-        world.to_image(image, moving_affine), reference, sitk.Transform(), sitk.sitkLinear,
+        coordinates.to_image(image, moving_affine), reference, sitk.Transform(), sitk.sitkLinear,
         float(image.min()),
     )  # fmt: skip
     nearest = sitk.Resample(
-        world.to_image(labels, moving_affine), reference, sitk.Transform(),
+        coordinates.to_image(labels, moving_affine), reference, sitk.Transform(),
         sitk.sitkNearestNeighbor, 0,
     )  # fmt: skip
     expected = sitk.GetArrayFromImage(linear).T

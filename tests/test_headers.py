@@ -11,11 +11,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab.data.io import decode
+from regnet_lab.data.io.images import decode
 from regnet_lab.errors import UserError
-from regnet_lab.profile import Profile
-from regnet_lab.submission.stored import nifti_array
-from regnet_lab.transforms import read_transform
+from regnet_lab.evaluation.submission.serialization import nifti_array
+from regnet_lab.spatial import read_transform
+from regnet_lab.utils.profiling import Profile
 
 MB = 64  # that may come and go while a header is read; every image here promises 400 and more
 

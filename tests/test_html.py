@@ -15,13 +15,13 @@ import torch
 from pytorch_lightning import Trainer
 
 from regnet_lab import ops
-from regnet_lab.callbacks import CaseTable, Gallery
-from regnet_lab.callbacks.gallery import arrays, ranked
-from regnet_lab.data.synthetic import Synthetic
+from regnet_lab.data.synthesis.phantom_pairs import Synthetic
+from regnet_lab.evaluation.html_report import render, volumes
 from regnet_lab.models import Identity
-from regnet_lab.module import RegistrationModule
-from regnet_lab.pair import registered
-from regnet_lab.report import html, volumes
+from regnet_lab.ops.pairs import registered
+from regnet_lab.training.callbacks import CaseTable, Gallery
+from regnet_lab.training.callbacks.example_cases import arrays, ranked
+from regnet_lab.training.module import RegistrationModule
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -164,7 +164,7 @@ def inside(page):
 def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path):
     folder = folder_of(tmp_path / "run" / "evaluation" / "same")
     (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
-    page = html.page(html.content([folder]))
+    page = render.page(render.content([folder]))
     assert not re.search(r"(src|href)=.?(https?:)?//", page)
     assert "/* style */" not in page
     shown = inside(page)
@@ -185,7 +185,7 @@ def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path)
 
 def test_methods_of_one_name_in_two_folders_are_told_apart_and_identity_is_one(tmp_path):
     folders = [folder_of(tmp_path / name, (9, 11)) for name in ("one", "two")]
-    board, *_, cases = html.content(folders)["tables"]
+    board, *_, cases = render.content(folders)["tables"]
     names = ["identity", "net (one)", "net (two)"]
     for rows, place in ((board["rows"], 0), (cases["rows"], 1)):
         assert [*dict.fromkeys(row[place] for row in rows)] == names
@@ -194,7 +194,7 @@ def test_methods_of_one_name_in_two_folders_are_told_apart_and_identity_is_one(t
 def test_the_user_s_name_for_a_method_stands_everywhere(tmp_path):
     folder = folder_of(tmp_path / "one", (9, 11))
     (folder / "about.json").write_text('{"method": "net"}')
-    shown = html.content([f"ours={folder}"])
+    shown = render.content([f"ours={folder}"])
     board, *_, cases = shown["tables"]
     assert [row[0] for row in board["rows"]] == ["identity", "ours"]
     assert {row[1] for row in cases["rows"]} == {"identity", "ours"}
@@ -205,7 +205,7 @@ def test_evaluations_of_other_cases_stand_in_one_page_without_being_compared(tmp
     folders = [folder_of(tmp_path / name, (9, 11), name) for name in ("one", "two")]
     cases = pd.read_csv(folders[1] / "cases.csv")
     cases[cases["case"] != "b"].to_csv(folders[1] / "cases.csv", index=False)
-    summary, cases = html.content(folders)["tables"]
+    summary, cases = render.content(folders)["tables"]
     assert summary["title"] == "Summary"
     assert [row[:2] for row in summary["rows"]] == [["identity", "3"], ["one", "3"], ["two", "2"]]
     assert len(cases["rows"]) == 3 + 3 + 2
@@ -214,16 +214,16 @@ def test_evaluations_of_other_cases_stand_in_one_page_without_being_compared(tmp
 def test_the_command_writes_the_page_and_tells_what_is_wrong(tmp_path, monkeypatch):
     folder = folder_of(tmp_path / "run", (9, 11), labels=False)
     monkeypatch.setattr(sys, "argv", ["html", str(folder), f"out={tmp_path}/report.html"])
-    html.main()
+    render.main()
     assert inside((tmp_path / "report.html").read_text(encoding="utf-8"))["cases"]
     (folder / "gallery" / "best.npz").write_bytes(b"broken")
     with pytest.raises(SystemExit, match=r"best\.npz: is damaged"):
-        html.main()
+        render.main()
     nowhere = [str(tmp_path / "nowhere")]
     for arguments, told in (([], "usage:"), (nowhere, r"holds no evaluation \(cases\.csv\)")):
         monkeypatch.setattr(sys, "argv", ["html", *arguments])
         with pytest.raises(SystemExit, match=told):
-            html.main()
+            render.main()
 
 
 # --- in a browser
@@ -285,8 +285,8 @@ def browse(page, path):
 @SHAPES
 def test_a_browser_draws_every_view_sorts_by_a_click_and_slides(shape, tmp_path):
     folder = folder_of(tmp_path / "run", shape)
-    shown = html.content([folder])
-    told = browse(html.page(shown), tmp_path / "page.html")
+    shown = render.content([folder])
+    told = browse(render.page(shown), tmp_path / "page.html")
     planes = {2: 1, 3: 3}[len(shape)]
     assert told["canvases"] == 9 * planes
     assert told["up"] == ["0.1", "0.2", "0.25", "0.3", "0.5", "0.9"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from regnet_lab import world
-from regnet_lab.data import io
+from regnet_lab.data.io import images
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 AFFINE = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -20], [0, 0, 2.5, 10], [0, 0, 0, 1]])
@@ -31,8 +31,8 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path, shape, n
     if "nii" in name:
         save(path, array)
     else:
-        sitk.WriteImage(world.to_image(array, AFFINE), str(path))
-    volume = io.read_volume(path)
+        sitk.WriteImage(coordinates.to_image(array, AFFINE), str(path))
+    volume = images.read_volume(path)
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array, array)
     kept = [*range(len(shape)), 3]
@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path, shape, n
 
 def test_a_numpy_file_lies_in_unit_voxels(tmp_path):
     np.save(tmp_path / "a.npy", array_of((4, 5, 6), np.float64))
-    volume = io.read_volume(tmp_path / "a.npy")
+    volume = images.read_volume(tmp_path / "a.npy")
     np.testing.assert_array_equal(volume.array, array_of((4, 5, 6)))
     np.testing.assert_array_equal(volume.affine, np.eye(4))
 
@@ -52,7 +52,7 @@ def test_scaled_integers_become_their_values(tmp_path):
     image.header.set_slope_inter(2, -1000)
     nibabel.save(image, tmp_path / "a.nii")
     stored = nibabel.load(tmp_path / "a.nii").get_fdata()
-    np.testing.assert_allclose(io.read_volume(tmp_path / "a.nii").array, stored)
+    np.testing.assert_allclose(images.read_volume(tmp_path / "a.nii").array, stored)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
@@ -60,7 +60,7 @@ def test_a_coloured_picture_becomes_its_luminance_with_x_first(tmp_path, name):
     colours = np.zeros((30, 50, 3), np.uint8)  # (y, x, channel)
     colours[:, 25:] = 200, 100, 50
     sitk.WriteImage(sitk.GetImageFromArray(colours, isVector=True), str(tmp_path / name))
-    array = io.read_volume(tmp_path / name).array
+    array = images.read_volume(tmp_path / name).array
     assert array.shape == (50, 30)
     assert array[10, 15] == pytest.approx(0, abs=2)
     assert array[40, 15] == pytest.approx(0.299 * 200 + 0.587 * 100 + 0.114 * 50, abs=2)
@@ -68,7 +68,7 @@ def test_a_coloured_picture_becomes_its_luminance_with_x_first(tmp_path, name):
 
 def test_a_grey_picture_keeps_its_values(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(array_of((6, 9), np.uint8)), str(tmp_path / "a.png"))
-    np.testing.assert_array_equal(io.read_volume(tmp_path / "a.png").array.T, array_of((6, 9)))
+    np.testing.assert_array_equal(images.read_volume(tmp_path / "a.png").array.T, array_of((6, 9)))
 
 
 def write_dicom(folder, count=5, series="1.2.3", skip=()):
@@ -96,7 +96,7 @@ def write_dicom(folder, count=5, series="1.2.3", skip=()):
 
 def test_a_dicom_folder_is_one_volume_in_order_of_position(tmp_path):
     voxels = write_dicom(tmp_path / "ct")
-    volume = io.read_volume(tmp_path / "ct")
+    volume = images.read_volume(tmp_path / "ct")
     np.testing.assert_array_equal(volume.array, voxels)
     expected = np.diag([-0.8, -0.9, 3.0, 1])
     expected[:3, 3] = 10, 20, 30
@@ -106,52 +106,52 @@ def test_a_dicom_folder_is_one_volume_in_order_of_position(tmp_path):
 def test_a_missing_dicom_slice_is_noticed(tmp_path):
     write_dicom(tmp_path / "ct", count=8, skip=[4])
     with pytest.raises(UserError, match=r"ct: a slice is missing.*6 mm.*3 mm"):
-        io.read_volume(tmp_path / "ct")
+        images.read_volume(tmp_path / "ct")
 
 
 def test_two_dicom_series_in_a_folder_are_named(tmp_path):
     write_dicom(tmp_path / "ct")
     write_dicom(tmp_path / "ct", series="1.2.4")
     with pytest.raises(UserError, match=r"2 DICOM series.*1\.2\.3.*1\.2\.4"):
-        io.read_volume(tmp_path / "ct")
+        images.read_volume(tmp_path / "ct")
 
 
 def test_a_folder_without_dicom_is_refused(tmp_path, capfd):
     (tmp_path / "ct").mkdir()
     (tmp_path / "ct" / "notes.txt").write_text("nothing here")
     with pytest.raises(UserError, match="ct: holds no DICOM series"):
-        io.read_volume(tmp_path / "ct")
+        images.read_volume(tmp_path / "ct")
     assert capfd.readouterr().err == ""
 
 
 def test_a_frame_is_taken_from_a_4d_image(tmp_path):
     array = array_of((5, 6, 3, 4), np.int16)
     path = save(tmp_path / "cine.nii.gz", array)
-    np.testing.assert_array_equal(io.read_volume(path, phase=2).array, array[..., 2])
+    np.testing.assert_array_equal(images.read_volume(path, phase=2).array, array[..., 2])
 
 
 @pytest.mark.parametrize("phase", [None, 4, -1])
 def test_a_4d_image_needs_one_of_its_phases(tmp_path, phase):
     path = save(tmp_path / "cine.nii.gz", array_of((5, 6, 3, 4)))
     with pytest.raises(UserError, match=r"cine\.nii\.gz: has 4 frames"):
-        io.read_volume(path, phase)
+        images.read_volume(path, phase)
 
 
 def test_a_3d_image_has_no_phase(tmp_path):
     with pytest.raises(UserError, match=r"a\.nii: is no 4D image"):
-        io.read_volume(save(tmp_path / "a.nii", array_of((5, 6, 3))), 1)
+        images.read_volume(save(tmp_path / "a.nii", array_of((5, 6, 3))), 1)
 
 
 def test_axes_of_length_one_at_the_end_are_dropped(tmp_path):
     path = save(tmp_path / "a.nii", array_of((5, 6, 1, 1)))
-    assert io.read_volume(path).array.shape == (5, 6)
+    assert images.read_volume(path).array.shape == (5, 6)
 
 
 def test_a_2d_nifti_without_a_third_axis_still_lies_somewhere(tmp_path):
     flat = np.diag([2.0, 3, 0, 1])
-    assert world.is_regular(io._regular(tmp_path, flat, 2))
+    assert coordinates.is_regular(images._regular(tmp_path, flat, 2))
     with pytest.raises(UserError, match="singular"):
-        io._regular(tmp_path, flat, 3)
+        images._regular(tmp_path, flat, 3)
 
 
 def gzipped_header(path, dims, itemsize=4):
@@ -212,7 +212,7 @@ def test_every_damaged_file_gives_one_sentence_that_names_it(tmp_path):
     faults = {}
     for path in [*damaged_files(tmp_path), tmp_path / "absent.nii.gz"]:
         with pytest.raises(UserError) as caught:
-            io.read_volume(path)
+            images.read_volume(path)
         faults[path.name] = str(caught.value)
     for name, fault in faults.items():
         assert fault.startswith(str(tmp_path / name)), fault
@@ -235,13 +235,13 @@ def test_a_damaged_header_never_shows_a_traceback(tmp_path):
             mutated[place] = rng.integers(256)
         path.write_bytes(mutated)
         with suppress(UserError):
-            assert io.read_volume(path).array.size <= 5 * 6 * 7 * 4
+            assert images.read_volume(path).array.size <= 5 * 6 * 7 * 4
 
 
 @SHAPES
 def test_labels_are_small_whole_numbers(tmp_path, shape):
     path = save(tmp_path / "labels.nii", array_of(shape, np.uint8))
-    labels = io.read_labels(path, io.read_volume(path), path)
+    labels = images.read_labels(path, images.read_volume(path), path)
     assert labels.dtype == np.int16
     np.testing.assert_array_equal(labels, array_of(shape))
 
@@ -249,21 +249,21 @@ def test_labels_are_small_whole_numbers(tmp_path, shape):
 @pytest.mark.parametrize("value", [-1, 0.5, 40000])
 def test_what_is_no_label_is_refused(tmp_path, value):
     array = array_of((4, 5, 6))
-    image = io.Volume(array.copy(), AFFINE)
+    image = images.Volume(array.copy(), AFFINE)
     array[1, 2, 3] = value
     path = save(tmp_path / "labels.nii", array)
     with pytest.raises(UserError, match=r"labels\.nii: label values must be whole numbers"):
-        io.read_labels(path, image, tmp_path / "image.nii")
+        images.read_labels(path, image, tmp_path / "image.nii")
 
 
 def test_labels_of_another_shape_are_refused_naming_both_files(tmp_path):
     path = save(tmp_path / "labels.nii", array_of((4, 5, 6)))
     with pytest.raises(UserError, match=r"labels\.nii: its shape .*image\.nii"):
-        io.read_labels(path, io.Volume(array_of((4, 5, 7)), AFFINE), tmp_path / "image.nii")
+        images.read_labels(path, images.Volume(array_of((4, 5, 7)), AFFINE), tmp_path / "image.nii")
 
 
 def test_labels_of_a_4d_image_take_its_phase(tmp_path):
     array = array_of((4, 5, 6, 3), np.uint8)
     path = save(tmp_path / "labels.nii", array)
-    labels = io.read_labels(path, io.read_volume(path, 2), path, phase=2)
+    labels = images.read_labels(path, images.read_volume(path, 2), path, phase=2)
     np.testing.assert_array_equal(labels, array[..., 2])

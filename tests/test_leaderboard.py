@@ -15,12 +15,12 @@ import torch
 from pytorch_lightning import Trainer
 from scipy import stats
 
-from regnet_lab import evaluation
-from regnet_lab.callbacks import About
+from regnet_lab.cli.report import terminal
 from regnet_lab.errors import UserError
-from regnet_lab.report import boards, tables
-from regnet_lab.report.__main__ import terminal
-from regnet_lab.report.leaderboard import leaderboard
+from regnet_lab.evaluation import leaderboard_tables, setup
+from regnet_lab.evaluation.leaderboard import leaderboard
+from regnet_lab.metrics import tables
+from regnet_lab.training.callbacks import About
 
 CASES = [f"case_{n:02d}" for n in range(24)]
 
@@ -182,7 +182,7 @@ def test_identity_alone_is_a_board_without_ranks(tmp_path):
     board = leaderboard([tmp_path])
     assert list(board.index) == ["identity"]
     assert np.isnan(board.loc["identity", "rank"])
-    assert "0.5" in boards.markdown(board)
+    assert "0.5" in leaderboard_tables.markdown(board)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ def cells(page):
 
 def test_every_form_says_the_same(three, tmp_path):
     board = leaderboard([f"a_b & <c>={three[0]}", *three[1:]])
-    written = boards.write(board, tmp_path / "out")
+    written = leaderboard_tables.write(board, tmp_path / "out")
     assert [p.name for p in written] == [f"leaderboard.{e}" for e in ("csv", "md", "tex", "html")]
     csv, md, tex, page = (p.read_text(encoding="utf-8") for p in written)
     back = pd.read_csv(tmp_path / "out/leaderboard.csv", index_col="method")
     np.testing.assert_allclose(back["dice_mean"], board["dice_mean"])
-    row = boards.overview(board)[[*board.index].index("a_b & <c>") + 1]
+    row = leaderboard_tables.overview(board)[[*board.index].index("a_b & <c>") + 1]
     mean, sd = board.loc["a_b & <c>", ["dice_mean", "dice_sd"]]
     assert row[2] == f"{mean:.3f} ± {sd:.3f}"
     assert row[-2:] == ["1,234,567", "a CPU, 1 thread"]
@@ -230,14 +230,14 @@ def test_every_form_says_the_same(three, tmp_path):
     assert (
         tex.count(r"\begin{tabular}")
         == tex.count(r"\end{tabular}")
-        == 1 + len(boards.metrics(board))
+        == 1 + len(leaderboard_tables.metrics(board))
     )
     assert "a_b & <c>" in csv
 
 
 def test_a_table_of_one_metric_has_all_its_statistics(three):
     board = leaderboard(three, reference="good")
-    head, _, *rows = boards.details(board, "dice")
+    head, _, *rows = leaderboard_tables.details(board, "dice")
     assert head == ["method", "mean", "sd", "median", "worst 30 %", "95 % from", "to", "p"]
     by_name = {row[0]: row for row in rows}
     assert by_name["bad"][-1] == "< 0.001"
@@ -248,7 +248,7 @@ def test_a_table_of_one_metric_has_all_its_statistics(three):
 def test_the_command_writes_the_board_and_says_in_one_sentence_what_is_wrong(three, tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "regnet_lab.report", *arguments],
+            [sys.executable, "-m", "regnet_lab.cli.report", *arguments],
             capture_output=True, encoding="utf-8", cwd=Path(__file__).parent.parent,
         )  # fmt: skip
 
@@ -270,7 +270,7 @@ def test_an_evaluation_keeps_parameters_device_and_run(composed, tmp_path):
         "evaluate", "model=voxelmorph_1", "data=synthetic", "ndim=2", "data.dataset.shape=16",
         "data.dataset.size=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
     )  # fmt: skip
-    module, data = evaluation.judged(cfg)
+    module, data = setup.judged(cfg)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, inference_mode=False,
         callbacks=[About(str(tmp_path), "outputs/a run")], limit_test_batches=1,

@@ -4,10 +4,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from regnet_lab import losses, ops, similarity
+from regnet_lab import losses, ops
 from regnet_lab.errors import UserError
-from regnet_lab.losses.affine import affine_fit
-from regnet_lab.pair import Pair, Registration, registered
+from regnet_lab.losses.regularization import affine_fit
+from regnet_lab.ops import similarity
+from regnet_lab.ops.pairs import registered
+from regnet_lab.types import Pair, Registration
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 SPACING = (1.5, 0.7, 3.0)

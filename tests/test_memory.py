@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from regnet_lab import memory
+from regnet_lab.utils import profiling
 
 FAULTS = """
 import resource, torch
@@ -37,4 +37,4 @@ def test_memory_that_was_freed_is_not_paged_in_again():
 
 def test_elsewhere_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    assert not memory.hold()
+    assert not profiling.hold()

@@ -3,7 +3,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-import surface_distance
+import surface_distance as deepmind_surface_distance
 import torch
 from monai.metrics import (
     compute_average_surface_distance,
@@ -13,8 +13,8 @@ from monai.metrics import (
 from scipy.ndimage import correlate, gaussian_filter, map_coordinates
 
 from regnet_lab import metrics, ops
-from regnet_lab.metrics import overlap, surface
-from regnet_lab.pair import Pair
+from regnet_lab.metrics import overlap, surface_distance
+from regnet_lab.types import Pair
 
 SHAPES = pytest.mark.parametrize("shape", [(17, 19), (12, 13, 14)])
 SPACING = (1.5, 0.7, 3.0)
@@ -75,9 +75,11 @@ def official(pair, u):
     expected = {}
     for label in range(1, 5):
         a, b = fixed == label, warped == label
-        distances = surface_distance.compute_surface_distances(a, b, np.ones(ndim))
+        distances = deepmind_surface_distance.compute_surface_distances(a, b, np.ones(ndim))
         expected[f"dice/{label}"] = 2 * (a & b).sum() / (a.sum() + b.sum())
-        expected[f"hd95_vox/{label}"] = surface_distance.compute_robust_hausdorff(distances, 95.0)
+        expected[f"hd95_vox/{label}"] = deepmind_surface_distance.compute_robust_hausdorff(
+            distances, 95.0
+        )
     for name in ("dice", "hd95_vox"):
         expected[name] = np.mean([expected[f"{name}/{label}"] for label in range(1, 5)])
 
@@ -443,6 +445,6 @@ def test_any_whole_numbers_may_be_labels(labels):
 def test_boxes_hold_a_label_in_both_volumes():
     fixed, warped = np.zeros((2, 6, 7), int)
     fixed[1:3, 2], warped[4, 5], fixed[5, 6] = 1, 1, 2
-    boxes = surface.boxes(fixed, warped, [1, 2])
+    boxes = surface_distance.boxes(fixed, warped, [1, 2])
     assert boxes[1] == (slice(1, 5), slice(2, 6))
     assert fixed[boxes[2]].shape == fixed.shape

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from regnet_lab.cli import less
-from regnet_lab.data.augment import Augmented
-from regnet_lab.data.cases import Case, CasePairs
-from regnet_lab.data.mixed import Mixed
-from regnet_lab.data.module import PairModule
-from regnet_lab.data.watched import Watched, called
+from regnet_lab.data.augmentation import Augmented
+from regnet_lab.data.case import Case, CasePairs
+from regnet_lab.data.datamodule import PairModule
+from regnet_lab.data.datasets.mixture import Mixed
+from regnet_lab.data.worker_monitor import Watched, called
 from regnet_lab.errors import UserError
-from regnet_lab.mishaps import explained
+from regnet_lab.training.failures import explained, less
 
 
 def made(fixed, moving, deaths=()):

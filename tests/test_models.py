@@ -11,11 +11,13 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from regnet_lab import ops, similarity
+from regnet_lab import ops
 from regnet_lab.models import Diffeomorphic, GraDIRN, VoxelMorph
 from regnet_lab.models.classical.base import Classical
 from regnet_lab.models.layers import convolution
-from regnet_lab.pair import Pair, registered
+from regnet_lab.ops import similarity
+from regnet_lab.ops.pairs import registered
+from regnet_lab.types import Pair
 
 NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/model").glob("*.yaml"))
 EVERY = pytest.mark.parametrize("name", NAMES)

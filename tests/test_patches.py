@@ -7,13 +7,13 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import default_collate
 
 from regnet_lab import losses
-from regnet_lab.data.deformed import Deformed, alone
-from regnet_lab.data.dvf import LowFrequency
 from regnet_lab.data.patches import InOrder, Patches, PatchModule, balanced, classes, cut
+from regnet_lab.data.synthesis.deformed_images import Deformed, alone
+from regnet_lab.data.synthesis.displacements.gaussian import LowFrequency
 from regnet_lab.errors import UserError
-from regnet_lab.losses.cropped import bounding_box
+from regnet_lab.losses.composite import bounding_box
 from regnet_lab.models import RegNet
-from regnet_lab.pair import Pair, Registration
+from regnet_lab.types import Pair, Registration
 
 shapes = pytest.mark.parametrize("shape", [(30, 26), (16, 14, 18)])
 SPACING = (1.0, 2.0, 0.5)

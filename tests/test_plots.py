@@ -11,8 +11,9 @@ from matplotlib.patches import PathPatch, Rectangle
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.report import maps, overlap, structures, views
-from regnet_lab.report.slices import centre, cut, planes
+from regnet_lab.evaluation import per_label, per_label_plots
+from regnet_lab.visualization import maps, views
+from regnet_lab.visualization.slices import centre, cut, planes
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 CASES = ["a", "b", "c", "d", "e"]
@@ -43,9 +44,9 @@ def folder_of(path, methods, labels=(3, 12, 101), cases=CASES, seed=0):
 def test_folders_are_joined_identity_once_and_equal_names_told_apart(tmp_path):
     first = folder_of(tmp_path / "run1", ["identity", "net"], seed=1)
     folder_of(tmp_path / "run2", ["identity", "net", "other"], seed=2)
-    table = structures.scores([tmp_path / "run1", tmp_path / "run2"])
+    table = per_label.scores([tmp_path / "run1", tmp_path / "run2"])
     names = ["identity", f"net ({tmp_path / 'run1'})", f"net ({tmp_path / 'run2'})", "other"]
-    assert structures.ordered(table) == names
+    assert per_label.ordered(table) == names
     identity = table[table["method"] == "identity"]
     expected = first[first["method"] == "identity"]["dice"]
     np.testing.assert_allclose(identity["score"], expected)
@@ -56,8 +57,8 @@ def test_groups_are_means_of_the_labels_that_a_case_has(tmp_path):
     table = folder_of(tmp_path / "run", ["net"])
     table.loc[(table["case"] == "a") & (table["label"] == 3), "dice"] = np.nan
     table.to_csv(tmp_path / "run" / "labels.csv", index=False)
-    found = structures.by_structure(
-        structures.scores([tmp_path / "run"]), {"small": [3, 12], "large": [101], "none": [5]}
+    found = per_label.by_structure(
+        per_label.scores([tmp_path / "run"]), {"small": [3, 12], "large": [101], "none": [5]}
     )
     wide = found.pivot(index="case", columns="structure", values="score")
     assert list(wide) == ["large", "small"]
@@ -69,7 +70,7 @@ def test_groups_are_means_of_the_labels_that_a_case_has(tmp_path):
 
 def test_statistics_are_those_of_numpy_in_the_order_of_labels_identity_first(tmp_path):
     table = folder_of(tmp_path / "run", ["net", "identity"], labels=(101, 3))
-    found = structures.statistics(structures.by_structure(structures.scores([tmp_path / "run"])))
+    found = per_label.statistics(per_label.by_structure(per_label.scores([tmp_path / "run"])))
     assert list(found.index) == [(s, m) for s in ("3", "101") for m in ("identity", "net")]
     values = table[(table["method"] == "net") & (table["label"] == 101)]["dice"]
     row = found.loc[("101", "net")]
@@ -79,34 +80,34 @@ def test_statistics_are_those_of_numpy_in_the_order_of_labels_identity_first(tmp
 
 @pytest.mark.parametrize("name", ["dkt31_regions", "lpba_regions"])
 def test_groups_of_the_configuration_have_the_names_behind_them(name):
-    groups = structures.read_groups(f"conf/data/labels/{name}.yaml")
+    groups = per_label.read_groups(f"conf/data/labels/{name}.yaml")
     assert list(groups)[:2] == ["frontal", "parietal"]
     assert {"dkt31_regions": 1012, "lpba_regions": 34}[name] in groups["frontal"]
 
 
 def test_groups_without_a_remark_have_their_key_for_a_name(tmp_path):
     (tmp_path / "groups.yaml").write_text("# all\ncortex: [1, 2]\n3: [4] #  deep \n")
-    assert structures.read_groups(tmp_path / "groups.yaml") == {"cortex": [1, 2], "deep": [4]}
+    assert per_label.read_groups(tmp_path / "groups.yaml") == {"cortex": [1, 2], "deep": [4]}
 
 
 @pytest.mark.parametrize("text", ["a: 3", "- 1", "a: [x]", "a: [", ""])
 def test_groups_that_are_none_are_refused(text, tmp_path):
     (tmp_path / "groups.yaml").write_text(text)
     with pytest.raises(UserError, match=r"groups\.yaml"):
-        structures.read_groups(tmp_path / "groups.yaml")
+        per_label.read_groups(tmp_path / "groups.yaml")
 
 
 def test_a_folder_without_labels_another_metric_and_other_cases_are_refused(tmp_path):
     folder_of(tmp_path / "run", ["net"])
     folder_of(tmp_path / "strange", ["net"], cases=["x"])
     with pytest.raises(UserError, match=r"nowhere: there is no labels\.csv"):
-        structures.scores([tmp_path / "nowhere"])
+        per_label.scores([tmp_path / "nowhere"])
     with pytest.raises(UserError, match="has no column 'hd'; it has case, method, label, dice"):
-        structures.scores([tmp_path / "run"], "hd")
+        per_label.scores([tmp_path / "run"], "hd")
     with pytest.raises(UserError, match="judge different cases"):
-        structures.scores([tmp_path / "run", tmp_path / "strange"])
+        per_label.scores([tmp_path / "run", tmp_path / "strange"])
     with pytest.raises(UserError, match="none of their labels was judged"):
-        structures.by_structure(structures.scores([tmp_path / "run"]), {"a": [77]})
+        per_label.by_structure(per_label.scores([tmp_path / "run"]), {"a": [77]})
 
 
 # --- boxes and bars
@@ -115,11 +116,11 @@ def test_a_folder_without_labels_another_metric_and_other_cases_are_refused(tmp_
 @pytest.fixture
 def table(tmp_path):
     folder_of(tmp_path / "run", ["net", "identity"])
-    return structures.by_structure(structures.scores([tmp_path / "run"]))
+    return per_label.by_structure(per_label.scores([tmp_path / "run"]))
 
 
 def test_every_structure_has_a_box_for_each_method_between_its_quartiles(table):
-    figure = overlap.boxes(table)
+    figure = per_label_plots.boxes(table)
     (axes,) = figure.axes
     drawn = [patch for patch in axes.patches if isinstance(patch, PathPatch)]
     order = [(m, s) for m in ("identity", "net") for s in ("3", "12", "101")]
@@ -138,14 +139,14 @@ def test_every_structure_has_a_box_for_each_method_between_its_quartiles(table):
 
 
 def test_bars_are_as_long_as_the_means_the_first_structure_on_top(table):
-    (axes,) = overlap.bars(table).axes
+    (axes,) = per_label_plots.bars(table).axes
     drawn = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
-    means = structures.statistics(table)["mean"]
+    means = per_label.statistics(table)["mean"]
     order = [(s, m) for m in ("identity", "net") for s in ("3", "12", "101")]
     assert [bar.get_width() for bar in drawn] == pytest.approx([means[key] for key in order])
     spread = [line for c in axes.collections for line in c.get_segments()]
     widths = [line[1][0] - line[0][0] for line in spread]
-    deviations = structures.statistics(table)["std"]
+    deviations = per_label.statistics(table)["std"]
     assert widths == pytest.approx([2 * deviations[key] for key in order])
     assert drawn[0].get_y() < drawn[1].get_y()
     assert axes.yaxis_inverted()
@@ -153,11 +154,11 @@ def test_bars_are_as_long_as_the_means_the_first_structure_on_top(table):
 
 def test_a_structure_that_a_method_lacks_leaves_its_place_empty(table):
     fewer = table[(table["method"] != "net") | (table["structure"] != "12")]
-    (axes,) = overlap.bars(fewer).axes
+    (axes,) = per_label_plots.bars(fewer).axes
     widths = [bar.get_width() for bar in axes.patches]
     assert np.isnan(widths[4])
     assert np.isfinite(widths[3])
-    overlap.boxes(fewer).canvas.draw()
+    per_label_plots.boxes(fewer).canvas.draw()
 
 
 def test_the_command_writes_pictures_and_numbers_by_group(tmp_path, monkeypatch):
@@ -168,7 +169,7 @@ def test_the_command_writes_pictures_and_numbers_by_group(tmp_path, monkeypatch)
         "argv",
         ["x", str(tmp_path / "run"), f"groups={tmp_path}/groups.yaml", f"out={tmp_path}"],
     )
-    overlap.main()
+    per_label_plots.main()
     found = pd.read_csv(tmp_path / "dice_structures.csv")
     assert found["structure"].tolist() == ["small", "small", "large", "large"]
     for name in ("dice_boxes.png", "dice_bars.png"):
@@ -179,7 +180,7 @@ def test_the_command_tells_what_is_wrong_in_a_sentence(tmp_path, monkeypatch):
     for arguments, told in (([], "usage:"), ([str(tmp_path)], r"there is no labels\.csv")):
         monkeypatch.setattr(sys, "argv", ["overlap", *arguments])
         with pytest.raises(SystemExit, match=told):
-            overlap.main()
+            per_label_plots.main()
 
 
 # --- maps

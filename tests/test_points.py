@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from regnet_lab import world
-from regnet_lab.data.cases import Points
-from regnet_lab.data.points import outside, read_points
+from regnet_lab.data.case import Points
+from regnet_lab.data.io.landmarks import outside, read_points
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates
 
 AFFINE = np.array([[0, -2.0, 0, 30], [1.5, 0, 0, -20], [0, 0, 2.5, 10], [0, 0, 0, 1]])
 VOXELS = np.array([[1, 2, 3], [4.5, 0.25, 6], [0, 7, 2.125]])
@@ -62,7 +62,7 @@ def test_every_published_form_gives_the_same_landmarks(tmp_path, name):
 
 @pytest.mark.parametrize("space", ["ras", "lps"])
 def test_landmarks_in_millimetres_become_voxels(tmp_path, space):
-    ras = world.voxel_to_world(AFFINE, VOXELS)
+    ras = coordinates.voxel_to_world(AFFINE, VOXELS)
     given = ras * [-1, -1, 1] if space == "lps" else ras
     (tmp_path / "mm.csv").write_text(rows(given, ","))
     read = read_points(Points(tmp_path / "mm.csv", space=space), AFFINE)

@@ -8,8 +8,8 @@ from pytorch_lightning import Trainer
 from torch.utils.data import default_collate
 
 from regnet_lab import ops
-from regnet_lab.build import build
-from regnet_lab.similarity import local_ncc
+from regnet_lab.config.instantiate import build
+from regnet_lab.ops.similarity import local_ncc
 
 MODELS = sorted(path.stem for path in (Path(__file__).parent.parent / "conf/model").glob("*.yaml"))
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

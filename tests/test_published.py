@@ -7,13 +7,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader
 
-from regnet_lab.data.artificial import Artificial
-from regnet_lab.data.deformed import alone
-from regnet_lab.data.dvf_2019 import SingleFrequency
-from regnet_lab.data.fields import Zero
-from regnet_lab.data.scene import OfShape
+from regnet_lab.data.synthesis.deformed_images import alone
+from regnet_lab.data.synthesis.displacements.base import Zero
+from regnet_lab.data.synthesis.displacements.bspline import SingleFrequency
+from regnet_lab.data.synthesis.displacements.masked_image import OfShape
+from regnet_lab.data.synthesis.regnet_2019 import Artificial
 from regnet_lab.errors import UserError
-from regnet_lab.tasks.published import Published, folder_of
+from regnet_lab.evaluation.export_regnet_2019 import Published, folder_of
 
 SPACING = (2.0, 1.5, 2.5)
 SHAPE = (18, 20, 16)

@@ -8,7 +8,6 @@ from hydra.utils import instantiate
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from regnet_lab import ops
-from regnet_lab.cost_volume import reference
 from regnet_lab.models import Pyramid
 from regnet_lab.models.pyramid import (
     AffineOfCoordinates,
@@ -18,7 +17,9 @@ from regnet_lab.models.pyramid import (
     Features,
     Rise,
 )
-from regnet_lab.pair import Pair, registered
+from regnet_lab.ops.cost_volume import reference
+from regnet_lab.ops.pairs import registered
+from regnet_lab.types import Pair
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 CONV = {2: F.conv2d, 3: F.conv3d}

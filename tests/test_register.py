@@ -18,26 +18,27 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 import regnet_lab
-from regnet_lab import align, desk, refine, world
-from regnet_lab.build import build
-from regnet_lab.data.scan import Scan
-from regnet_lab.delivery import delivered, write_image
+from regnet_lab.cli import register
+from regnet_lab.config.instantiate import build
+from regnet_lab.data.io.cases import Scan
 from regnet_lab.errors import UserError
 from regnet_lab.losses import Diffusion, Similarity
-from regnet_lab.model_grid import ModelGrid
 from regnet_lab.models import Identity, VoxelMorph
-from regnet_lab.pair import Pair
-from regnet_lab.registrar import remembered
-from regnet_lab.registration import (
+from regnet_lab.ops.similarity import mean_squares
+from regnet_lab.registration import instance_optimization
+from regnet_lab.registration.api import remembered
+from regnet_lab.registration.inference_grid import ModelGrid
+from regnet_lab.registration.output import delivered, write_image
+from regnet_lab.registration.pipeline import (
     Registrar,
     carried,
     points_in_fixed,
     points_in_moving,
     warped,
 )
-from regnet_lab.similarity import mean_squares
-from regnet_lab.transforms import Deformation, write_transforms
-from regnet_lab.transforms.frame import Frame
+from regnet_lab.spatial import Deformation, coordinates, linear_alignment, write_transforms
+from regnet_lab.spatial.image_grid import Frame
+from regnet_lab.types import Pair
 from tests.test_io import write_dicom
 from tests.test_seen import turned as padded
 from tests.test_world import affine_matrix
@@ -53,8 +54,8 @@ def blob(frame, seed=0, sigma=2.0, move=None):
     rng = np.random.default_rng(seed)
     ndim = frame.ndim
     texture = gaussian_filter(rng.normal(size=(48,) * ndim), sigma, mode="constant")
-    places = world.voxel_to_world(frame.affine, np.indices(frame.shape).reshape(ndim, -1).T)
-    places = world.transform(np.eye(4) if move is None else move, places)[:, :ndim]
+    places = coordinates.voxel_to_world(frame.affine, np.indices(frame.shape).reshape(ndim, -1).T)
+    places = coordinates.transform(np.eye(4) if move is None else move, places)[:, :ndim]
     values = map_coordinates(texture, places.T + 24, order=1)
     return (1000 * values / np.abs(texture).max()).reshape(frame.shape).astype(np.float32)
 
@@ -258,7 +259,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     write_dicom(tmp_path / "gap", skip=(2,))
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     with pytest.raises(UserError) as caught:
-        desk.serve(composed("register", *arguments))
+        register.serve(composed("register", *arguments))
     for text in named:
         assert text in str(caught.value)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
@@ -269,20 +270,22 @@ def test_the_affine_of_two_images_is_found(ndim):
     known = affine_matrix((0, 0, 12), (1.05, 0.97, 1), (2, -3, 0))
     fixed, moving = frames(ndim)
     images = (blob(fixed, sigma=3), blob(moving, sigma=3, move=np.linalg.inv(known)))
-    sides = align.Sides(
-        *(world.to_image(i, f.affine) for i, f in zip(images, (fixed, moving), strict=True))
+    sides = linear_alignment.Sides(
+        *(coordinates.to_image(i, f.affine) for i, f in zip(images, (fixed, moving), strict=True))
     )
-    found = align.Linear(factors=(2, 1))(sides)
+    found = linear_alignment.Linear(factors=(2, 1))(sides)
     places = np.random.default_rng(0).uniform(-8, 8, (20, ndim))
     places = np.pad(places, ((0, 0), (0, 3 - ndim)))
-    missed = world.transform(found, places) - world.transform(known, places)
+    missed = coordinates.transform(found, places) - coordinates.transform(known, places)
     assert np.linalg.norm(missed, axis=1).max() < 1.0
 
 
 def test_a_rigid_alignment_keeps_distances():
     fixed, moving = scans(3, affine_matrix((0, 5, 10), (1.1, 1, 1), (1, 1, 0)))
-    sides = align.Sides(*(world.to_image(s.image, s.affine) for s in (fixed, moving)))
-    linear = align.Linear(["rigid"], factors=(4, 2))(sides)[:3, :3]
+    sides = linear_alignment.Sides(
+        *(coordinates.to_image(s.image, s.affine) for s in (fixed, moving))
+    )
+    linear = linear_alignment.Linear(["rigid"], factors=(4, 2))(sides)[:3, :3]
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
 
 
@@ -290,15 +293,15 @@ def test_centres_meet_wherever_the_headers_put_the_images():
     fixed, moving = scans(3)
     far = moving.affine.copy()
     far[:3, 3] += 500
-    sides = align.Sides(
-        world.to_image(fixed.image, fixed.affine), world.to_image(moving.image, far)
+    sides = linear_alignment.Sides(
+        coordinates.to_image(fixed.image, fixed.affine), coordinates.to_image(moving.image, far)
     )
-    found = align.Linear([], "geometry")(sides)
+    found = linear_alignment.Linear([], "geometry")(sides)
     np.testing.assert_allclose(found[:3, 3], 500, atol=1e-6)
     with pytest.raises(UserError, match="no place"):
-        align.Linear([])(sides)
+        linear_alignment.Linear([])(sides)
     with pytest.raises(UserError, match="no place"):
-        align.Nothing()(sides)
+        linear_alignment.Nothing()(sides)
 
 
 def test_the_models_grid_is_the_same_for_every_way_of_storing_an_image():
@@ -340,7 +343,7 @@ def test_a_grid_along_the_worlds_axes_holds_what_was_seen_and_no_more():
         grid = ModelGrid(axes="world").place(scan, inside)
         np.testing.assert_allclose(grid.affine[:3, :3], np.eye(3), atol=1e-12)
         voxels = np.argwhere(inside)
-        at = world.transform(np.linalg.inv(grid.affine) @ scan.affine, voxels)
+        at = coordinates.transform(np.linalg.inv(grid.affine) @ scan.affine, voxels)
         assert (at.min(0) >= -0.5).all()
         assert (at.max(0) <= np.array(grid.shape) - 0.5).all()
         np.testing.assert_allclose(at.min(0), np.array(grid.shape) - 1 - at.max(0), atol=1e-9)
@@ -373,7 +376,7 @@ def test_a_field_is_the_same_displacement_of_the_world_on_another_grid(ndim):
     u = torch.from_numpy(displaced(other)).float()[None]
     found = carried(u, other, fixed)
     x = np.indices(fixed.shape).reshape(ndim, -1).T
-    at = world.transform(np.linalg.inv(other.lps) @ fixed.lps, x)
+    at = coordinates.transform(np.linalg.inv(other.lps) @ fixed.lps, x)
     inside = ((at > 0) & (at < np.array(other.shape) - 1)).all(1).reshape(fixed.shape)
     assert inside.mean() > 0.3
     np.testing.assert_allclose(found[:, inside], displaced(fixed)[:, inside], atol=1e-4)
@@ -386,8 +389,8 @@ def registrar(**more):
     }
     return Registrar(
         Identity(),
-        align.Nothing(),
-        refine.FieldOptimised(losses, steps=[30, 30], largest=20000),
+        linear_alignment.Nothing(),
+        instance_optimization.FieldOptimised(losses, steps=[30, 30], largest=20000),
         **more,
     )
 
@@ -444,7 +447,9 @@ def test_the_padding_round_a_turned_image_does_not_change_the_answer(side, ndim)
     )  # fmt: skip
     scan = pair[side]
     image, _, _, matrix = padded(scan.image, (0, 0, 25), (0.9, 0.9, 0.9))
-    stored = pair | {side: Scan(image.astype(np.float32), scan.affine @ world.embedded(matrix))}
+    stored = pair | {
+        side: Scan(image.astype(np.float32), scan.affine @ coordinates.embedded(matrix))
+    }
     places = np.random.default_rng(0).uniform(-7, 7, (50, ndim))
     plain = ends(registrar()(**pair), places)
     assert np.linalg.norm(plain - places, axis=1).mean() > 1
@@ -475,7 +480,7 @@ def test_no_time_leaves_the_models_answer_and_a_pull_keeps_near_it():
     losses = {"similarity": Similarity(mean_squares, weight=5e-5)}
     pair = registrar().paired(fixed, moving, ModelGrid().place(fixed), "a")
     free, held, late = (
-        refine.FieldOptimised(losses, steps=[20], **more)(pair, Identity())
+        instance_optimization.FieldOptimised(losses, steps=[20], **more)(pair, Identity())
         for more in ({}, {"pull": 1e5}, {"seconds": 0})
     )
     assert not late.any()
@@ -488,13 +493,15 @@ def test_only_what_both_images_saw_counts(shape):
     fixed, moving = (torch.rand(2, 1, 1, *shape, generator=generator) > 0.3).unbind()
     shift = [2, -1, 3][:ndim]
     u = torch.tensor(shift).float().view(1, -1, *[1] * ndim).expand(1, -1, *shape)
-    found = refine.counted(Pair(fixed_mask=fixed, moving_mask=moving), u)["fixed_mask"][0, 0]
+    found = instance_optimization.counted(Pair(fixed_mask=fixed, moving_mask=moving), u)[
+        "fixed_mask"
+    ][0, 0]
     for x in np.ndindex(shape):
         y = tuple(np.add(x, shift))
         inside = all(0 <= i < n for i, n in zip(y, shape, strict=True))
         assert found[x] == (fixed[(0, 0, *x)] and inside and moving[(0, 0, *y)])
     assert found.any()
-    assert refine.counted(Pair(fixed_mask=fixed), u)["fixed_mask"] is fixed
+    assert instance_optimization.counted(Pair(fixed_mask=fixed), u)["fixed_mask"] is fixed
 
 
 def test_a_network_is_tuned_on_a_copy():
@@ -508,20 +515,20 @@ def test_a_network_is_tuned_on_a_copy():
     )
     with torch.no_grad():
         plain = model(pair["fixed"], pair["moving"])[-1]
-    tuned = refine.NetworkOptimised(losses, steps=5, rate=1e-2)(pair, model)
+    tuned = instance_optimization.NetworkOptimised(losses, steps=5, rate=1e-2)(pair, model)
     assert not torch.allclose(tuned, plain)
     assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
     with pytest.raises(UserError, match="run="):
-        refine.NetworkOptimised(losses)(pair, Identity())
+        instance_optimization.NetworkOptimised(losses)(pair, Identity())
 
 
 def test_levels_halve_and_thick_slices_wait():
-    assert refine.level_shapes((64, 64, 10), (1, 1, 4), 3, 10**6) == [
+    assert instance_optimization.level_shapes((64, 64, 10), (1, 1, 4), 3, 10**6) == [
         [16, 16, 10],
         [32, 32, 10],
         [64, 64, 10],
     ]
-    (only,) = refine.level_shapes((64, 64, 64), (1, 1, 1), 1, 5000)
+    (only,) = instance_optimization.level_shapes((64, 64, 64), (1, 1, 1), 1, 5000)
     assert 4000 < np.prod(only) <= 5000
 
 
@@ -540,7 +547,7 @@ def test_arrays_are_registered_in_a_notebook():
 
 
 def test_simpleitk_images_are_registered_in_a_notebook():
-    fixed, moving = (world.to_image(s.image, s.affine) for s in scans(3))
+    fixed, moving = (coordinates.to_image(s.image, s.affine) for s in scans(3))
     found = regnet_lab.register(fixed, moving, *QUIET)
     theirs = sitk.Resample(moving, fixed, found.transform, sitk.sitkLinear)
     inner = (slice(5, -5),) * 3
@@ -603,7 +610,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(files, composed, tmp_pat
     images = [argument for argument in given(files) if "_" not in argument.split("=")[0]]
     cfg = composed("register", *images, *QUIET)
     with small_disk(3000), pytest.raises(UserError, match="registered cannot be written") as caught:
-        desk.serve(cfg)
+        register.serve(cfg)
     assert "make room" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -678,11 +685,11 @@ def test_a_runs_network_takes_images_of_any_spacing_to_the_grid_it_was_trained_o
         save(tmp_path / f"{name}.nii", scan.image[..., None], scan.affine @ fine)
     monkeypatch.chdir(tmp_path)
     cfg = composed("register", f"run={run}", "fixed=a.nii", "moving=b.nii", "device=cpu")
-    registrar_used = desk.registrar_of(cfg, ["run=x"])
+    registrar_used = register.registrar_of(cfg, ["run=x"])
     assert registrar_used.refine is None
-    assert desk.registrar_of(cfg, ["refine=instance"]).refine is not None
+    assert register.registrar_of(cfg, ["refine=instance"]).refine is not None
     placed = registrar_used.grid.place(Scan(fixed.image, fixed.affine @ fine))
-    np.testing.assert_allclose(world.spacing(placed.affine, 2), grid["spacing"])
-    desk.serve(cfg)
+    np.testing.assert_allclose(coordinates.spacing(placed.affine, 2), grid["spacing"])
+    register.serve(cfg)
     sheet = json.loads((tmp_path / "registered" / "quality.json").read_text(encoding="utf-8"))
     assert sheet["similarity"]["registered"]["ncc"] > 0.5

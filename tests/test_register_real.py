@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from regnet_lab import registrar, world
-from regnet_lab.data.io import decode
-from regnet_lab.transforms.frame import Frame, components, flatten
+from regnet_lab.data.io.images import decode
+from regnet_lab.registration import api
+from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.image_grid import Frame, components, flatten
 
 WAYS = {"general": (), "optimisation alone": ("model=identity",)}
 DATA = Path(os.environ.get("REGNET_LAB_DATA", "data"))
@@ -56,7 +57,7 @@ def heart(case="SCD0000101"):
     phases = json.loads((folder / f"{case}.json").read_text(encoding="utf-8"))
     volume = decode(folder / f"{case}_cine4d.nii.gz")
     frames = [volume.array[64:192, 64:192, :, phases[p]] for p in ("ed", "es")]
-    return [world.to_image(frame.astype(np.float32), volume.affine) for frame in frames]
+    return [coordinates.to_image(frame.astype(np.float32), volume.affine) for frame in frames]
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -75,14 +76,14 @@ def test_a_turned_mirrored_and_resampled_image_is_registered_to_the_same_places(
     fixed, moving = (Frame.of(image) for image in pair)
     fields = []
     for given in (pair, stored):
-        found = registrar.register(*given, *way, "device=cpu")
+        found = api.register(*given, *way, "device=cpu")
         fields.append(components(flatten(found.transform, fixed)))
     spacing = np.reshape(pair[0].GetSpacing(), (3, 1, 1, 1))
     moved = np.linalg.norm(fields[0] / spacing, axis=0)
     missed = np.linalg.norm((fields[1] - fields[0]) / spacing, axis=0)
     x = np.indices(fixed.shape).reshape(3, -1).T
-    places = world.transform(fixed.lps, x) + fields[0].reshape(3, -1).T
-    there = world.transform(np.linalg.inv(moving.lps), places)
+    places = coordinates.transform(fixed.lps, x) + fields[0].reshape(3, -1).T
+    there = coordinates.transform(np.linalg.inv(moving.lps), places)
     both = ((there >= 0) & (there <= np.array(moving.shape) - 1)).all(1).reshape(fixed.shape)
     window = np.zeros_like(both)  # a window of the measure round these lies within the image
     window[(slice(3, -3),) * 3] = True

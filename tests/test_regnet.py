@@ -17,7 +17,7 @@ from regnet_lab.models import (
     RegNetUNet,
     Tiled,
 )
-from regnet_lab.models.regnet import surrounded
+from regnet_lab.models.regnet_2017 import surrounded
 from regnet_lab.models.regnet_2019 import doubled, spline_kernel
 
 PATCHES = {

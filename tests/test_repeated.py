@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models import Repeated
-from regnet_lab.models.wrappers.repeated import spread
+from regnet_lab.models.wrappers.composition import spread
 
 SHAPES = pytest.mark.parametrize("shape", [(18, 22), (14, 16, 12)])
 

@@ -14,8 +14,10 @@ from rich.console import Console
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.pair import registered
-from regnet_lab.report import canvas, curves, figures, files, slices, tables, views
+from regnet_lab.metrics import tables
+from regnet_lab.ops.pairs import registered
+from regnet_lab.utils import atomic_io as files
+from regnet_lab.visualization import curves, layout, panels, slices, views
 
 SHAPES = [(9, 11), (7, 8, 9)]
 LABELS = ("fixed_labels", "moving_labels")
@@ -122,17 +124,17 @@ def test_the_overlay_is_red_exactly_where_the_determinant_is_not_positive():
 
 def test_windows_ignore_what_is_not_finite_and_never_vanish():
     values = np.array([np.nan, -np.inf, 0.0, -3.0, 2.0])
-    assert canvas.window(values) == pytest.approx((-3, 2), rel=0.05)
-    assert canvas.symmetric(values) == pytest.approx((-3, 3), rel=0.05)
-    assert canvas.symmetric(np.zeros(4)) == (-1, 1)
-    assert canvas.window(np.full(4, np.nan)) == (0, 1)
+    assert layout.window(values) == pytest.approx((-3, 2), rel=0.05)
+    assert layout.symmetric(values) == pytest.approx((-3, 3), rel=0.05)
+    assert layout.symmetric(np.zeros(4)) == (-1, 1)
+    assert layout.window(np.full(4, np.nan)) == (0, 1)
 
 
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_panel_shows_every_view_in_every_plane_and_labels_only_where_there_are(shape, labels):
     pair = make_pair(shape, labels)
-    figure = figures.panel(pair, make_registration(pair))
+    figure = panels.panel(pair, make_registration(pair))
     names = [
         "fixed\n",
         "moving",
@@ -158,7 +160,7 @@ def test_the_panel_shows_every_view_in_every_plane_and_labels_only_where_there_a
 @pytest.mark.parametrize("shape", SHAPES)
 def test_images_have_the_lower_axis_to_the_right_the_other_up_and_millimetres_for_aspect(shape):
     pair = make_pair(shape, labels=False)
-    figure = figures.panel(pair, make_registration(pair))
+    figure = panels.panel(pair, make_registration(pair))
     (axes,) = titled(figure, "fixed\n")
     volume = pair["fixed"][0, 0].numpy()
     plane = slices.planes(slices.centre(volume - volume.min()))[0]
@@ -171,7 +173,7 @@ def test_images_have_the_lower_axis_to_the_right_the_other_up_and_millimetres_fo
 @pytest.mark.parametrize("shape", SHAPES)
 def test_differences_share_one_symmetric_scale(shape):
     pair = make_pair(shape)
-    figure = figures.panel(pair, make_registration(pair))
+    figure = panels.panel(pair, make_registration(pair))
     before, after = (
         titled(figure, f"fixed - {name}")[0].images[0] for name in ("moving", "warped")
     )
@@ -185,7 +187,7 @@ def test_the_title_tells_the_share_of_folded_voxels_and_the_picture_where_they_a
     registration = make_registration(pair)
     determinant = ops.jacobian_determinant(registration.displacement)[0].numpy()
     assert 0 < (determinant <= 0).mean() < 1
-    (axes,) = titled(figures.panel(pair, registration), "log det J")
+    (axes,) = titled(panels.panel(pair, registration), "log det J")
     assert f"{100 * (determinant <= 0).mean():.3g} %" in axes.get_title()
     plane = slices.planes(slices.centre(pair["fixed_labels"][0, 0].numpy() != 0))[0]
     folded = slices.cut(determinant, plane).T <= 0
@@ -206,7 +208,7 @@ def test_labels_outlined_are_the_fixed_ones_and_the_moving_ones_seen_through_the
     shift[:, 0] = 1
     fixed, warped = (
         contour.get_paths()[0].vertices
-        for contour in titled(figures.panel(pair, registered(pair, [shift])), "labels")[
+        for contour in titled(panels.panel(pair, registered(pair, [shift])), "labels")[
             0
         ].collections
     )
@@ -219,7 +221,7 @@ def test_labels_outlined_are_the_fixed_ones_and_the_moving_ones_seen_through_the
 def test_iterations_have_a_column_for_each_field_up_to_nine_first_and_last_included(ndim, count):
     pair = make_pair((12, 10, 9)[:ndim])
     fields = [noise(2, ndim, *[n] * ndim, seed=n) for n in count]
-    figure = figures.iterations(pair, registered(pair, fields))
+    figure = panels.iterations(pair, registered(pair, fields))
     columns = [axes.get_title() for axes in titled(figure, "field")]
     assert len(columns) == min(len(count), 9)
     assert columns[0].startswith(f"field 1 of {len(count)}")
@@ -232,9 +234,7 @@ def test_iterations_carry_a_coarse_translation_to_the_voxels_of_the_fixed_grid(s
     pair = make_pair(shape)
     coarse = torch.zeros(2, len(shape), *[n // 2 for n in shape])
     coarse[:, 0] = 1  # one coarse voxel is two fine ones
-    figure = figures.iterations(
-        pair, registered(pair, [coarse, torch.zeros(2, len(shape), *shape)])
-    )
+    figure = panels.iterations(pair, registered(pair, [coarse, torch.zeros(2, len(shape), *shape)]))
     moved, still = (
         next(c for c in axes.collections if isinstance(c, LineCollection)).get_segments()
         for axes in titled(figure, "grid")
@@ -248,16 +248,18 @@ def test_a_network_that_has_diverged_or_does_nothing_still_gives_a_picture(shape
     pair = make_pair(shape)
     for u in (torch.full((2, len(shape), *shape), torch.nan), torch.zeros(2, len(shape), *shape)):
         registration = registered(pair, [u.requires_grad_()])
-        figures.panel(pair, registration).canvas.draw()
-        figures.iterations(pair, registration).canvas.draw()
+        panels.panel(pair, registration).canvas.draw()
+        panels.iterations(pair, registration).canvas.draw()
 
 
 def test_figures_leave_the_global_state_of_matplotlib_alone():
     pair = make_pair((9, 11))
     before = dict(mpl.rcParams)
-    figures.panel(pair, make_registration(pair)).canvas.draw()
+    panels.panel(pair, make_registration(pair)).canvas.draw()
     assert dict(mpl.rcParams) == before
-    code = "import sys, regnet_lab.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys, regnet_lab.visualization.panels; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 

@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from regnet_lab.errors import UserError
-from regnet_lab.report.regularity import main, point, points, regularity
+from regnet_lab.evaluation.tradeoff import main, point, points, regularity
 
 KEY = "loss.folding.weight"
 ROWS = [  # method, weight, Dice, SDlogJ, folds

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regnet_lab.errors import UserError
-from regnet_lab.schedules import Staircase
+from regnet_lab.training.lr_schedulers import Staircase
 
 
 def optimizer(lr=3.0):

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from regnet_lab.data.seen import continued, seen
+from regnet_lab.data.preprocessing.padding import continued, seen
 
 
 def texture(shape, seed=0):

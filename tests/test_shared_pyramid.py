@@ -5,12 +5,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from regnet_lab import ops
-from regnet_lab.cost_volume import cost_volume, offsets
-from regnet_lab.data.generated import Flow, Generated
+from regnet_lab.data.synthesis.synthmorph import Flow, Generated
 from regnet_lab.losses import EndpointError
 from regnet_lab.models import SharedPyramid
 from regnet_lab.models.shared_pyramid import averaged, context, pointed
-from regnet_lab.pair import registered
+from regnet_lab.ops.cost_volume import cost_volume, offsets
+from regnet_lab.ops.pairs import registered
 
 SHAPES = pytest.mark.parametrize("shape", [(24, 28), (20, 17, 18)])
 

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab import ops, shipped
-from regnet_lab.data.generated import Flow
-from regnet_lab.data.io import decode
-from regnet_lab.data.preprocess import pad_crop, percentile_range
+from regnet_lab import ops
+from regnet_lab.cli import package_weights
+from regnet_lab.data.io.images import decode
+from regnet_lab.data.preprocessing.functional import pad_crop, percentile_range
+from regnet_lab.data.synthesis.synthmorph import Flow
 from regnet_lab.errors import UserError
 from regnet_lab.models import Identity, SharedPyramid
-from regnet_lab.registrar import registrar_of
+from regnet_lab.models import general as shipped
+from regnet_lab.registration.api import registrar_of
 
 DATA = os.environ.get("REGNET_LAB_DATA")
 
@@ -63,7 +65,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def file(run, tmp_path):
     path = tmp_path / "weights/general_2d.pt"
-    shipped.ship(str(run), path)
+    package_weights.ship(str(run), path)
     return path
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter
 
-from regnet_lab import similarity
+from regnet_lab.ops import similarity
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 MEASURES = {

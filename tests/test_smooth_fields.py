@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d, map_coordinates
 
-from regnet_lab.data.smooth_fields import Affine, NonRigid, WhiteNoise
+from regnet_lab.data.synthesis.displacements.affine_nonrigid import Affine, NonRigid, WhiteNoise
 
 shapes = pytest.mark.parametrize("shape", [(23, 40), (20, 26, 18)])
 STILL = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from regnet_lab.report import statistics
+from regnet_lab.metrics import statistics
 
 SAMPLE = np.array([0.61, 0.72, 0.55, 0.80, 0.67, 0.74, 0.49, 0.70, 0.66, 0.78])
 

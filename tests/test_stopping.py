@@ -12,12 +12,12 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from regnet_lab import together
-from regnet_lab.build import build
-from regnet_lab.callbacks import checkpoint
+from regnet_lab.config.instantiate import build
 from regnet_lab.errors import CommonError, DivergedError, UserError
-from regnet_lab.mishaps import explained, place
-from regnet_lab.together import stop_together
+from regnet_lab.training.callbacks import checkpoint
+from regnet_lab.training.failures import explained, place
+from regnet_lab.utils import distributed
+from regnet_lab.utils.distributed import stop_together
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -122,8 +122,8 @@ def test_a_divergence_is_told_in_the_words_of_the_process_it_befell(monkeypatch)
     with pytest.raises(DivergedError, match="mine") as alone:
         stop_together(own)
     assert alone.value.batch == {"name": ["a"]}
-    monkeypatch.setattr(together, "everyone", lambda mine: [None, "theirs", mine])
-    monkeypatch.setattr(together, "place", lambda: (2, 3))
+    monkeypatch.setattr(distributed, "everyone", lambda mine: [None, "theirs", mine])
+    monkeypatch.setattr(distributed, "place", lambda: (2, 3))
     for mine in (None, own):
         with pytest.raises(DivergedError, match="theirs") as other:
             stop_together(mine)
@@ -133,7 +133,7 @@ def test_a_divergence_is_told_in_the_words_of_the_process_it_befell(monkeypatch)
 def test_what_all_processes_have_is_told_by_the_first(monkeypatch):
     with pytest.raises(CommonError), explained("", ""):
         raise CommonError
-    monkeypatch.setattr("regnet_lab.mishaps.place", lambda: (1, 2))
+    monkeypatch.setattr("regnet_lab.training.failures.place", lambda: (1, 2))
     assert place() == (0, 1)
     with pytest.raises(SystemExit) as left, explained("", ""):
         raise CommonError

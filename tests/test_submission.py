@@ -19,25 +19,25 @@ from scipy import ndimage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from regnet_lab import evaluation
-from regnet_lab.data import learn2reg
-from regnet_lab.data.cases import CasePairs
-from regnet_lab.data.grids import CentredGrid, StretchedGrid, WorldGrid
-from regnet_lab.data.l2r import l2r as release
-from regnet_lab.data.mixed import Mixed
-from regnet_lab.data.preprocess import scaling
+from regnet_lab.data.case import CasePairs
+from regnet_lab.data.datasets import learn2reg_2020
+from regnet_lab.data.datasets.learn2reg import l2r as release
+from regnet_lab.data.datasets.mixture import Mixed
+from regnet_lab.data.preprocessing.functional import scaling
+from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
 from regnet_lab.errors import UserError
-from regnet_lab.metrics import l2r
-from regnet_lab.module import RegistrationModule
-from regnet_lab.submission import (
+from regnet_lab.evaluation import setup
+from regnet_lab.evaluation.submission import (
     PublishedPairs,
     Submission,
     SubmissionWriter,
     Submitted,
     formats,
-    stored,
+    serialization,
 )
-from regnet_lab.submission.published import carried, entries
+from regnet_lab.evaluation.submission.original_grid import carried, entries
+from regnet_lab.metrics import l2r
+from regnet_lab.training.module import RegistrationModule
 
 SHAPE = (12, 14, 10)
 AFFINE = np.diag([2.0, 1.0, 1.5, 1.0])
@@ -169,7 +169,7 @@ def without_cost(records):
 
 
 def task04(root, shape=(64, 64, 64)):
-    return learn2reg.task04("val", write_task04(root), CentredGrid(shape))
+    return learn2reg_2020.task04("val", write_task04(root), CentredGrid(shape))
 
 
 # --- names and shapes
@@ -235,7 +235,7 @@ def test_a_half_array_holds_full_resolution_voxels_and_is_read_as_the_evaluator_
     u = np.stack([3 + 0 * x[0], np.sin(x[2] / 6), x[1] ** 2 / 50]).astype(np.float32)
     task, _ = formats.identify("img0001")
     form = formats.format_of(2021)
-    content = stored.npz_bytes(form.pack(task, u))
+    content = serialization.npz_bytes(form.pack(task, u))
     with np.load(io.BytesIO(content)) as file:
         assert file.files == ["arr_0"]
         half = file["arr_0"]
@@ -311,7 +311,7 @@ PREPARATIONS = [
 
 @pytest.mark.parametrize("prepare", PREPARATIONS, ids=lambda p: f"{type(p).__name__}{p.shape}")
 def test_landmarks_are_as_many_millimetres_off_on_the_published_grid(prepare, small, tmp_path):
-    pairs = learn2reg.task02("val", write_task02(tmp_path), prepare)
+    pairs = learn2reg_2020.task02("val", write_task02(tmp_path), prepare)
     (entry,) = entries(pairs).values()
     seen, published = pairs[0], entry.published()
     assert tuple(published["fixed"].shape) == (1, *SHAPE)
@@ -369,7 +369,7 @@ def official_dice(fixed, moving, u):
 
 def test_task03_is_halved_and_judged_as_the_evaluator_of_2020_would(small, tmp_path):
     folder = write_task03(tmp_path)
-    data = learn2reg.task03("val", folder, CentredGrid([16, 16, 16]))
+    data = learn2reg_2020.task03("val", folder, CentredGrid([16, 16, 16]))
     write(data, tmp_path / "mine", 2020)
     for record, (fixed, moving) in zip(
         read_back(tmp_path / "mine.zip", data), ((7, 11), (11, 20)), strict=True
@@ -413,7 +413,9 @@ def of_2020(root):
         with np.load(folder / f"task_04/disp_{fixed:04d}_{moving:04d}.npz") as file:
             return file["arr_0"].astype("float32")
 
-    data = learn2reg.task04("val", write_task04(root, shape=(64, 64, 64)), CentredGrid([64] * 3))
+    data = learn2reg_2020.task04(
+        "val", write_task04(root, shape=(64, 64, 64)), CentredGrid([64] * 3)
+    )
     label = str(root / "task_04/Training/label/hippocampus_{:03d}.nii.gz")
     return data, 2020, displacement, label, [(7, 11), (11, 20)]
 
@@ -486,8 +488,8 @@ def test_2021_has_a_folder_for_each_of_its_tasks(tmp_path):
 
 def test_tasks_of_several_runs_and_of_a_mixture_come_together_in_one_zip(small, tmp_path):
     data = {
-        "task03": learn2reg.task03("val", write_task03(tmp_path), CentredGrid([8, 8, 8])),
-        "task02": learn2reg.task02("val", write_task02(tmp_path), CentredGrid([8, 8, 8])),
+        "task03": learn2reg_2020.task03("val", write_task03(tmp_path), CentredGrid([8, 8, 8])),
+        "task02": learn2reg_2020.task02("val", write_task02(tmp_path), CentredGrid([8, 8, 8])),
     }
     mixture = Mixed("val", {name: partial(lambda split, d: d, d=d) for name, d in data.items()})
     write(mixture, tmp_path / "mine", 2020)
@@ -547,13 +549,13 @@ def test_data_that_are_no_challenge_s_are_refused_before_anything_is_done(tmp_pa
     hippocampus = task04(tmp_path / "a", shape=(8, 8, 8))
     with pytest.raises(UserError, match="hippocampus was no task of that year"):
         write(hippocampus, tmp_path / "mine", 2021)
-    large = learn2reg.task04(
+    large = learn2reg_2020.task04(
         "val", write_task04(tmp_path / "b", shape=(70, 8, 8)), CentredGrid([8, 8, 8])
     )
     with pytest.raises(UserError, match=r"\(70, 8, 8\), but \(64, 64, 64\) is published"):
         write(large, tmp_path / "mine", 2020)
     write_task(tmp_path / "c", "task_03", "img{:04d}.nii.gz", shape=(12, 14, 9))
-    other = learn2reg.task03("val", tmp_path / "c", CentredGrid([8, 8, 8]))
+    other = learn2reg_2020.task03("val", tmp_path / "c", CentredGrid([8, 8, 8]))
     with pytest.raises(UserError, match=r"img0007.*\(12, 14, 9\), but \(12, 14, 10\).*img0011"):
         write(other, tmp_path / "mine", 2020)
     odd = release("val", write_release(tmp_path / "d", shape=(12, 13, 10)), CentredGrid(SHAPE))
@@ -718,7 +720,7 @@ def test_the_command_writes_a_submission_and_judges_it(command, tmp_path):
 )
 def test_what_is_missing_to_judge_a_submission_is_said(arguments, sentence, composed):
     with pytest.raises(UserError, match=re.escape(sentence)):
-        evaluation.judged(composed("evaluate", *arguments))
+        setup.judged(composed("evaluate", *arguments))
 
 
 @pytest.mark.parametrize(
@@ -726,7 +728,7 @@ def test_what_is_missing_to_judge_a_submission_is_said(arguments, sentence, comp
 )
 def test_a_submission_is_written_only_where_it_is_a_year(choice, writes, composed, tmp_path):
     cfg = composed("evaluate", "model=identity", "data=synthetic", f"submission={choice}")
-    found = [type(callback).__name__ for callback in evaluation.callbacks(cfg)]
+    found = [type(callback).__name__ for callback in setup.callbacks(cfg)]
     assert ("SubmissionWriter" in found) == writes
 
 
@@ -737,7 +739,7 @@ def test_real_hippocampi_are_judged_alike_in_memory_and_from_a_file(tmp_path):
     root = Path(os.environ.get("REGNET_LAB_DATA", "data")) / "learn2reg2020/task_04"
     if not root.is_dir():
         pytest.skip("set REGNET_LAB_DATA to the folder with learn2reg2020/task_04")
-    data = learn2reg.task04("val", root, CentredGrid([64, 64, 64]))
+    data = learn2reg_2020.task04("val", root, CentredGrid([64, 64, 64]))
     two = CasePairs(data.pairs[:2], data.prepare)
     judged = write(two, tmp_path / "mine", 2020)
     assert read_back(tmp_path / "mine.zip", two) == without_cost(judged)

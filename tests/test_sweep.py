@@ -15,9 +15,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from regnet_lab.agreement import difference, settings
 from regnet_lab.errors import UserError
-from regnet_lab.report import sweep as report
+from regnet_lab.evaluation import sweep as report
+from regnet_lab.training.config_sync import difference, settings
 
 ROOT = Path(__file__).parent.parent
 TINY = [

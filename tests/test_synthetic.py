@@ -9,8 +9,8 @@ from scipy.stats import kstest
 from torch.utils.data import default_collate
 
 from regnet_lab import ops
-from regnet_lab.data.phantom import Anatomy, ellipsoid_depth, smooth_noise
-from regnet_lab.data.synthetic import Synthetic, diffeomorphism, scanned
+from regnet_lab.data.synthesis.phantom import Anatomy, ellipsoid_depth, smooth_noise
+from regnet_lab.data.synthesis.phantom_pairs import Synthetic, diffeomorphism, scanned
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(33, 40), (20, 24, 22)])
@@ -72,7 +72,7 @@ def test_case_depends_on_seed_split_and_index_alone(shape):
 
 def test_another_process_makes_the_same_case():
     program = (
-        "from regnet_lab.data.synthetic import Synthetic\n"
+        "from regnet_lab.data.synthesis.phantom_pairs import Synthetic\n"
         "print(Synthetic('val', 2, 32)[5]['fixed'].double().sum().item())"
     )
     answer = subprocess.run(

@@ -7,10 +7,10 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from regnet_lab import ops, world
+from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.transforms import Deformation, chain, read_transform, write_transforms
-from regnet_lab.transforms.frame import Frame, matrix_of, matrix_transform
+from regnet_lab.spatial import Deformation, chain, coordinates, read_transform, write_transforms
+from regnet_lab.spatial.image_grid import Frame, matrix_of, matrix_transform
 from tests.test_world import affine_matrix
 
 NDIMS = pytest.mark.parametrize("ndim", [2, 3])
@@ -46,9 +46,9 @@ def indices_in_moving(found):
     """(D, *spatial) indices of the moving image that fixed voxels map to, step by step."""
     at = np.indices(found.fixed.shape) + found.u
     points = at.reshape(len(at), -1).T
-    there = world.voxel_to_world(found.fixed.affine, points)
-    there = world.transform(found.matrix, there)[:, : len(at)]
-    return world.world_to_voxel(found.moving.affine, there).T.reshape(at.shape)
+    there = coordinates.voxel_to_world(found.fixed.affine, points)
+    there = coordinates.transform(found.matrix, there)[:, : len(at)]
+    return coordinates.world_to_voxel(found.moving.affine, there).T.reshape(at.shape)
 
 
 def warped_by_us(image, found):
@@ -60,7 +60,7 @@ def warped_by_us(image, found):
 
 
 def warped_by_itk(image, found, transform):
-    moving = world.to_image(image, found.moving.affine)
+    moving = coordinates.to_image(image, found.moving.affine)
     return sitk.GetArrayFromImage(
         sitk.Resample(moving, found.fixed.empty(), transform, sitk.sitkLinear, 0.0)
     ).T
@@ -116,9 +116,9 @@ def test_landmarks_land_where_ours_do(tmp_path, ndim):
     read = read_transform(tmp_path / "Composite.h5")
     index = np.random.default_rng(1).uniform(1, 9, (20, ndim))
     u = np.stack([map_coordinates(c, index.T, order=1) for c in found.u], 1)
-    ours = world.voxel_to_world(found.fixed.affine, index + u)
-    ours = world.flip_points(world.transform(found.matrix, ours)[:, :ndim])
-    fixed = world.flip_points(world.voxel_to_world(found.fixed.affine, index)[:, :ndim])
+    ours = coordinates.voxel_to_world(found.fixed.affine, index + u)
+    ours = coordinates.flip_points(coordinates.transform(found.matrix, ours)[:, :ndim])
+    fixed = coordinates.flip_points(coordinates.voxel_to_world(found.fixed.affine, index)[:, :ndim])
     theirs = [read.TransformPoint(point) for point in fixed.tolist()]
     np.testing.assert_allclose(theirs, ours, atol=1e-3)
 
@@ -133,7 +133,9 @@ def test_the_way_back_returns_points_to_the_stated_residual(tmp_path, ndim):
     assert np.isfinite(stated).mean() > 0.5
     assert np.nanmax(stated) < 0.2
     for index in np.argwhere(np.isfinite(stated))[::37]:
-        point = world.flip_points(world.voxel_to_world(found.fixed.affine, index[None])[:, :ndim])
+        point = coordinates.flip_points(
+            coordinates.voxel_to_world(found.fixed.affine, index[None])[:, :ndim]
+        )
         returned = back.TransformPoint(there.TransformPoint(point[0].tolist()))
         missed = np.linalg.norm(np.array(returned) - point[0])
         assert missed == pytest.approx(stated[tuple(index)], abs=1e-3)
@@ -171,10 +173,10 @@ def test_fsl_finds_moving_voxels_by_its_own_rules(tmp_path, flipped):
     flirt = np.loadtxt(tmp_path / "fsl_affine.mat")
     some = np.random.default_rng(0).uniform(0, 9, (5, 3))
     back = fsl_coordinates(found.moving, some) @ flirt[:3, :3].T + flirt[:3, 3]
-    home = world.transform(
-        np.linalg.inv(found.matrix), world.voxel_to_world(found.moving.affine, some)
+    home = coordinates.transform(
+        np.linalg.inv(found.matrix), coordinates.voxel_to_world(found.moving.affine, some)
     )
-    home = world.world_to_voxel(found.fixed.affine, home)
+    home = coordinates.world_to_voxel(found.fixed.affine, home)
     np.testing.assert_allclose(back, fsl_coordinates(found.fixed, home), atol=1e-3)
 
 
@@ -182,11 +184,11 @@ def test_fsl_finds_moving_voxels_by_its_own_rules(tmp_path, flipped):
 def test_the_affine_part_survives_every_file(tmp_path, ndim):
     found = deformation(ndim)
     formats = {"itk": "affine.tfm", "ants": "0GenericAffine.mat", "fsl": "fsl_affine.mat"}
-    kept = world.in_plane(found.matrix, ndim)
+    kept = coordinates.in_plane(found.matrix, ndim)
     for fmt, name in [*formats.items()][:ndim]:
         write_transforms(tmp_path, found, [fmt])
         read = matrix_of(read_transform(tmp_path / name, found.fixed, found.moving))
-        np.testing.assert_allclose(world.in_plane(read, ndim), kept, atol=1e-4)
+        np.testing.assert_allclose(coordinates.in_plane(read, ndim), kept, atol=1e-4)
 
 
 def test_learn2reg_between_images_of_one_grid_is_the_displacement(tmp_path):
@@ -210,7 +212,9 @@ def test_the_inverse_files_lie_on_the_moving_grid_and_lead_back(tmp_path, fmt):
     }[fmt]
     back = read_transform(tmp_path / name, found.moving, found.fixed)
     centre = np.array([[10.0, 13, 5]])
-    start = world.flip_points(world.voxel_to_world(found.fixed.affine, centre))[0].tolist()
+    start = coordinates.flip_points(coordinates.voxel_to_world(found.fixed.affine, centre))[
+        0
+    ].tolist()
     there = found.forward.TransformPoint(start)
     np.testing.assert_allclose(back.TransformPoint(there), start, atol=0.1)
 
@@ -273,7 +277,7 @@ def test_an_unknown_format_is_named(tmp_path):
 def resampled_by_ants(tmp_path, image, source, target, files, inverted):
     """What antspyx makes of an image of a frame on another one."""
     ants = pytest.importorskip("ants", reason="antspyx comes with the extra 'baselines'")
-    sitk.WriteImage(world.to_image(image, source.affine), str(tmp_path / "image.nii.gz"))
+    sitk.WriteImage(coordinates.to_image(image, source.affine), str(tmp_path / "image.nii.gz"))
     sitk.WriteImage(target.empty(), str(tmp_path / "onto.nii.gz"))
     return ants.apply_transforms(
         ants.image_read(str(tmp_path / "onto.nii.gz")),
@@ -315,7 +319,7 @@ def test_ants_goes_back_as_we_do(tmp_path, ndim):
     theirs = resampled_by_ants(tmp_path, image, found.fixed, found.moving, names, [True, False])
     ours = sitk.GetArrayFromImage(
         sitk.Resample(
-            world.to_image(image, found.fixed.affine),
+            coordinates.to_image(image, found.fixed.affine),
             found.moving.empty(),
             found.backward,
             sitk.sitkLinear,

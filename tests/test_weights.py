@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from regnet_lab.config.checkpoints import checkpoint_path, load_matching, load_weights
 from regnet_lab.errors import UserError
-from regnet_lab.weights import checkpoint_path, load_matching, load_weights
 
 
 def network(width):

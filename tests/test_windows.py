@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from regnet_lab import similarity, windows
+from regnet_lab.ops import box_filter, similarity
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 41), (35, 8, 9)])  # more than one block, and less
 PADDING = pytest.mark.parametrize("padding", ["zeros", "replicate"])
@@ -36,7 +36,7 @@ def dense_ncc(f, w, window, padding, weight):
 @pytest.mark.parametrize("window", [2, 3, 9])
 def test_box_sums_are_convolutions_with_ones(shape, padding, window):
     image = torch.randn(2, 1, *shape, dtype=torch.float64).requires_grad_()
-    total, dense = windows.box_sum(image, window, padding), dense_sum(image, window, padding)
+    total, dense = box_filter.box_sum(image, window, padding), dense_sum(image, window, padding)
     torch.testing.assert_close(total, dense)
     slope = torch.randn_like(total)
     ours, theirs = (torch.autograd.grad(x, image, slope)[0] for x in (total, dense))

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.faults.processes import SMALL, TRAIN, Reference, command, ended, forked
-from regnet_lab.data.cases import Case, CasePairs
-from regnet_lab.data.module import PairModule
+from regnet_lab.config.checkpoints import read_weights
+from regnet_lab.data.case import Case, CasePairs
+from regnet_lab.data.datamodule import PairModule
 from regnet_lab.errors import UserError
-from regnet_lab.mishaps import explained
-from regnet_lab.weights import read_weights
+from regnet_lab.training.failures import explained
 
 
 def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:

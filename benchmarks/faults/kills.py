@@ -26,9 +26,9 @@ from benchmarks.faults.processes import (
     numbers,
     same_weights,
 )
-from regnet_lab.callbacks import WholeCheckpoints
-from regnet_lab.data.cache import FolderCache, read
-from regnet_lab.weights import read_weights
+from regnet_lab.config.checkpoints import read_weights
+from regnet_lab.data.preprocessing.cache import FolderCache, read
+from regnet_lab.training.callbacks import WholeCheckpoints
 
 
 def goes_on(run: Path, options: list[str], whole: Reference) -> bool:

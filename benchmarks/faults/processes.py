@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from regnet_lab.weights import read_weights
+from regnet_lab.config.checkpoints import read_weights
 
 
 def script(name: str) -> Callable[[], None]:

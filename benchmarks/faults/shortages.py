@@ -22,10 +22,10 @@ from benchmarks.faults.processes import (
     limited,
     same_weights,
 )
-from regnet_lab.callbacks import WholeCheckpoints
+from regnet_lab.config.checkpoints import read_weights
 from regnet_lab.errors import UserError
-from regnet_lab.module import RegistrationModule
-from regnet_lab.weights import read_weights
+from regnet_lab.training.callbacks import WholeCheckpoints
+from regnet_lab.training.module import RegistrationModule
 
 
 def overfull(path: Path) -> None:

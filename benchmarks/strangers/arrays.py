@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.strangers.canary import Canary, Disguise, Victim
-from regnet_lab.data.io import decode
+from regnet_lab.data.io.images import decode
 from regnet_lab.errors import UserError
-from regnet_lab.report.volumes import kept as kept_case
-from regnet_lab.submission.archive import files
-from regnet_lab.submission.stored import npz_array
-from regnet_lab.transforms import read_transform
+from regnet_lab.evaluation.html_report.volumes import kept as kept_case
+from regnet_lab.evaluation.submission.archive import files
+from regnet_lab.evaluation.submission.serialization import npz_array
+from regnet_lab.spatial import read_transform
 
 
 def array(victim: Callable[[Path], object], name: str, folder: Path, canary: Path) -> Victim:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from regnet_lab.build import build
+from regnet_lab.config.instantiate import build
 
 Victim = Callable[[], object]
 Disguise = Callable[[Path, Path], Victim]  # folder to prepare, canary -> what its victim does

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.strangers.canary import Canary, Disguise, Victim, pickled
-from regnet_lab.weights import read_weights
+from regnet_lab.config.checkpoints import read_weights
 
 
 def saved(content: object, folder: Path, _: Path) -> Victim:

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from benchmarks.strangers.canary import Disguise, Victim, code
-from regnet_lab.evaluation import judged
+from regnet_lab.evaluation.setup import judged
 
 
 def judge(run: Path) -> None:
@@ -34,7 +34,7 @@ def runs() -> Iterator[tuple[str, Disguise]]:
         "os.mkdir, which the run itself allows": head
         + f"allow: [os, posix]\ndata: {{{call.format('os.mkdir')}}}",
         "a module of ours that imports os": head
-        + f"data: {{{call.format('regnet_lab.data.cache.os.mkdir')}}}",
+        + f"data: {{{call.format('regnet_lab.data.preprocessing.cache.os.mkdir')}}}",
         "YAML tag object/apply": head + "data: !!python/object/apply:os.mkdir [CANARY]",
         "YAML tag object/new": head + "data: !!python/object/new:os.mkdir [CANARY]",
         "YAML tag name": head + "data: !!python/name:os.mkdir",
@@ -42,7 +42,7 @@ def runs() -> Iterator[tuple[str, Disguise]]:
         "an environment variable": head + "data: {_target_: '${oc.env:HOME}'}",
         "an interpolation spelt in hexadecimal": head + 'data: {_target_: "\\x24{oc.env:HOME}"}',
         "an escaped oc.create": head
-        + "data: {_target_: regnet_lab.data.module.PairModule, "
+        + "data: {_target_: regnet_lab.data.datamodule.PairModule, "
         + "dataset: '\\${oc.create:{_target_: os.mkdir, _args_: [CANARY]}}'}",
         "a key that is an interpolation": head + "'${oc.env:HOME}': 1\ndata: {}",
         "anchors that unfold a billionfold": head

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from regnet_lab.data.augment import Augment, Augmented
-from regnet_lab.data.module import EpochSampler, PairModule, ResumableLoader
+from regnet_lab.data.augmentation import Augment, Augmented
+from regnet_lab.data.datamodule import EpochSampler, PairModule, ResumableLoader
 from regnet_lab.errors import UserError
-from regnet_lab.pair import Pair
+from regnet_lab.types import Pair
 
 Size = Callable[[Tensor], Tensor]  # of displacements (D, N), (N,)
 
@@ -265,7 +265,7 @@ class PatchModule(PairModule):
     Args:
         patches: ``patches(pairs=..., seed=..., augment=...)`` makes :class:`Patches` of the pairs
             for training; null: train on whole images, too.
-        **more: As :class:`regnet_lab.data.module.PairModule`; ``epoch_size`` counts patches, and
+        **more: As :class:`regnet_lab.data.datamodule.PairModule`; ``epoch_size`` counts patches, and
             ``workers: 1`` moves all of the work to another process (each further one would make
             all the chunks again).
     """

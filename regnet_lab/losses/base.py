@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.pair import Pair, Registration, resized
+from regnet_lab.ops.pairs import resized
+from regnet_lab.types import Pair, Registration
 
 
 class Loss(nn.Module):

@@ -17,22 +17,17 @@ References:
     Non-diffeomorphic volume: Liu et al., IJCV 2024, arXiv 2212.06060.
 """
 
-from regnet_lab.metrics.overlap import dice, presence
-from regnet_lab.metrics.points import (
+from regnet_lab.metrics.jacobian import folds_percent, interior_determinant, ndv_percent, sdlogj
+from regnet_lab.metrics.landmarks import (
     absolute_errors,
     endpoint_error,
     sample_cubic,
     sample_linear,
     target_registration_error,
 )
-from regnet_lab.metrics.regularity import (
-    folds_percent,
-    interior_determinant,
-    ndv_percent,
-    sdlogj,
-)
-from regnet_lab.metrics.scores import l2r, quick, strict
-from regnet_lab.metrics.surface import (
+from regnet_lab.metrics.overlap import dice, presence
+from regnet_lab.metrics.scorers import l2r, quick, strict
+from regnet_lab.metrics.surface_distance import (
     average_surface_distance,
     hausdorff95,
     hausdorff95_l2r,

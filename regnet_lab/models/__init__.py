@@ -8,13 +8,13 @@ from regnet_lab.models.classical import AffineMI as AffineMI
 from regnet_lab.models.classical import ANTs as ANTs
 from regnet_lab.models.classical import Demons as Demons
 from regnet_lab.models.classical import Elastix as Elastix
-from regnet_lab.models.convex_adam import ConvexAdam as ConvexAdam
+from regnet_lab.models.classical.convex_adam import ConvexAdam as ConvexAdam
 from regnet_lab.models.dirvnet import DIRVNet as DIRVNet
 from regnet_lab.models.faim import FAIM as FAIM
 from regnet_lab.models.gradirn import GraDIRN as GraDIRN
 from regnet_lab.models.identity import Identity as Identity
 from regnet_lab.models.pyramid import Pyramid as Pyramid
-from regnet_lab.models.regnet import RegNet as RegNet
+from regnet_lab.models.regnet_2017 import RegNet as RegNet
 from regnet_lab.models.regnet_2019 import RegNetCrop4 as RegNetCrop4
 from regnet_lab.models.regnet_2019 import RegNetDecimation4 as RegNetDecimation4
 from regnet_lab.models.regnet_2019 import RegNetUNet as RegNetUNet

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.models.control_points import ControlGrid
-from regnet_lab.models.experts import Activation, FieldOfExperts, PiecewiseLinear
+from regnet_lab.models.field_of_experts import Activation, FieldOfExperts, PiecewiseLinear
+from regnet_lab.ops.bspline import ControlGrid
 
 
 class Level(nn.Module):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models.layers import convolution, initialise_flow
-from regnet_lab.similarity import mean_squares
+from regnet_lab.ops.similarity import mean_squares
 
 SEEN: dict[str, Callable[..., list[Tensor]]] = {
     "explicit": lambda u, fixed, moving, warped: [u, fixed, warped],
@@ -65,7 +65,7 @@ class GraDIRN(nn.Module):
         ndim: 2 or 3.
         blocks: Blocks at each level, coarse to fine; each has weights of its own.
         repeats: Iterations of each block of a level.
-        energy: E(fixed, warped), one number a case as in :mod:`regnet_lab.similarity`.
+        energy: E(fixed, warped), one number a case as in :mod:`regnet_lab.ops.similarity`.
         tau: Step size shared out over all iterations; ``learn_tau`` lets training change it.
         tau_scale: Factor on tau, which makes it learn faster.
         images: What the regulariser sees beside u: ``explicit`` the fixed and the warped image,

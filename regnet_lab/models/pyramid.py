@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab import ops
-from regnet_lab.cost_volume import cost_volume
 from regnet_lab.models.layers import (
     Convolution,
     InstanceNorm,
@@ -21,6 +20,7 @@ from regnet_lab.models.layers import (
     displacement,
     initialise_flow,
 )
+from regnet_lab.ops.cost_volume import cost_volume
 
 
 class BatchNorm(_BatchNorm):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.models.layers import CONV, displacement
-from regnet_lab.models.regnet import POOL, PatchNetwork, core, surrounded, unit, units
+from regnet_lab.models.regnet_2017 import POOL, PatchNetwork, core, surrounded, unit, units
 
 LINEAR = {2: "bilinear", 3: "trilinear"}
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from regnet_lab import ops
-from regnet_lab.cost_volume import cost_volume, offsets
 from regnet_lab.models.layers import InstanceNorm, activated, convolution, initialise_flow
-from regnet_lab.similarity import box_sum, mind_ssc
+from regnet_lab.ops.cost_volume import cost_volume, offsets
+from regnet_lab.ops.similarity import box_sum, mind_ssc
 
 Maps = tuple[Tensor, Tensor]  # learned features and context, (B, C, *level)
 SMOOTHED = 5  # voxels along which costs are averaged

@@ -4,6 +4,6 @@ They need no training and cannot be trained; tensors go in, displacements in vox
 """
 
 from regnet_lab.models.classical.ants import ANTs as ANTs
-from regnet_lab.models.classical.demons import AffineMI as AffineMI
-from regnet_lab.models.classical.demons import Demons as Demons
 from regnet_lab.models.classical.elastix import Elastix as Elastix
+from regnet_lab.models.classical.simpleitk import AffineMI as AffineMI
+from regnet_lab.models.classical.simpleitk import Demons as Demons

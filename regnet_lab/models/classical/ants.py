@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regnet_lab.models.classical.base import Array, Classical
-from regnet_lab.models.classical.child import apart
+from regnet_lab.models.classical.subprocess import apart
 
 
 class ANTs(Classical):

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regnet_lab import world
-from regnet_lab.transforms.frame import Frame
+from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.image_grid import Frame
 
 Array = NDArray[np.floating]
-VOXELS = world.RAS_TO_LPS  # the affine of a grid whose voxel indices are millimetres LPS+
+VOXELS = coordinates.RAS_TO_LPS  # the affine of a grid whose voxel indices are millimetres LPS+
 FEWEST = 8  # voxels along an axis of the coarsest level
 
 
@@ -55,7 +55,7 @@ def arrays(images: Tensor) -> Array:
 
 def image(array: NDArray) -> sitk.Image:
     """An array (*spatial) as ITK's image of its voxels."""
-    return world.to_image(array, VOXELS)
+    return coordinates.to_image(array, VOXELS)
 
 
 def frame(shape: Sequence[int]) -> Frame:
