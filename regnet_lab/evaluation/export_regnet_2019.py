@@ -85,7 +85,7 @@ class Published:
         for index in range(len(made)):
             self.write(made, index)
 
-    def write_atomically(self, made: Artificial, index: int) -> None:
+    def write(self, made: Artificial, index: int) -> None:
         """Write one item."""
         number, image = divmod(index, len(made.images))
         case = self.case.format(made.images[image]["name"])
