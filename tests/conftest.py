@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
 from regnet_lab.errors import MissingPackageError
+from tests.helpers import CONF, ROOT
 
-ROOT = Path(__file__).parent.parent
-CONF = str(ROOT / "conf")
 torch.set_num_threads(1)
 
 
@@ -35,7 +33,7 @@ def composed():
     """``composed("train", "model=gradirn", ...)`` gives a configuration as the command sees it."""
 
     def make(name, *overrides):
-        with initialize_config_dir(CONF, version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose(name, [*overrides], return_hydra_config=True)
         cfg.hydra.runtime.output_dir, cfg.hydra.job.num = "output", 0
         HydraConfig.instance().set_config(cfg)  # for ${hydra:...}

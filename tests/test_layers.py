@@ -1,11 +1,11 @@
 """A module imports only from layers below its own, and models see tensors only."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.helpers import ROOT
+
 ORDER = [  # lowest first; a module may import from its own layer and from those to the left
     ["errors"],
     ["types"],
