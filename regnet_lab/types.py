@@ -1,7 +1,7 @@
 """The two values every part of the code speaks about: what goes into a model and what comes out."""
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from torch import Tensor
 
@@ -52,3 +52,8 @@ def need(pair: Pair, key: str, who: object) -> Tensor:
             "choose data that offers it or remove the term from the loss."
         )
     return pair[key]  # type: ignore[literal-required]
+
+
+def update_pair(pair: Pair, **changes: object) -> Pair:
+    """Return a copy of ``pair`` with some of its entries replaced or added."""
+    return cast(Pair, {**pair, **changes})
