@@ -16,7 +16,7 @@ install: .venv/ready
 demo: install
 	$(BIN)/python train.py experiment=demo run_dir=demo
 	$(BIN)/python evaluate.py run=outputs/demo
-	@echo "Tables and pictures: outputs/demo/evaluation/same/"
+	@echo "Tables and figures: outputs/demo/evaluation/synthetic-test-score-full/"
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
@@ -35,7 +35,7 @@ lint: install
 		--editable '.[baselines]' --requirement benchmarks/requirements.txt
 	touch $@
 
-# one thread unless a script says otherwise; outputs/benchmarks/, then docs/performance.md
+# one thread unless a script says otherwise; outputs/benchmarks/, then docs/results/performance.md
 BENCHMARKS := startup warp local_ncc cost_volume dvf metrics volumes loading pair training allocator
 
 bench: export OMP_NUM_THREADS := 1

@@ -1,28 +1,28 @@
-"""Judge a run, ``python evaluate.py run=outputs/...``, or ``model=identity data=task04``."""
+"""Evaluate a run, ``python evaluate.py run=outputs/...``, or ``model=identity data=task04``."""
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli.entrypoint import command
-from regnet_lab.config.run_dir import keep
-from regnet_lab.training.failures import less
-from regnet_lab.utils.runtime import prepare
+from regnet_lab.cli.entrypoint import hydra_command
 
 
-@command("evaluate")
+@hydra_command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Do the task with every pair of the split, write the tables and print the summary."""
-    from regnet_lab.config.instantiate import build
-    from regnet_lab.evaluation.setup import callbacks, judged
-    from regnet_lab.training.config_sync import Agreement
-    from regnet_lab.training.failures import explained
+    """Run the evaluation task on every pair of the split, and write tables and figures."""
+    from regnet_lab.config.instantiate import instantiate_config
+    from regnet_lab.config.run_dir import save_run_metadata
+    from regnet_lab.evaluation.setup import instantiate_callbacks, set_up_evaluation
+    from regnet_lab.training.config_sync import ConfigConsistencyCheck
+    from regnet_lab.training.failures import oom_hint, translate_errors
+    from regnet_lab.utils.runtime import configure_runtime
 
-    prepare(cfg)
-    module, data = judged(cfg)
-    trainer = build(cfg.trainer, cfg.allow, callbacks=[Agreement(cfg), *callbacks(cfg)])
-    keep(cfg, "evaluation_")
-    pairs = data.one_by_one(cfg.split)
-    with explained(less(cfg), "judge it once more"):
-        build(cfg.task, cfg.allow).run(trainer, module, pairs)
+    configure_runtime(cfg)
+    module, data = set_up_evaluation(cfg)
+    callbacks = [ConfigConsistencyCheck(cfg), *instantiate_callbacks(cfg)]
+    trainer = instantiate_config(cfg.trainer, cfg.trusted_packages, callbacks=callbacks)
+    save_run_metadata(cfg, "evaluation_")
+    pairs = data.make_eval_dataloader(cfg.split)
+    with translate_errors(oom_hint(cfg), "evaluate again"):
+        instantiate_config(cfg.task, cfg.trusted_packages).run(trainer, module, pairs)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 from omegaconf import DictConfig
 
-from regnet_lab.cli.entrypoint import command
-from regnet_lab.utils.runtime import prepare
+from regnet_lab.cli.entrypoint import hydra_command
 
 
-@command("register")
+@hydra_command("register")
 def main(cfg: DictConfig) -> None:
     """Register a pair or a list of pairs, or resample an image through transforms."""
-    from regnet_lab.cli import register
+    from regnet_lab.cli.register import run_register
+    from regnet_lab.utils.runtime import configure_runtime
 
-    prepare(cfg)
-    register.serve(cfg)
+    configure_runtime(cfg)
+    run_register(cfg)
 
 
 if __name__ == "__main__":

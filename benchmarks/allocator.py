@@ -1,4 +1,4 @@
-"""What holding freed memory saves: training steps with and without ``regnet_lab.utils.profiling.hold``.
+"""Measure the effect of ``keep_freed_memory`` on the time of training steps.
 
 ``python benchmarks/allocator.py``; ``--models voxelmorph dirvnet`` for some.  Each in a process of
 its own, in turn, on one thread of a CPU.
@@ -14,8 +14,8 @@ import harness
 import torch
 from hydra import compose, initialize_config_dir
 
-from regnet_lab.config.compose import CONF
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.compose import CONFIG_DIR
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.utils import profiling
 
 MODELS = ["voxelmorph", "gradirn", "pyramid", "faim", "dirvnet", "regnet_unet1"]
@@ -24,11 +24,11 @@ BATCH, SHAPE, STEPS = 2, (48, 64, 48), 3
 
 def steps(model: str, held: bool) -> harness.Row:
     """Seconds of the best step, page faults of a step, peak memory."""
-    if held and not profiling.hold():
+    if held and not profiling.keep_freed_memory():
         raise SystemExit("There is no glibc here.")
     torch.manual_seed(0)
-    with initialize_config_dir(CONF, version_base="1.3"):
-        network = build(compose("train", [f"model={model}", "ndim=3"]).model)
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        network = instantiate_config(compose("train", [f"model={model}", "ndim=3"]).model)
     fixed, moving = torch.rand(2, BATCH, 1, *SHAPE)
 
     def step() -> None:

@@ -1,28 +1,28 @@
-"""The least endpoint error that any method can have on DIRV-Net's chessboards.
+"""The smallest endpoint error any method can reach on DIRV-Net's chessboards.
 
 python benchmarks/dirvnet_floor.py [--pairs 20] [--runs <folder> ...] [--data <override> ...]
 
-A board is flat but for its edges.  Where a voxel of the fixed image shows a mixture of two cells,
-its grey level tells how far x + u(x) lies across the edge and nothing about how far along it;
-elsewhere it tells no more than the cell.  So of u are known, exactly, the components
+A board is constant except at its edges.  Where a voxel of the fixed image mixes two cells, its grey
+level determines how far x + u(x) lies across the edge, but not along it; elsewhere it determines
+only the cell.  So exactly these components of u are known,
 
-    n(x) . u(x),  n = g / |g|,  g = grad moving at x + u(x), wherever g is not zero,
+    n(x) . u(x),  n = g / |g|,  g = grad moving at x + u(x), where g is not zero,
 
-and the rest only as far as u is smooth.  How smooth is known too: u is the affine field, D (D + 1)
-numbers, plus white noise on a grid of seeds, smoothed and stretched, a sum of many small
-independent parts; the covariance of both follows from the generator.  Given the components, u(x)
-is normal with the mean and covariance of Gaussian process regression.  No guess is better than the
-mean, and what it misses by on average, E |e|, follows from the covariance alone.
+and the rest only as far as u is smooth.  The smoothness is known: u is an affine field of D (D + 1)
+numbers plus white noise on a coarse grid, smoothed and resized, a sum of many independent parts;
+the covariance of both follows from the generator.  Given the components, u(x) is normal with the
+mean and covariance of Gaussian process regression.  No estimate is better than the mean, and its
+expected error E |e| follows from the covariance.
 
-Every pair is looked at twice: ``exact``, with g of the linearly interpolated image, and
-``generous``, with central differences, which grants the component to voxels next to an edge that
-show nothing of it.  ``exact`` leaves out what the cell tells, ``generous`` is well on the safe
-side.  Both are given what no method sees: the direction n and the size of the non-rigid part.
+Every pair is evaluated twice: ``exact``, with g of the linearly interpolated image, and
+``generous``, with central differences, which also counts voxels next to an edge that do not show
+it.  ``exact`` ignores what the cell tells; ``generous`` is on the safe side.  Both use what no
+method knows: the direction n and the size of the non-rigid part.
 
-``expected`` is E |e|, ``found`` what the mean really misses by, ``inside`` eight voxels and more
-from the border (there ``long`` where |u| is four voxels or more, else ``short``), ``seen`` what a
-run misses n . u by where it is known exactly.  The formulas are compared with others before they
-are used.  In 3D a thousand voxels of each pair are looked at, ``exact`` alone.
+Columns: ``expected`` is E |e|, ``found`` the error of the mean, ``inside`` voxels at least eight
+voxels from the border (there ``long`` where |u| >= 4 voxels, else ``short``), ``seen`` a run's
+error of n . u where it is known exactly.  The formulas are checked against others before use.  In
+3D a thousand voxels of each pair are used, with ``exact`` only.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from torch.utils.data import default_collate
 
 from regnet_lab import ops
 from regnet_lab.config.checkpoints import load_weights
-from regnet_lab.config.compose import CONF
-from regnet_lab.config.instantiate import build
-from regnet_lab.config.run_dir import kept
+from regnet_lab.config.compose import CONFIG_DIR
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.data.synthesis.displacements.affine_nonrigid import NonRigid
-from regnet_lab.ops.bspline import ControlGrid
+from regnet_lab.ops.bspline import ControlPointGrid
 from regnet_lab.training.module import RegistrationModule
 
 LONG = 4  # voxels, half a cell
@@ -52,7 +52,7 @@ SOLVED = 14_000  # most components that a dense matrix is solved for
 
 
 class Remembered:
-    """A generator that keeps its last field."""
+    """A generator that stores its last field."""
 
     def __init__(self, generator: NonRigid) -> None:
         self.generator = generator
@@ -63,7 +63,7 @@ class Remembered:
 
 
 def slope_exact(moving: Tensor, u: Tensor) -> Tensor:
-    """(1, D, *shape) gradient of the interpolated image at x + u, zero beyond its border."""
+    """Return the gradient (1, D, *shape) of the interpolated image at x + u, zero outside."""
     with torch.enable_grad():
         at = u.double().requires_grad_()
         (slope,) = torch.autograd.grad(ops.warp(moving.double(), at).sum(), at)
@@ -71,17 +71,17 @@ def slope_exact(moving: Tensor, u: Tensor) -> Tensor:
 
 
 def slope_generous(moving: Tensor, u: Tensor) -> Tensor:
-    """The same of central differences, which reach a voxel further."""
+    """Return the same by central differences, which reach one voxel further."""
     return ops.warp(ops.gradient(moving)[:, 0], u).double()
 
 
 def flat(field: Tensor) -> np.ndarray:
-    """(1, D, *shape) as (P, D)."""
+    """Reshape (1, D, *shape) to (P, D)."""
     return field[0].flatten(1).T.double().numpy()
 
 
 def normals(slope: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels where the slope (1, D, *shape) is not zero, and its direction there."""
+    """Return the voxels with nonzero slope (1, D, *shape), and its direction there."""
     g = flat(slope)
     length = np.linalg.norm(g, axis=1)
     p = np.flatnonzero(length > 1e-6)
@@ -89,12 +89,12 @@ def normals(slope: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def averages(name: str, errors: np.ndarray, inside: np.ndarray) -> dict[str, float]:
-    """Mean error of all voxels and of those inside."""
+    """Return the mean error of all voxels and of those inside."""
     return {name: errors.mean(), f"{name} inside": errors[inside].mean()}
 
 
 def floor(name: str, prior: Prior, size: float, slope: Tensor, u: Tensor) -> dict[str, float]:
-    """Expected and found error of the best guess at a field u (1, D, *shape)."""
+    """Return expected and found error of the best estimate of a field u (1, D, *shape)."""
     (p, n), truth, at = normals(slope), flat(u), np.arange(u[0, 0].numel())
     if len(p) > SOLVED:
         return {f"{name} known": len(p)}
@@ -112,7 +112,7 @@ def floor(name: str, prior: Prior, size: float, slope: Tensor, u: Tensor) -> dic
 def reached(
     name: str, off: np.ndarray, truth: np.ndarray, prior: Prior, slope: Tensor
 ) -> dict[str, float]:
-    """The same of a run that is off by so much, of its share that the image shows, and by |u|."""
+    """Return the same for a run: its error, the visible part of it, and by |u|."""
     p, n = normals(slope)
     error, length = np.linalg.norm(off, axis=1), np.linalg.norm(truth, axis=1)
     long = prior.inside & (length >= LONG)
@@ -124,14 +124,14 @@ def reached(
 
 
 def trained(run: str) -> RegistrationModule:
-    """The best of a run, as evaluate.py judges it."""
-    module = build(kept(run).module)
+    """Load the best checkpoint of a run as evaluate.py does."""
+    module = instantiate_config(load_run_config(run).module)
     load_weights(module, Path(run) / "checkpoints/best.ckpt")
     return module.eval()
 
 
 def main() -> None:
-    """Table of all pairs and their mean."""
+    """Print the table of all pairs and their mean."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--runs", nargs="*", default=[])
@@ -139,22 +139,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/dirvnet_floor"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose("train", ["data=chessboard", *given.data])
-    pairs = build(cfg.data).pairs("test")
+    pairs = instantiate_config(cfg.data).make_dataset("test")
     sums = pairs.fields.fields[0]
     checked(*sums.fields)
     modules = {Path(run).name: trained(run) for run in given.runs}
     sums.fields[1] = last = Remembered(sums.fields[1])
     shape = pairs[0]["displacement"].shape[1:]
-    prior, grid = Prior(sums.fields[0], last.generator, shape), ControlGrid(shape, [4] * len(shape))
+    prior, grid = (
+        Prior(sums.fields[0], last.generator, shape),
+        ControlPointGrid(shape, [4] * len(shape)),
+    )
     rows = []
     for k in range(given.pairs):
         pair = default_collate([pairs[k]])
         u, moving, size = pair["displacement"], pair["moving"], last.last.abs().max().item()
         exact, generous = slope_exact(moving, u), slope_generous(moving, u)
         row = averages("identity", np.linalg.norm(flat(u), axis=1), prior.inside)
-        off = flat(grid.dense(grid.fit(u)) - u)
+        off = flat(grid.evaluate(grid.fit(u)) - u)
         row |= averages("control points", np.linalg.norm(off, axis=1), prior.inside)
         row |= floor("exact", prior, size, exact, u)
         row |= floor("generous", prior, size, generous, u)

@@ -1,9 +1,9 @@
-"""Artificial displacement fields beside scipy's of the same kind.
+"""Artificial displacement fields against scipy's equivalents.
 
 ``python benchmarks/dvf.py``.  RegNet's three frequencies on 128^3 voxels of 1 mm: the peer blurs
-the same impulses, component by component; B-splines: it blurs noise, or enlarges coefficients.
-``--patches 1``: patches a second from the sampler, chunks made in its background thread included,
-against training steps of RegNet on such patches.
+the same impulses component by component; for B-splines it blurs noise, or upsamples coefficients.
+``--patches 1``: patches per second of the sampler, including its background thread, against
+training steps of RegNet on such patches.
 """
 
 import time
@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, zoom
 
-from regnet_lab.data.patches import Patches
-from regnet_lab.data.synthesis.deformed_images import Deformed, alone
+from regnet_lab.data.patches import PatchDataset
+from regnet_lab.data.synthesis.deformed_images import DeformedImages, make_self_pair
 from regnet_lab.data.synthesis.displacements.bspline import (
     MixedFrequency,
     SingleFrequency,
-    spline_field,
+    sample_spline_field,
 )
 from regnet_lab.data.synthesis.displacements.gaussian import (
     HighFrequency,
     LowFrequency,
     MediumFrequency,
-    PeakField,
-    blur_matrix,
-    spread,
+    PeakDisplacement,
+    compute_blur_matrix,
+    spread_peaks,
 )
-from regnet_lab.data.synthesis.displacements.masked_image import Scene
+from regnet_lab.data.synthesis.displacements.masked_image import MaskedImage
 from regnet_lab.data.synthesis.displacements.respiratory import Respiratory
 from regnet_lab.models import RegNet
 
@@ -36,25 +36,25 @@ SPACING = (1.0, 1.0, 1.0)
 KNOTS = 16  # voxels
 
 
-def scene(side: int) -> Scene:
-    """A body with a textured lung."""
+def scene(side: int) -> MaskedImage:
+    """Create a body with a textured lung."""
     x = (np.indices((side,) * 3) + 0.5) / side * 2 - 1
     lung = torch.from_numpy((x**2).sum(0) < 0.4)
     texture = gaussian_filter(np.random.default_rng(0).normal(size=(side,) * 3), 2)
     image = torch.from_numpy(0.2 + texture).float() * lung + 0.7 * ~lung
-    return Scene(image, (1.0, 1.0, 1.0), torch.ones_like(lung), lung)
+    return MaskedImage(image, (1.0, 1.0, 1.0), torch.ones_like(lung), lung)
 
 
-def peaks(fields: PeakField, side: int) -> harness.Forms:
-    """Blurred impulses, by matrices and by scipy; equal to a millionth."""
+def peaks(fields: PeakDisplacement, side: int) -> harness.Forms:
+    """Compare blurred impulses by matrices and by scipy (equal to 1e-6)."""
     shape = (side,) * 3
-    drawn = fields.draw(np.random.default_rng(0), shape, (1, 1, 1))
+    drawn = fields.sample_peaks(np.random.default_rng(0), shape, (1, 1, 1))
     impulses = np.zeros((3, *shape), np.float32)
-    impulses[:, *drawn.places.T.numpy()] = drawn.vectors.T.numpy()
-    matrices = [blur_matrix(side, fields.sigma)] * 3
+    impulses[:, *drawn.voxels.T.numpy()] = drawn.vectors.T.numpy()
+    matrices = [compute_blur_matrix(side, fields.sigma)] * 3
 
     def ours() -> np.ndarray:
-        return spread(drawn.places, drawn.vectors, matrices).numpy()
+        return spread_peaks(drawn.voxels, drawn.vectors, matrices).numpy()
 
     def theirs() -> np.ndarray:
         return np.stack([gaussian_filter(component, fields.sigma) for component in impulses])
@@ -64,62 +64,62 @@ def peaks(fields: PeakField, side: int) -> harness.Forms:
     return {"ours": ours, "scipy gaussian_filter": theirs}
 
 
-def splines(place: Scene) -> harness.Forms:
-    """A random B-spline, coefficients and all, against noise that scipy makes as smooth."""
+def splines(place: MaskedImage) -> harness.Forms:
+    """Compare a random B-spline with equally smooth noise by scipy."""
     side, rng = place.shape[0], np.random.default_rng(0)
     noise = rng.normal(size=(3, side, side, side)).astype(np.float32)
     coarse = rng.normal(size=(3, *[side // KNOTS] * 3)).astype(np.float32)
     return {
-        "ours": lambda: spline_field(rng, place, [KNOTS] * 3, (0, 1.7), 7.0, 0.8, 2),
+        "ours": lambda: sample_spline_field(rng, place, [KNOTS] * 3, (0, 1.7), 7.0, 0.8, 2),
         "scipy gaussian_filter": lambda: [gaussian_filter(c, 0.8 * KNOTS) for c in noise],
         "scipy zoom, order 3": lambda: [zoom(c, KNOTS, order=3) for c in coarse],
     }
 
 
-def fields_table(given: harness.argparse.Namespace) -> None:
-    """What fields cost; the limit is writing one."""
-    shape = (given.side,) * 3
-    border = min(33.0, given.side / 4)
-    found, place, size = harness.limits(), scene(given.side), f"{given.side}^3"
-    limit = harness.floor(found, gigabytes=12 * given.side**3 / 1e9)
-    rows = harness.compare("B-spline field", size, splines(place), given, limit)
+def fields_table(args: harness.argparse.Namespace) -> None:
+    """Print the cost of fields; the bound is writing one."""
+    shape = (args.side,) * 3
+    border = min(33.0, args.side / 4)
+    limits, place, size = harness.limits(), scene(args.side), f"{args.side}^3"
+    limit = harness.floor(limits, gigabytes=12 * args.side**3 / 1e9)
+    rows = harness.compare("B-spline field", size, splines(place), args, limit)
     generators = (
         LowFrequency(border=border),
         MediumFrequency(border=border),
-        HighFrequency(border=border, distance=min(40.0, given.side / 8)),
+        HighFrequency(border=border, min_peak_distance=min(40.0, args.side / 8)),
     )
     for fields in generators:
         name = f"Gaussian peaks, {fields.sigma:g}"
-        rows += harness.compare(name, size, peaks(fields, given.side), given, limit)
+        rows += harness.compare(name, size, peaks(fields, args.side), args, limit)
     whole: harness.Forms = {
         type(f).__name__: lambda f=f: f(np.random.default_rng(0), shape, SPACING)
         for f in generators
     }
     for made in (
-        SingleFrequency(max_deform=7.0, knots=35.0),
-        MixedFrequency(max_deform=7.0, knots=[40.0] * 3, canny=(0.02, 0.05)),
-        Respiratory(max_deform=7.0, shift=15.0, knots=35.0),
+        SingleFrequency(max_deform=7.0, knot_spacing=35.0),
+        MixedFrequency(max_deform=7.0, knot_spacing=[40.0] * 3, canny=(0.02, 0.05)),
+        Respiratory(max_deform=7.0, diaphragm_shift=15.0, knot_spacing=35.0),
     ):
         whole[type(made).__name__] = lambda g=made: g(np.random.default_rng(0), place)
     for name, make in whole.items():
-        rows += harness.compare(f"whole {name}", size, {"ours": make}, given, limit)
-    harness.save("dvf", given, rows, limits=found)
+        rows += harness.compare(f"whole {name}", size, {"ours": make}, args, limit)
+    harness.save("dvf", args, rows, limits=limits)
 
 
 def patches_table(side: int) -> None:
-    """Print what patches cost."""
-    image = alone(torch.rand(1, side, side, side), "noise")
+    """Print the cost of patches."""
+    image = make_self_pair(torch.rand(1, side, side, side), "noise")
     fields = LowFrequency(border=side / 4)
-    pairs = Deformed("train", lambda split: [image], fields, size=1000)
+    pairs = DeformedImages("train", lambda split: [image], fields, num_pairs=1000)
     for samples in (50, 400):
-        patches = Patches(pairs, 10, RegNet.margin, images=4, samples=samples)
+        patches = PatchDataset(pairs, 10, RegNet.margin, pattern=4, patches_per_image=samples)
         count = 4 * samples * 3
         start = time.process_time()  # of all threads, the one that makes chunks among them
         for number in range(count):
             patches[number]
         rate = count / (time.process_time() - start)
         print(f"patches of 62^3 a CPU second, {samples} from each image: {rate:.0f}")
-    model = RegNet(3, patches=RegNet.margin)
+    model = RegNet(3, patch_margin=RegNet.margin)
     batch = [patches[number] for number in range(4)]
     fixed, moving = (torch.stack([p[side] for p in batch]) for side in ("fixed", "moving"))
 

@@ -1,11 +1,11 @@
-"""The shipped networks on real images none of which they were trained on.
+"""The pretrained networks on real images that they were not trained on.
 
-REGNET_LAB_DATA=... python benchmarks/general.py <folder> [set ...] [way ...] [-- overrides]
+REGNET_LAB_DATA=... python benchmarks/general.py <folder> [set ...] [method ...] [-- overrides]
 
-For every set and way: Dice or landmark error by the images' headers, after the affine stage, and
+For every set and method: Dice or landmark error by the images' headers, after the affine stage, and
 after registration by the network, by network and instance optimisation, by instance optimisation
-alone, and by each classical method whose package is installed; share of folds; CPU seconds of one
-thread for all of it.  As ``register.py pairs=`` does it.
+alone, and by each classical method whose package is installed; percentage of folded voxels; CPU
+seconds of one thread.  Runs as ``register.py pairs=`` does.
 """
 
 import csv
@@ -24,24 +24,28 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from hydra import compose, initialize_config_dir
 
-from regnet_lab.config.compose import CONF
+from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.errors import MissingPackageError
-from regnet_lab.registration.api import job_of, registrar_of
-from regnet_lab.registration.quality import landmarks, overlap, regularity
+from regnet_lab.registration.api import build_job, build_pipeline
+from regnet_lab.registration.quality import (
+    measure_landmark_error,
+    measure_overlap,
+    measure_regularity,
+)
 
 Row = dict[str, str]
 DATA = Path(os.environ.get("REGNET_LAB_DATA", "data"))
 CLASSICAL = ("demons", "convex_adam", "elastix_bspline", "ants_syn")
 WAYS = {
-    "network": ["~refine"],
+    "network": ["~optimizer"],
     "network + instance": [],
     "instance alone": ["model=identity"],
-    **{way: [f"model={way}", "~refine"] for way in CLASSICAL},
+    **{way: [f"model={way}", "~optimizer"] for way in CLASSICAL},
 }
 
 
 def task04(_: Path) -> Iterator[Row]:
-    """Hippocampi of different people: the 40 pairs."""
+    """Hippocampi of different subjects: the 40 pairs."""
     root = DATA / "learn2reg2020/task_04"
     with (root / "pairs_val.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -52,7 +56,7 @@ def task04(_: Path) -> Iterator[Row]:
 
 
 def sunnybrook(folder: Path) -> Iterator[Row]:
-    """End-systole to end-diastole of one heart, volumes; the cavity where both show it."""
+    """End-systole to end-diastole of one heart, volumes; the labelled cavity."""
     root = DATA / "cardiac_cine_sunnybrook"
     for path in sorted(root.glob("*.json")):
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -86,7 +90,7 @@ def brain2d(_: Path) -> Iterator[Row]:
 
 
 def lung(folder: Path) -> Iterator[Row]:
-    """One lung at two times."""
+    """One lung at two time points."""
     root = DATA / "lungct_elastix"
     lines = (root / "landmarks_mm.csv").read_text(encoding="utf-8").splitlines()
     table = folder / "lung.csv"
@@ -101,7 +105,7 @@ def lung(folder: Path) -> Iterator[Row]:
 
 
 def histology(folder: Path) -> Iterator[Row]:
-    """Every two stains of a tissue, as brightness; landmarks in pixels."""
+    """Every two stains of a tissue as grey levels; landmarks in pixels."""
     for tissue, scale in (("lesions_", 1.0), ("lung-lesion_3", 0.1)):
         stains = {}
         for path in sorted((DATA / "histology" / tissue).glob("*.jpg")):
@@ -122,12 +126,12 @@ def histology(folder: Path) -> Iterator[Row]:
 
 
 def without_tenth(distances: list[float]) -> float:
-    """Mean without the landmark of the lung that is probably mis-set."""
+    """Return the mean without the lung landmark that is probably misplaced."""
     return float(np.mean(distances[:10] + distances[11:]))
 
 
-LUNG = ["points_space=lps", "moving_columns=[3,4,5]"]
-FLAT = ["fixed_columns=[0,1]", "moving_columns=[0,1]"]
+LUNG = ["points_space=lps", "moving_points_columns=[3,4,5]"]
+FLAT = ["fixed_points_columns=[0,1]", "moving_points_columns=[0,1]"]
 SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
     "task04": (task04, []),
     "sunnybrook": (sunnybrook, []),
@@ -138,22 +142,22 @@ SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
 
 
 def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterator[dict]:
-    """Each pair of a set, registered in one way."""
-    refines = "~refine" not in WAYS[way]
-    given = [o for o in overrides if refines or not o.startswith("refine")]
+    """Register and score each pair of a set by one method."""
+    refines = "~optimizer" not in WAYS[way]
+    given = [o for o in overrides if refines or not o.startswith("optimizer")]
     overrides = [*SETS[name][1], *WAYS[way], *given]
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose("register", overrides)
-    registrar = registrar_of(cfg, overrides)
+    registrar = build_pipeline(cfg, overrides)
     for row in rows:
-        fixed, moving, _ = job_of(cfg, row).read()
+        fixed, moving, _ = build_job(cfg, row).read()
         began = time.process_time()
         answer = registrar(fixed, moving, row["name"])
         seconds = time.process_time() - began
         found = answer.deformation
-        sheet = overlap(found, fixed, moving) | landmarks(found, fixed, moving)
+        sheet = measure_overlap(found, fixed, moving) | measure_landmark_error(found, fixed, moving)
         ((measure, stages),) = sheet.items()
-        known = regularity(found, None)
+        known = measure_regularity(found, None)
         yield {
             "set": name,
             "way": way,
@@ -168,7 +172,7 @@ def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterat
 
 
 def main() -> None:
-    """All sets in all ways, or those named."""
+    """Run all sets and methods, or those named."""
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     folder, overrides = Path(sys.argv[1]), sys.argv[cut + 1 :]
     named = set(sys.argv[2:cut])

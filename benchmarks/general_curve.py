@@ -1,9 +1,9 @@
-"""Steps of training against Dice on pairs the network was not trained on.
+"""Dice on unseen pairs against training steps.
 
-REGNET_LAB_DATA=... python benchmarks/general_curve.py <runs of experiment=general_3d in a row>
+REGNET_LAB_DATA=... python benchmarks/general_curve.py <successive runs of experiment=general_3d>
 
-For every snapshot, and the end, of the runs, each going on from the one before: mean Dice of
-task04's 40 pairs as they are, without any alignment; written into docs/pictures/general_curve.png.
+For every snapshot and the end of the runs, each continuing the previous one: mean Dice of task04's
+40 pairs without any alignment; writes docs/pictures/general_curve.png.
 """
 
 import sys
@@ -15,30 +15,32 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from regnet_lab.config.checkpoints import load_weights
-from regnet_lab.config.compose import CONF
-from regnet_lab.config.instantiate import build
-from regnet_lab.config.run_dir import kept
-from regnet_lab.metrics import quick
-from regnet_lab.ops.pairs import registered
+from regnet_lab.config.compose import CONFIG_DIR
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.config.run_dir import load_run_config
+from regnet_lab.metrics import score_validation
+from regnet_lab.ops.pairs import apply_displacement
 
-PICTURE = Path(CONF).parent / "docs/pictures/general_curve.png"
+PICTURE = Path(CONFIG_DIR).parent / "docs/pictures/general_curve.png"
 
 
 def dice(model: nn.Module, pairs: list) -> float:
-    """Mean over the pairs."""
+    """Compute the mean Dice over the pairs."""
     with torch.no_grad():
-        answers = [registered(p, model(p["fixed"], p["moving"])).displacement for p in pairs]
-    scores = [quick(p, u)["dice"] for p, u in zip(pairs, answers, strict=True)]
+        answers = [
+            apply_displacement(p, model(p["fixed"], p["moving"])).displacement for p in pairs
+        ]
+    scores = [score_validation(p, u)["dice"] for p, u in zip(pairs, answers, strict=True)]
     return sum(scores) / len(scores)
 
 
 def main() -> None:
-    """Table and picture."""
+    """Print the table and write the figure."""
     torch.set_num_threads(1)
-    with initialize_config_dir(CONF, version_base="1.3"):
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose("train", ["data=task04"])
-    pairs = list(build(cfg.data).one_by_one("val"))
-    module = build(kept(sys.argv[1]).module)
+    pairs = list(instantiate_config(cfg.data).make_eval_dataloader("val"))
+    module = instantiate_config(load_run_config(sys.argv[1]).module)
     curve, before = [(0, dice(module.model.eval(), pairs))], 0
     for run in sys.argv[1:]:
         files = [*Path(run).glob("snapshots/*.ckpt"), Path(run) / "checkpoints/last.ckpt"]

@@ -1,9 +1,8 @@
 """Peak memory and seconds of a GraDIRN training step with and without gradient checkpointing.
 
-``python benchmarks/gradirn_memory.py --sides 32 48 64``; each measurement has a process of its own,
-so that the peak of one does not hide another's: resident memory on a CPU, what CUDA allocated on a
-GPU, less what the process held before the step.  Prints a table and writes
-outputs/benchmarks/gradirn_memory.json.
+``python benchmarks/gradirn_memory.py --sides 32 48 64``.  Each measurement runs in its own process,
+so that its peak is its own: resident memory on a CPU, allocated memory on a GPU, minus what the
+process used before the step.  Prints a table and writes outputs/benchmarks/gradirn_memory.json.
 """
 
 import argparse
@@ -31,7 +30,7 @@ FREED = {
 
 
 def held(device: str) -> float:
-    """Megabytes at the highest point so far."""
+    """Return the peak memory so far, in megabytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
@@ -39,7 +38,7 @@ def held(device: str) -> float:
 
 
 def step(model: GraDIRN, fixed: Tensor, moving: Tensor) -> float:
-    """Seconds of a forward and a backward pass through mean squares of the last field."""
+    """Return the seconds of a forward and a backward pass (mean squares of the last field)."""
     began = time.perf_counter()
     mean_squares(fixed, ops.warp(moving, model(fixed, moving)[-1])).sum().backward()
     if fixed.is_cuda:
@@ -48,11 +47,11 @@ def step(model: GraDIRN, fixed: Tensor, moving: Tensor) -> float:
 
 
 def measure(side: int, ndim: int, checkpointing: bool) -> dict[str, float]:
-    """Megabytes and seconds of a step on one pair of ``side``^ndim voxels, in this process."""
+    """Measure megabytes and seconds of a step on one pair of ``side``^ndim voxels."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = GraDIRN(ndim, checkpointing=checkpointing).to(device)
+    model = GraDIRN(ndim, gradient_checkpointing=checkpointing).to(device)
     step(model, *torch.rand(2, 1, 1, *[12] * ndim, device=device))  # loads libraries
     fixed, moving = torch.rand(2, 1, 1, *[side] * ndim, device=device)
     before = held(device)
@@ -61,7 +60,7 @@ def measure(side: int, ndim: int, checkpointing: bool) -> dict[str, float]:
 
 
 def apart(side: int, ndim: int, checkpointing: bool) -> dict[str, float]:
-    """:func:`measure` in a process of its own."""
+    """Run :func:`measure` in its own process."""
     arguments = ["--child", json.dumps([side, ndim, checkpointing])]
     done = subprocess.run(
         [sys.executable, __file__, *arguments],
@@ -74,7 +73,7 @@ def apart(side: int, ndim: int, checkpointing: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure every side with and without."""
+    """Measure every side with and without checkpointing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64])
     parser.add_argument("--ndim", type=int, default=3)

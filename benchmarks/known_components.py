@@ -1,4 +1,4 @@
-"""What is left to guess of DIRV-Net's random fields where some components of them are known.
+"""Posterior of DIRV-Net's random fields given some of their components.
 
 Gaussian process regression with the generator's own covariance; see ``dirvnet_floor.py``.
 """
@@ -20,19 +20,22 @@ NORMAL = np.random.default_rng(2).normal(size=(2000, 3))
 
 
 class Prior:
-    """Mean zero and covariance of the fields: cov(u_d(x), u_e(y)).
+    """Zero mean and covariance of the fields: cov(u_d(x), u_e(y)).
 
-    Non-rigid: [d = e] size^2 ratio prod_k C_k(x_k, y_k) with size its largest component and C_k the
-    mean over the numbers of seeds of A A^T, A the smoothing along axis k, brought to mean diagonal
-    1.  Affine: the covariance of its numbers, drawn often.
+    Non-rigid: [d = e] size^2 ratio prod_k C_k(x_k, y_k), with size its largest component, C_k the
+    mean over the coarse grid sizes of A A^T, A the smoothing along axis k, scaled to mean diagonal
+    1.  Affine: the sample covariance of its numbers.
     """
 
     def __init__(self, affine: Affine, non_rigid: NonRigid, shape: Sequence[int]) -> None:
         rng, self.ndim = np.random.default_rng(0), len(shape)
-        (fewest, most), spacing = non_rigid.seeds, [1.0] * self.ndim
+        (fewest, most), spacing = non_rigid.coarse_grid_size, [1.0] * self.ndim
         self.axes = []
         for n in shape:
-            smooth = [non_rigid.axis(n, s).double().numpy() for s in range(fewest, most + 1)]
+            smooth = [
+                non_rigid.compute_axis_matrix(n, s).double().numpy()
+                for s in range(fewest, most + 1)
+            ]
             c = np.mean([a @ a.T for a in smooth], 0)
             self.axes.append(c / c.diagonal().mean())
         drawn = [non_rigid(rng, shape, spacing) for _ in range(DRAWS // 10)]
@@ -71,7 +74,7 @@ class Prior:
 def posterior(
     prior: Prior, size: float, p: np.ndarray, n: np.ndarray, known: np.ndarray, at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (len(at), D) and covariance (len(at), D, D) of u, given n . u = known at voxels p."""
+    """Compute mean (len(at), D) and covariance (len(at), D, D) of u, given n . u at voxels p."""
     axes = [np.tile(axis, (len(at), 1)) for axis in np.eye(prior.ndim)]
     inner = prior.covariance(size, p, n, p, n)
     inner.ravel()[:: len(p) + 1] += EXACT**2
@@ -91,7 +94,7 @@ def posterior(
 
 
 def expected_length(sigma: np.ndarray) -> np.ndarray:
-    """E |e| of normal e with covariance (..., D, D), the mean of draws."""
+    """Compute E |e| of normal e with covariance (..., D, D) by sampling."""
     roots = np.sqrt(np.linalg.eigvalsh(sigma).clip(1e-16))
     squares = NORMAL[:, : sigma.shape[-1]] ** 2
     squares /= squares.mean(0)
@@ -99,7 +102,7 @@ def expected_length(sigma: np.ndarray) -> np.ndarray:
 
 
 def checked(affine: Affine, non_rigid: NonRigid) -> None:
-    """Compare with other ways: an elliptic integral, weights instead of fields, fields drawn."""
+    """Check against an elliptic integral, weights instead of fields, and sampled fields."""
     rng = np.random.default_rng(1)
     sigma = np.array([[2.0, 0.6], [0.6, 0.4]])
     closed = np.sqrt(2 / np.pi * 2.2) * ellipe(1 - 0.2 / 2.2)  # its eigenvalues are 2.2 and 0.2

@@ -21,7 +21,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 
 ROOT = Path(__file__).parent.parent
 DATA_SETS = ("task04", "cardiac")
@@ -97,22 +97,22 @@ def rate(batches: Iterable, seconds: float, per_batch: int) -> float:
 
 def loading(data: str, root: Path, cache: str | None, seconds: float) -> float:
     """Samples per second of the training loader in this process, the cache being full."""
-    module = build(composed(data, root, cache).data)
+    module = instantiate_config(composed(data, root, cache).data)
     loader = module.train_dataloader()
     listed = loader.dataset
     if cache is not None:
-        for case in dict.fromkeys(itertools.chain.from_iterable(listed.pairs)):
-            listed.prepare.prepared(case, case)
+        for case in dict.fromkeys(itertools.chain.from_iterable(listed.case_pairs)):
+            listed.prepare.load_side(case, case)
     return rate(loader, seconds, module.batch_size)
 
 
 def plain_loading(data: str, root: Path, seconds: float) -> float:
     """Pairs per second when nibabel reads the voxels of their files, and nothing else is done."""
-    loader = build(composed(data, root, None).data).train_dataloader()
+    loader = instantiate_config(composed(data, root, None).data).train_dataloader()
 
     def read() -> Iterator:
         for index in loader.sampler:
-            cases = loader.dataset.pairs[index]
+            cases = loader.dataset.case_pairs[index]
             paths = [p for case in cases for p in (case.image, case.labels) if p]
             yield [np.asarray(nibabel.load(path).dataobj) for path in paths]
 
@@ -123,7 +123,7 @@ def step_seconds(data: str, root: Path, seconds: float) -> tuple[float, int]:
     """Seconds of a training step of VoxelMorph with LNCC, and its pairs."""
     cfg = composed(data, root, "memory")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module, source = build(cfg.module).to(device), build(cfg.data)
+    module, source = instantiate_config(cfg.module).to(device), instantiate_config(cfg.data)
     batch = next(iter(source.train_dataloader()))
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     optimizer = torch.optim.Adam(module.parameters())

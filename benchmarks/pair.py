@@ -1,7 +1,7 @@
-"""One pair from files to files: read, register, write the warped labels; beside elastix and ANTs.
+"""One pair from files to files: read, register, write warped labels; against elastix and ANTs.
 
-``python benchmarks/pair.py``.  A made-up pair of 96 x 112 x 96 voxels with 35 labels and a smooth
-displacement between them; each method in a process of its own, as many threads for all.
+``python benchmarks/pair.py``.  A synthetic pair of 96 x 112 x 96 voxels with 35 labels and a smooth
+displacement; each method in its own process, with the same number of threads.
 """
 
 import os
@@ -27,12 +27,12 @@ FILES = ("fixed.nii.gz", "moving.nii.gz", "fixed_labels.nii.gz", "moving_labels.
 OURS = [
     str(harness.ROOT / "register.py"),
     *(f"{f.removesuffix('.nii.gz')}={f}" for f in FILES),
-    "folder=registered",
+    "output_dir=registered",
 ]
 
 
 def write_pair(folder: Path) -> None:
-    """Textured cells; fixed(x) = moving(x + u(x)) and noise on both."""
+    """Write textured cells with fixed(x) = moving(x + u(x)) and noise on both."""
     rng = np.random.default_rng(0)
     labels = cells(SHAPE)
     texture = gaussian_filter(rng.normal(size=SHAPE), 1.5)
@@ -50,7 +50,7 @@ def write_pair(folder: Path) -> None:
 
 
 def elastix() -> None:
-    """B-spline, the default parameter map, 4 levels, 8 mm at last."""
+    """Register by B-splines: default parameter map, 4 levels, final spacing 8 mm."""
     import itk
 
     fixed, moving = (itk.imread(name, itk.F) for name in FILES[:2])
@@ -64,7 +64,7 @@ def elastix() -> None:
 
 
 def ants() -> None:
-    """SyNOnly with its defaults: mutual information, 40, 20 and 0 iterations."""
+    """Register by SyNOnly with its defaults: mutual information, 40, 20 and 0 iterations."""
     import ants
 
     fixed, moving, _, labels = (ants.image_read(name) for name in FILES)
@@ -77,14 +77,14 @@ def ants() -> None:
 METHODS: dict[str, Callable[[], None]] = {"elastix": elastix, "ants": ants}
 COMMANDS = {
     "ours, alignment and instance optimisation": OURS,
-    "ours, instance optimisation": [*OURS, "align=world"],
+    "ours, instance optimisation": [*OURS, "align=identity"],
     "elastix B-spline": [__file__, "--method", "elastix"],
     "ANTs SyNOnly": [__file__, "--method", "ants"],
 }
 
 
 def measured(name: str, command: list[str], folder: Path, threads: int) -> harness.Row:
-    """Run a method in the folder of the pair, and look at the labels it wrote."""
+    """Run a method in the folder of the pair and score the labels it wrote."""
     answer = folder / ("registered" if command[0] == OURS[0] else ".") / "warped_labels.nii.gz"
     answer.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -110,26 +110,26 @@ def measured(name: str, command: list[str], folder: Path, threads: int) -> harne
 
 
 def dice(folder: Path, answer: Path) -> float:
-    """Mean over the labels."""
+    """Return the mean over the labels."""
     volumes = [np.asarray(nibabel.load(p).dataobj) for p in (folder / FILES[2], answer)]
     fixed, warped = (np.rint(volume).astype(np.int64) for volume in volumes)
     return float(np.nanmean([*metrics.dice(fixed, fixed, warped).values()]))
 
 
 def main() -> None:
-    """All methods, or one in this folder."""
-    given = harness.options(__doc__, method="")
-    if given.method:
-        METHODS[given.method]()
+    """Run all methods, or one in this folder."""
+    args = harness.options(__doc__, method="")
+    if args.method:
+        METHODS[args.method]()
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pair(folder)
         rows = [{"method": "none", "dice": dice(folder, folder / FILES[3])}]
         for method, command in COMMANDS.items():
-            rows.append(measured(method, command, folder, given.threads))
+            rows.append(measured(method, command, folder, args.threads))
             print(rows[-1], flush=True)
-    harness.save("pair", given, rows)
+    harness.save("pair", args, rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""CPU seconds of one registration by each model, one thread, without loading and judging.
+"""CPU seconds of one registration by each model, one thread, without loading and scoring.
 
     python benchmarks/pair_cost.py --data task04 --pairs 3 demons ants_syn pyramid
 
-CPU time, unlike the clock's, hardly depends on what else the machine is doing.  Networks have
-random weights, which cost the same.  Packages are imported before, by a first pair that is not
-counted.
+CPU time hardly depends on other load.  Networks have random weights, which cost the same.  A first
+pair, not counted, imports the packages.
 """
 
 import argparse
@@ -17,15 +16,15 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.models import ANTs, Elastix
-from regnet_lab.models.classical.subprocess import apart
+from regnet_lab.models.classical.subprocess import run_in_child_process
 
 CONF = str(Path(__file__).parent.parent / "conf")
 
 
 def configuration(*overrides: str):
-    """What evaluate.py would see."""
+    """Compose the configuration of evaluate.py."""
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("evaluate", [*overrides], return_hydra_config=True)
     cfg.hydra.runtime.output_dir = "output"
@@ -34,13 +33,15 @@ def configuration(*overrides: str):
 
 
 def cpu(model: torch.nn.Module) -> float:
-    """CPU seconds so far, with those of the process beside ours where the model uses it."""
+    """Return CPU seconds so far, including the child process if the model uses it."""
     beside = isinstance(model, ANTs | Elastix)
-    return time.process_time() + (apart("numpy", time.process_time) if beside else 0.0)
+    return time.process_time() + (
+        run_in_child_process("numpy", time.process_time) if beside else 0.0
+    )
 
 
 def main() -> None:
-    """Measure the models the command line names."""
+    """Measure the models named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", default="task04")
@@ -50,7 +51,10 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in given.models:
         cfg = configuration(f"model={name}", f"data={given.data}", *given.set)
-        model, loader = build(cfg.model).eval(), build(cfg.data).one_by_one("val")
+        model, loader = (
+            instantiate_config(cfg.model).eval(),
+            instantiate_config(cfg.data).make_eval_dataloader("val"),
+        )
         seconds = []
         with torch.no_grad():
             for pair in islice(loader, given.pairs + 1):

@@ -1,9 +1,8 @@
-"""Seconds, of the clock and of the processor, and peak memory of RegNet's networks on a whole
-image, in one pass and in tiles.
+"""Wall and CPU seconds and peak memory of RegNet's networks on a whole image and in tiles.
 
 ``PYTHONPATH=. python benchmarks/regnet_whole.py [side] [--model regnet_unet1] [--tile 64]``.  Each
-way runs in a process of its own, so that the peak (of the resident set, on a GPU of what PyTorch
-allocated) is its own; then the fields of both are compared.
+run has its own process, so that its peak (resident memory, on a GPU memory allocated by PyTorch) is
+its own; then the fields are compared.
 """
 
 import argparse
@@ -26,11 +25,11 @@ NETWORKS = {
 
 
 def run(name: str, side: int, tile: int | None, threads: int, path: str) -> None:
-    """One pass; prints its cost and leaves the field at ``path``."""
+    """Run one pass, print its cost and save the field to ``path``."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = models.Tiled(NETWORKS[name](3), tile).eval().to(device)
+    model = models.TiledModel(NETWORKS[name](3), tile).eval().to(device)
     fixed, moving = torch.rand(2, 1, 1, side, side, side).to(device)
     start, worked = time.perf_counter(), time.process_time()
     with torch.no_grad():

@@ -36,11 +36,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet_lab import ops
-from regnet_lab.config.compose import CONF
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.compose import CONFIG_DIR
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.ops.similarity import mean_squares
 
-MODELS = sorted(path.stem for path in Path(CONF, "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml"))
 WHOLE = [name for name in MODELS if name != "regnet_multi_stage"]  # which begins from other runs
 SIDE = 64
 GRIDS = {"64^3": [SIDE] * 3, "128^3": [128] * 3, "160x192x224": [160, 192, 224]}
@@ -63,8 +63,8 @@ def step(model: torch.nn.Module, shape: Sequence[int]) -> None:
 
 def model_of(name: str) -> torch.nn.Module:
     """A model as configured, for volumes."""
-    with initialize_config_dir(CONF, version_base="1.3"):
-        return build(compose("train", [f"model={name}", "ndim=3"]).model)
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        return instantiate_config(compose("train", [f"model={name}", "ndim=3"]).model)
 
 
 def hollow(module: torch.nn.Module, mode: FakeTensorMode) -> None:

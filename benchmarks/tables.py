@@ -1,4 +1,4 @@
-"""Put what the benchmarks wrote into docs/performance.md, between the marks there.
+"""Put what the benchmarks wrote into docs/results/performance.md, between the marks there.
 
 ``python benchmarks/tables.py``.  A mark is ``<!-- table NAME -->``; what follows it, up to ``<!--
 end -->``, is replaced by the table of outputs/benchmarks/NAME.json, its command and its machine.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import harness
 
-PAGE = harness.ROOT / "docs/performance.md"
+PAGE = harness.ROOT / "docs/results/performance.md"
 MARK = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
 Column = tuple[str, Callable[[harness.Row], object]]

@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 
 PEER = "VoxelMorph 0.3.4"
 FEATURES = (16, 16, 16, 16, 16)  # what its class offers
@@ -40,7 +40,7 @@ def ours(name: str, shape: list[int], pair: dict) -> tuple[torch.nn.Module, Call
         size = f"data.dataset.shape={shape}".replace(" ", "")
         cfg = compose("train", [f"model={name}", f"ndim={len(shape)}", size, "loss=ncc"])
         cfg.module.name = name
-        module = build(cfg.module)
+        module = instantiate_config(cfg.module)
     module.log = module.log_dict = lambda *_, **__: None
     return module, lambda: module.training_step(pair, 0)
 

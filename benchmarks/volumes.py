@@ -38,7 +38,9 @@ def main() -> None:
         cache = FolderCache(Path(folder) / "cache")
 
         def cached() -> torch.Tensor:
-            return torch.from_numpy(cache.get("key", lambda: {"image": volume})["image"].copy())
+            return torch.from_numpy(
+                cache.get_or_create("key", lambda: {"image": volume})["image"].copy()
+            )
 
         assert np.array_equal(cached(), volume)
         load = monai and monai(image_only=True)

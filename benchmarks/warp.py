@@ -1,7 +1,7 @@
-"""Warping an image, value and gradient to the displacement, beside VoxelMorph and MONAI.
+"""Warping an image, value and gradient of the displacement, against VoxelMorph and MONAI.
 
-``python benchmarks/warp.py``.  All three get the same displacement in voxels; theirs are the
-classes a user calls.  With more than one thread, one volume is also a question of how it is shared.
+``python benchmarks/warp.py``.  All three get the same displacement in voxels; the peers are the
+classes a user calls.
 """
 
 import harness
@@ -15,10 +15,10 @@ monai = harness.peer("monai.networks.blocks", "Warp")
 voxelmorph = harness.peer("voxelmorph.nn.modules", "SpatialTransformer")
 
 
-def rows_of(shape: list[int], batch: int, given: harness.argparse.Namespace) -> list[harness.Row]:
-    """Rows of one size, value alone and with gradient."""
-    image = torch.rand(batch, 1, *shape, device=given.device)
-    noise = torch.randn(batch, len(shape), *[n // 8 for n in shape], device=given.device)
+def rows_of(shape: list[int], batch: int, args: harness.argparse.Namespace) -> list[harness.Row]:
+    """Return the rows of one size, value alone and with gradient."""
+    image = torch.rand(batch, 1, *shape, device=args.device)
+    noise = torch.randn(batch, len(shape), *[n // 8 for n in shape], device=args.device)
     u = (3 * ops.resize(noise, shape)).requires_grad_()
     peers = {
         "VoxelMorph 0.3.4": voxelmorph and voxelmorph(),
@@ -35,25 +35,25 @@ def rows_of(shape: list[int], batch: int, given: harness.argparse.Namespace) -> 
 
     with_slope = {name: harness.both(f, u) for name, f in there.items()}
     alone = {name: value(f) for name, f in there.items()}
-    found = harness.limits(given.device)
+    limits = harness.limits(args.device)
     return [
-        *harness.compare("warp", size, alone, given, harness.floor(found, moved * 0.4)),
-        *harness.compare("warp + gradient", size, with_slope, given, harness.floor(found, moved)),
+        *harness.compare("warp", size, alone, args, harness.floor(limits, moved * 0.4)),
+        *harness.compare("warp + gradient", size, with_slope, args, harness.floor(limits, moved)),
     ]
 
 
 def main() -> None:
-    """Every size, on one thread and on all cores."""
-    given = harness.options(__doc__, cores=harness.os.cpu_count() or 1)
+    """Measure every size, on one thread and on all cores."""
+    args = harness.options(__doc__, cores=harness.os.cpu_count() or 1)
     sizes = [([64] * 3, 1), ([128] * 3, 1), ([256] * 2, 8)]
-    if given.device.type == "cuda":
+    if args.device.type == "cuda":
         sizes.append(([160, 192, 224], 1))
     rows = []
-    for threads in sorted({given.threads, given.cores} if given.device.type == "cpu" else {1}):
+    for threads in sorted({args.threads, args.cores} if args.device.type == "cpu" else {1}):
         torch.set_num_threads(threads)
         for shape, batch in sizes:
-            rows += rows_of(shape, batch, given)
-    harness.save("warp", given, rows)
+            rows += rows_of(shape, batch, args)
+    harness.save("warp", args, rows)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""The error a user can mend: one sentence that names the file, key or value and says what to do."""
+"""Errors that the user can fix: one sentence that names the file, key or value and what to do."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class UserError(Exception):
-    """Bad input; the entry points print its sentence and exit with code 2, without a traceback."""
+    """Faulty input; the entry points print the message without a traceback and exit with 2."""
 
 
 class MissingPackageError(UserError):
-    """Something asked for needs a package of an extra that is not installed."""
+    """An optional package that a setting needs is not installed."""
 
 
 class CommonError(UserError):
-    """All processes that work together have it at once; the first one tells it."""
+    """An error that every process of a distributed run raises; only the first one prints it."""
 
 
 class DivergedError(CommonError):
-    """A loss or a gradient is no longer finite.
+    """A loss or a gradient that is no longer finite.
 
     Args:
         sentence: Which one, and what to do.
-        batch: On what; None in a process that stops because another one's is not.
+        batch: The batch that caused it; None in processes that stop because another one failed.
     """
 
     def __init__(self, sentence: str, batch: Mapping[str, Any] | None = None) -> None:

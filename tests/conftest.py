@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """What needs a package of an extra that is not installed is skipped, naming it."""
+    """Skip a test that needs a package of an extra that is not installed."""
     try:
         return (yield)
     except MissingPackageError as error:
@@ -23,14 +23,14 @@ def pytest_runtest_call(item):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """The same random numbers in every run of a test."""
+def seed_torch():
+    """Seed PyTorch before every test."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def composed():
-    """``composed("train", "model=gradirn", ...)`` gives a configuration as the command sees it."""
+    """Return a function that composes a configuration: ``composed("train", "model=gradirn")``."""
 
     def make(name, *overrides):
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -44,7 +44,7 @@ def composed():
 
 @pytest.fixture
 def command(tmp_path):
-    """Run ``python <script> <arguments>`` in an empty folder of its own."""
+    """Return a function that runs ``python <script> <arguments>`` in an empty folder."""
 
     def run(script, *arguments, **environment):
         return subprocess.run(

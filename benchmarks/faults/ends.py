@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.faults.processes import SMALL, TRAIN, Reference, command, ended, forked
 from regnet_lab.config.checkpoints import read_weights
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datamodule import PairModule
+from regnet_lab.data.case import Case
+from regnet_lab.data.datamodule import PairDataModule
+from regnet_lab.data.datasets.base import CasePairs
 from regnet_lab.errors import UserError
-from regnet_lab.training.failures import explained
+from regnet_lab.training.failures import translate_errors
 
 
 def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:
@@ -49,10 +50,10 @@ def load(dies: str, how: int, split: str) -> None:
     """Load pairs in two processes, of which one ends."""
     cases = [Case(f"{n}", Path(f"case{n}.nii.gz")) for n in range(12)]
     pairs = CasePairs([(c, cases[0]) for c in cases], partial(one, dies=dies, how=how))  # type: ignore
-    module = PairModule(lambda split: pairs, workers=2)
+    module = PairDataModule(lambda split: pairs, num_workers=2)
     loader = module.train_dataloader() if split == "train" else module.val_dataloader()
     try:
-        with explained("", "go on"):
+        with translate_errors("", "go on"):
             list(loader)
     except UserError as error:
         sys.exit(2 if f"case{dies}.nii.gz" in str(error) else 1)

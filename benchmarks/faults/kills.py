@@ -27,8 +27,8 @@ from benchmarks.faults.processes import (
     same_weights,
 )
 from regnet_lab.config.checkpoints import read_weights
-from regnet_lab.data.preprocessing.cache import FolderCache, read
-from regnet_lab.training.callbacks import WholeCheckpoints
+from regnet_lab.data.preprocessing.cache import FolderCache, read_arrays
+from regnet_lab.training.callbacks import AtomicCheckpointIO
 
 
 def goes_on(run: Path, options: list[str], whole: Reference) -> bool:
@@ -103,13 +103,13 @@ def constant(number: int, size: int = 300000) -> dict:
 def save_forever(path: Path) -> None:
     """Write one checkpoint after another."""
     for number in range(10**9):
-        WholeCheckpoints().save_checkpoint(constant(number), path)
+        AtomicCheckpointIO().save_checkpoint(constant(number), path)
 
 
 def kill_in_checkpoint(rng: random.Random, folder: Path, _: Reference) -> bool:
     """Kill while checkpoints are written; the one there must be one of them, whole."""
     path = folder / "checkpoints" / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(constant(0), path)
+    AtomicCheckpointIO().save_checkpoint(constant(0), path)
     disturbed(forked(partial(save_forever, path), folder / "log.txt"), rng.uniform(0, 0.3))
     return len(read_weights(path)["a"].unique()) != 1
 
@@ -123,7 +123,7 @@ def fill(folder: Path) -> None:
     """Write one entry of a cache after another."""
     cache = FolderCache(folder)
     for number in range(10**9):
-        cache.get(str(number % 50), partial(entry, number % 50))
+        cache.get_or_create(str(number % 50), partial(entry, number % 50))
         if number % 50 == 49:
             for path in folder.glob("*.arrays"):
                 path.unlink()
@@ -133,4 +133,6 @@ def kill_in_cache(rng: random.Random, folder: Path, _: Reference) -> bool:
     """Kill while a cache is filled; every entry must be whole and of its key."""
     kept = folder / "cache"
     disturbed(forked(partial(fill, kept), folder / "log.txt"), rng.uniform(0, 0.3))
-    return any((read(path, True)[""] != int(path.stem)).any() for path in kept.glob("*.arrays"))
+    return any(
+        (read_arrays(path, True)[""] != int(path.stem)).any() for path in kept.glob("*.arrays")
+    )

@@ -27,17 +27,22 @@ SMALL = [
     "ndim=2",
     "model=voxelmorph",
     "data.dataset.shape=32",
-    "data.dataset.size=12",
+    "data.dataset.num_pairs=12",
     "data.batch_size=2",
     "trainer.limit_val_batches=2",
     "trainer.max_epochs=3",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
-    "callbacks.panel=null",
+    "callbacks.validation_figure=null",
     "callbacks.last.every_n_steps=1",
     "threads=1",
 ]
-JUDGED = ["trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "threads=1", "pictures=2"]
+JUDGED = [
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+    "threads=1",
+    "num_pictures=2",
+]
 
 
 def forked(task: Callable[[], object], log: Path) -> int:
@@ -112,7 +117,7 @@ class Reference:
         self.judging = time.monotonic() - start
         self.last = self.run / "checkpoints" / "last.ckpt"
         self.best = self.last.with_name("best.ckpt")
-        self.cases = numbers(self.run / "evaluation" / "same" / "cases.csv")
+        self.cases = numbers(self.run / "evaluation" / "synthetic-test-score-full" / "cases.csv")
 
     def do(self, main: Callable[[], None], *arguments: str) -> str:
         """Run a command to its end; what it printed."""

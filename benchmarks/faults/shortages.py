@@ -24,14 +24,14 @@ from benchmarks.faults.processes import (
 )
 from regnet_lab.config.checkpoints import read_weights
 from regnet_lab.errors import UserError
-from regnet_lab.training.callbacks import WholeCheckpoints
+from regnet_lab.training.callbacks import AtomicCheckpointIO
 from regnet_lab.training.module import RegistrationModule
 
 
 def overfull(path: Path) -> None:
     """Save where there is no room; exit code 2 if that is said."""
     try:
-        WholeCheckpoints().save_checkpoint(constant(2), path)
+        AtomicCheckpointIO().save_checkpoint(constant(2), path)
     except UserError as error:
         sys.exit(2 if "make room and continue" in str(error) else 1)
 
@@ -39,7 +39,7 @@ def overfull(path: Path) -> None:
 def disk_full_in_checkpoint(rng: random.Random, folder: Path, _: Reference) -> bool:
     """The checkpoint before it must stay, and nothing else."""
     path = folder / "checkpoints" / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(constant(1), path)
+    AtomicCheckpointIO().save_checkpoint(constant(1), path)
     task = partial(limited, rng.randrange(path.stat().st_size), partial(overfull, path))
     code = ended(forked(task, folder / "log.txt"))
     sound = bool((read_weights(path)["a"] == 1).all())

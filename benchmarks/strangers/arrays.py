@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.strangers.canary import Canary, Disguise, Victim
-from regnet_lab.data.io.images import decode
+from regnet_lab.data.io.images import decode_image
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.html_report.volumes import kept as kept_case
-from regnet_lab.evaluation.submission.archive import files
-from regnet_lab.evaluation.submission.serialization import npz_array
+from regnet_lab.evaluation.html_report.volumes import read_example_case as kept_case
+from regnet_lab.evaluation.submission.archive import list_files
+from regnet_lab.evaluation.submission.serialization import decode_npz
 from regnet_lab.spatial import read_transform
 
 
@@ -32,7 +32,7 @@ def array(victim: Callable[[Path], object], name: str, folder: Path, canary: Pat
 def submitted(path: Path) -> None:
     """Read as a file of a submission."""
     try:
-        npz_array(path.read_bytes(), 10**6)
+        decode_npz(path.read_bytes(), 10**6)
     except ValueError as error:  # as its caller turns into a sentence
         raise UserError(str(error)) from error
 
@@ -42,7 +42,7 @@ def zipped(name: str, folder: Path, _: Path) -> Victim:
     path = folder / "evil.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"harm")
-    return partial(files, path)
+    return partial(list_files, path)
 
 
 def linked(folder: Path, canary: Path) -> Victim:
@@ -51,12 +51,12 @@ def linked(folder: Path, canary: Path) -> Victim:
     member.external_attr = 0o120777 << 16  # a symbolic link
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(member, str(canary.parent))
-    return partial(files, path)
+    return partial(list_files, path)
 
 
 def arrays() -> Iterator[tuple[str, Disguise]]:
     """Arrays and archives."""
-    yield "image: a pickle in .npy", partial(array, decode, "evil.npy")
+    yield "image: a pickle in .npy", partial(array, decode_image, "evil.npy")
     yield "transform: a pickle in .npz", partial(array, read_transform, "disp_1_2.npz")
     yield "submission: a pickle in .npz", partial(array, submitted, "disp_1_2.npz")
     yield "report: a pickle in .npz", partial(array, kept_case, "best.npz")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 
 Victim = Callable[[], object]
 Disguise = Callable[[Path, Path], Victim]  # folder to prepare, canary -> what its victim does
@@ -37,5 +37,5 @@ def pickled(canary: Path) -> Iterator[tuple[str, object]]:
     yield "builtins.exec", Canary(exec, code(canary))
     yield "functools.partial", Canary(partial(os.mkdir, str(canary)))
     yield "getattr", Canary(getattr(os, "makedirs"), str(canary))  # noqa: B009
-    yield "build", Canary(build, OmegaConf.create({"_target_": "os.mkdir"}))
+    yield "build", Canary(instantiate_config, OmegaConf.create({"_target_": "os.mkdir"}))
     yield "numpy", Canary(np.load, str(canary))

@@ -10,13 +10,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks.strangers.canary import Canary, Disguise, Victim
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 
 TARGETS = (  # each would make the canary if it were called
     "os.mkdir",
     "posix.mkdir",
-    "regnet_lab.data.io.images.os.mkdir",
-    "regnet_lab.data.preprocessing.cache.os.mkdir",
+    "regnet_lab.data.patches.os.mkdir",
+    "regnet_lab.data.validation.image_stats.os.mkdir",
     "regnet_lab.evaluation.multirun.os.mkdir",
     "regnet_lab.utils.atomic_io.os.mkdir",
     "torch.nn.modules.module.torch.os.mkdir",
@@ -48,16 +48,16 @@ OTHERS = (  # ways round: what calls, imports, or writes what it is told
     "hydra.utils.call",
     "hydra.utils.instantiate",
     "hydra.utils.get_method",
-    "regnet_lab.config.instantiate.build",
+    "regnet_lab.config.instantiate.instantiate_config",
     "regnet_lab.config.instantiate.instantiate",
     "importlib.import_module",
     "subprocess.Popen",
     "torch.utils.cpp_extension.load_inline",
     "pytorch_lightning.cli.LightningCLI",
     "pytorch_lightning.utilities.model_summary.summarize",
-    "regnet_lab.cli.convert_dirlab.write_aside",
-    "regnet_lab.data.preprocessing.cache.write",
-    "regnet_lab.data.validation.image_stats.remember",
+    "regnet_lab.cli.convert_dirlab._write_then_rename",
+    "regnet_lab.data.preprocessing.cache.write_arrays",
+    "regnet_lab.data.validation.image_stats.save_cache",
     "regnet_lab.utils.atomic_io.write_text",
     "regnet_lab_evil.models.Net",
     "regnet_lab.models.Identity.__class__",
@@ -68,14 +68,16 @@ OTHERS = (  # ways round: what calls, imports, or writes what it is told
 def configured(config: object, _: Path, canary: Path) -> Victim:
     """A configuration; ``CANARY`` in it is the canary's path."""
     text = OmegaConf.to_yaml(OmegaConf.create(config)).replace("CANARY", str(canary))
-    return partial(build, OmegaConf.create(text))
+    return partial(instantiate_config, OmegaConf.create(text))
 
 
 def unpickled(target: str, folder: Path, canary: Path) -> Victim:
     """A configuration that has a file unpickled."""
     path = folder / "evil.ckpt"
     path.write_bytes(pickle.dumps(Canary(os.mkdir, str(canary))))
-    return partial(build, OmegaConf.create({"_target_": target, "_args_": [str(path)]}))
+    return partial(
+        instantiate_config, OmegaConf.create({"_target_": target, "_args_": [str(path)]})
+    )
 
 
 def configurations() -> Iterator[tuple[str, Disguise]]:
@@ -107,5 +109,5 @@ def configurations() -> Iterator[tuple[str, Disguise]]:
         },
     }
     for place, config in places.items():
-        outer = {"_target_": "regnet_lab.models.Diffeomorphic", **config}  # type: ignore[dict-item]
+        outer = {"_target_": "regnet_lab.models.DiffeomorphicModel", **config}  # type: ignore[dict-item]
         yield f"os.mkdir {place}", partial(configured, outer)

@@ -8,14 +8,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from benchmarks.strangers.canary import Disguise, Victim, code
-from regnet_lab.evaluation.setup import judged
+from regnet_lab.evaluation.setup import set_up_evaluation
 
 
 def judge(run: Path) -> None:
     """As ``python evaluate.py run=<run>``."""
-    metrics = {"_target_": "regnet_lab.metrics.strict", "_partial_": True}
-    cfg = {"run": str(run), "submission": None, "allow": [], "metrics": metrics}
-    judged(OmegaConf.create(cfg | {"checkpoint": "best", "split": "test", "name": "x"}))
+    metrics = {"_target_": "regnet_lab.metrics.score_full", "_partial_": True}
+    cfg = {"run": str(run), "submission": None, "trusted_packages": [], "metrics": metrics}
+    set_up_evaluation(OmegaConf.create(cfg | {"checkpoint": "best", "split": "test", "name": "x"}))
 
 
 def run_folder(text: str, folder: Path, canary: Path) -> Victim:
@@ -42,7 +42,7 @@ def runs() -> Iterator[tuple[str, Disguise]]:
         "an environment variable": head + "data: {_target_: '${oc.env:HOME}'}",
         "an interpolation spelt in hexadecimal": head + 'data: {_target_: "\\x24{oc.env:HOME}"}',
         "an escaped oc.create": head
-        + "data: {_target_: regnet_lab.data.datamodule.PairModule, "
+        + "data: {_target_: regnet_lab.data.datamodule.PairDataModule, "
         + "dataset: '\\${oc.create:{_target_: os.mkdir, _args_: [CANARY]}}'}",
         "a key that is an interpolation": head + "'${oc.env:HOME}': 1\ndata: {}",
         "anchors that unfold a billionfold": head

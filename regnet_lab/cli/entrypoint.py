@@ -1,4 +1,4 @@
-"""What the three commands share: one sentence for a user's mistake, run folders, resuming.
+"""Turn functions into Hydra commands whose errors are one message.
 
 Imports nothing heavy, so that ``--help`` is quick.
 """
@@ -16,62 +16,77 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from regnet_lab.config.compose import CONF, left_out
+from regnet_lab.cli.help import print_help
+from regnet_lab.config.compose import CONFIG_DIR, expand_null_overrides
 from regnet_lab.errors import UserError
 
+HELP_FLAGS = {"-h", "--help"}
+Task = Callable[[DictConfig], float | None]
 
-def sentence(error: Exception) -> str:
-    """The message on one line, without a loader worker's traceback or Hydra's chatter."""
+
+SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") == "1"
+
+
+def format_error(error: Exception) -> str:
+    """Return the message on one line, without worker tracebacks and Hydra's search paths."""
     text = str(error).rsplit("UserError: ", 1)[-1]
     if isinstance(error.__cause__, OmegaConfBaseException | HydraException):
         text += " " + str(error.__cause__)
-    for chatter in ("Config search path", "full_key:", "object_type="):
-        text = text.split(chatter)[0]
+    for detail in ("Config search path", "full_key:", "object_type="):
+        text = text.split(detail)[0]
     return " ".join(text.split())
 
 
-def typed(main: Callable[[], object]) -> None:
-    """Run a command as the user typed it."""
-    sys.argv[1:] = left_out(sys.argv[1:])
-    main()
-
-
-def one_of_several(
-    command: str, task: Callable[[DictConfig], float | None], cfg: DictConfig
+def run_and_report(
+    name: str, show_traceback: bool, function: Callable[..., float | None], *args: object
 ) -> float | None:
-    """Do a job of a sweep."""
+    """Call a function; after a user's mistake print one message and exit with code 2."""
+    try:
+        return function(*args)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if show_traceback:
+            raise
+        sys.stderr.write(f"{name}: {format_error(error)}\n")
+        sys.exit(2)
+
+
+def run_sweep_job(name: str, task: Task, cfg: DictConfig) -> float | None:
+    """Run one job of a sweep."""
     from regnet_lab.cli import multirun
 
-    return multirun.job(command, task, cfg)
+    return multirun.run_job(name, task, cfg)
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], float | None]], Callable[[], None]]:
-    """Make a Hydra command of a function of the configuration ``conf/<name>.yaml``.
+def hydra_command(name: str) -> Callable[[Task], Callable[[], None]]:
+    """Return a decorator that turns a function of ``conf/<name>.yaml`` into a Hydra command.
 
-    A mistake of the user's ends with one sentence and exit code 2; HYDRA_FULL_ERROR=1 shows the
-    traceback instead.
+    A user's mistake ends with one message and exit code 2; HYDRA_FULL_ERROR=1 shows the traceback
+    instead.  ``--help`` lists all keys with their comments.
     """
 
-    def decorate(task: Callable[[DictConfig], float | None]) -> Callable[[], None]:
-        full = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
-
-        def told(function: Callable, *args: object) -> float | None:
-            try:
-                return function(*args)
-            except (UserError, HydraException, OmegaConfBaseException) as error:
-                if full:
-                    raise
-                sys.stderr.write(f"{name}: {sentence(error)}\n")
-                sys.exit(2)
+    def decorate(task: Task) -> Callable[[], None]:
+        show_traceback = os.environ.setdefault("HYDRA_FULL_ERROR", "") == "1"
+        report = functools.partial(run_and_report, name, show_traceback)
 
         @functools.wraps(task)
-        def job(cfg: DictConfig) -> float | None:
-            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it looks for fonts
-            several = HydraConfig.get().mode == RunMode.MULTIRUN  # of which Hydra tells at the end
-            return one_of_several(name, task, cfg) if several else told(task, cfg)
+        def run_job(cfg: DictConfig) -> float | None:
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # font search messages
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return run_sweep_job(name, task, cfg)  # Hydra reports failed jobs at the end
+            return report(task, cfg)
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        main = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)
-        return functools.partial(typed, functools.partial(told, main))
+        run_hydra = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=name)(
+            run_job
+        )
+
+        def main() -> None:
+            sys.argv[1:] = words = expand_null_overrides(sys.argv[1:])
+            if HELP_FLAGS & set(words):
+                report(print_help, name, words)
+            else:
+                report(run_hydra)
+
+        return main
 
     return decorate

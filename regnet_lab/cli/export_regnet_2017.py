@@ -1,10 +1,12 @@
-"""Artificial deformations on disk, in the folders RegNet's first version reads and writes.
+r"""Write artificial deformations in the folder layout of RegNet's first version (2017).
 
-``python -m regnet_lab.cli.export_regnet_2017 <images> --pattern 'ExpLung{}/Result/FixedImageFullRS1.mha' --out
-<folder>`` writes, for every image, ``<folder>/Elastix/<name><F or M>/ExpLung<IN>/Dsmooth0/D<d>/``
-with ``DeformedImage.mha`` (int16), ``DeformedDVF.mha`` (float32 vectors in mm, x y z to the left,
-the back and the head, on the deformed image's grid) and for D2 ``DeformedArea.mha``; d is 0 for
-low, 1 for medium and 2 for high frequency.  What is there already is left alone.
+    python -m regnet_lab.cli.export_regnet_2017 IMAGES --out OUT \
+        --pattern 'ExpLung{}/Result/FixedImageFullRS1.mha'
+
+For every image, ``OUT/Elastix/<name><F or M>/ExpLung<IN>/Dsmooth0/D<d>/`` gets
+``DeformedImage.mha`` (int16), ``DeformedDVF.mha`` (float32 vectors in mm, LPS, on the grid of the
+deformed image) and for D2 ``DeformedArea.mha``; d is 0 for low, 1 for medium and 2 for high
+frequency.  Existing files are kept.
 """
 
 import argparse
@@ -22,95 +24,117 @@ from regnet_lab.data.synthesis.displacements.gaussian import (
     HighFrequency,
     LowFrequency,
     MediumFrequency,
-    PeakField,
+    PeakDisplacement,
 )
-from regnet_lab.data.synthesis.phantom import normal
+from regnet_lab.data.synthesis.phantom import sample_normal
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.writers import displacement_image, write_atomically
+from regnet_lab.spatial.writers import displacement_to_sitk, write_sitk_image
 
-KINDS = {"low": LowFrequency, "medium": MediumFrequency, "high": HighFrequency}
+FREQUENCIES = {"low": LowFrequency, "medium": MediumFrequency, "high": HighFrequency}
 
 
-def deform(
-    volume: Volume, fields: PeakField, rng: np.random.Generator, noise: float
+def deform_image(
+    volume: Volume, generator: PeakDisplacement, rng: np.random.Generator, noise: float
 ) -> dict[str, sitk.Image]:
-    """The published files of one deformation, by name without ending."""
+    """Deform an image; return the files of the deformation by name without suffix."""
     shape, spacing = volume.array.shape, volume.spacing.tolist()
-    peaks = fields.draw(rng, shape, spacing)
-    u = fields.field(peaks, shape, spacing)
+    peaks = generator.sample_peaks(rng, shape, spacing)
+    u = generator.compute_displacement(peaks, shape, spacing)
     image = torch.from_numpy(np.ascontiguousarray(volume.array))[None, None]
-    seen = ops.warp(image, u, padding="zeros")[0, 0] + noise * normal(rng, shape)
-    array = seen.round().clamp(-32768, 32767).numpy().astype(np.int16)
+    warped = ops.warp(image, u, padding="zeros")[0, 0] + noise * sample_normal(rng, shape)
+    array = warped.round().clamp(-32768, 32767).numpy().astype(np.int16)
     files = {
-        "DeformedImage": coordinates.to_image(array, volume.affine),
-        "DeformedDVF": displacement_image(u, volume.affine),
+        "DeformedImage": coordinates.array_to_sitk(array, volume.affine),
+        "DeformedDVF": displacement_to_sitk(u, volume.affine),
     }
-    if isinstance(fields, HighFrequency):
-        area = fields.deformed_area(peaks, shape, spacing)[0].numpy().astype(np.uint8)
-        files["DeformedArea"] = coordinates.to_image(area, volume.affine)
+    if isinstance(generator, HighFrequency):
+        area = generator.compute_deformed_area(peaks, shape, spacing)[0].numpy().astype(np.uint8)
+        files["DeformedArea"] = coordinates.array_to_sitk(area, volume.affine)
     return files
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every setting of the first version, by its published default."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    made.add_argument("images", type=Path, help="folder of the images")
-    made.add_argument("--pattern", required=True, help="path of an image below it, {} being IN")
-    made.add_argument("--out", type=Path, required=True)
-    made.add_argument("--name", default="LungExp3D", help="deformName")
-    made.add_argument("--side", choices=("F", "M"), default="F", help="made of fixed or moving")
-    made.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="deformMethod")
-    made.add_argument("--ending", choices=(".mha", ".nii.gz"), default=".mha")
-    made.add_argument("--max-deform", nargs=3, type=float, default=(20, 15, 15), help="mm")
-    made.add_argument("--sigma", nargs=3, type=float, default=(35, 25, 20), help="sigmaB, mm")
-    made.add_argument("--peaks", nargs=3, type=int, default=(100, 100, 100), help="Np")
-    made.add_argument("--border", type=float, default=33, help="mm")
-    made.add_argument("--distance", type=float, default=40, help="DistanceDeform, mm")
-    made.add_argument("--area", type=float, default=20, help="DistanceArea, mm")
-    made.add_argument("--noise", type=float, default=5, help="sigmaN, the image's unit")
-    made.add_argument("--planar", action="store_true", help="2D mode: no movement along z")
-    made.add_argument("--seed", type=int, default=0)
-    return made
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser; options are named and preset as in the first version."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("images", type=Path, help="folder of the images")
+    parser.add_argument(
+        "--pattern", required=True, help="path of an image below IMAGES, with {} for its number IN"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to create Elastix in")
+    parser.add_argument("--name", default="LungExp3D", help="deformName")
+    parser.add_argument(
+        "--side",
+        choices=("F", "M"),
+        default="F",
+        help="whether the images are fixed (F) or moving (M) ones",
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=FREQUENCIES, default=list(FREQUENCIES), help="deformMethod"
+    )
+    parser.add_argument("--ending", choices=(".mha", ".nii.gz"), default=".mha")
+    parser.add_argument(
+        "--max-deform", nargs=3, type=float, default=(20, 15, 15), help="largest displacement, mm"
+    )
+    parser.add_argument("--sigma", nargs=3, type=float, default=(35, 25, 20), help="sigmaB, mm")
+    parser.add_argument(
+        "--peaks", nargs=3, type=int, default=(100, 100, 100), help="number of peaks, Np"
+    )
+    parser.add_argument(
+        "--border", type=float, default=33, help="distance of peaks from the border, mm"
+    )
+    parser.add_argument("--distance", type=float, default=40, help="DistanceDeform, mm")
+    parser.add_argument("--area", type=float, default=20, help="DistanceArea, mm")
+    parser.add_argument("--noise", type=float, default=5, help="sigmaN, the image's unit")
+    parser.add_argument("--planar", action="store_true", help="2D mode: no displacement along z")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
-def generator(given: argparse.Namespace, kind: str) -> PeakField:
-    """The generator of a frequency with the settings given."""
-    k = list(KINDS).index(kind)
-    more = {"distance": given.distance, "area": given.area} if kind == "high" else {}
-    return KINDS[kind](
-        max_deform=given.max_deform[k],
-        sigma=given.sigma[k],
-        peaks=given.peaks[k],
-        border=given.border,
-        planar=given.planar,
+def make_displacement_generator(arguments: argparse.Namespace, frequency: str) -> PeakDisplacement:
+    """Make the displacement generator of a frequency with the settings of the command line."""
+    k = list(FREQUENCIES).index(frequency)
+    more = (
+        {
+            "min_peak_distance": arguments.distance,
+            "deformed_area_half_width": arguments.area,
+        }
+        if frequency == "high"
+        else {}
+    )
+    return FREQUENCIES[frequency](
+        max_deform=arguments.max_deform[k],
+        sigma=arguments.sigma[k],
+        num_peaks=arguments.peaks[k],
+        border=arguments.border,
+        planar=arguments.planar,
         **more,
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Deform every image in every way that is asked for.
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Write the deformations of every image with every chosen frequency.
 
     Raises:
         UserError: There are no images, or a setting does not fit them.
     """
-    given = parser().parse_args(arguments)
-    fields = {kind: generator(given, kind) for kind in given.kinds}
-    for number, (name, path) in enumerate(find_subjects(given.images, given.pattern).items()):
-        case = given.out / "Elastix" / f"{given.name}{given.side}" / f"ExpLung{name}" / "Dsmooth0"
+    arguments = make_parser().parse_args(command_line)
+    generators = {name: make_displacement_generator(arguments, name) for name in arguments.kinds}
+    images = find_subjects(arguments.images, arguments.pattern)
+    root = arguments.out / "Elastix" / f"{arguments.name}{arguments.side}"
+    for number, (name, path) in enumerate(images.items()):
         volume = None
-        for kind, maker in fields.items():
-            d = list(KINDS).index(kind)
-            folder = case / f"D{d}"
-            if (folder / f"DeformedDVF{given.ending}").exists():
+        for frequency, generator in generators.items():
+            d = list(FREQUENCIES).index(frequency)
+            folder = root / f"ExpLung{name}" / "Dsmooth0" / f"D{d}"
+            if (folder / f"DeformedDVF{arguments.ending}").exists():
                 continue
             volume = volume or read_volume(path)
-            rng = np.random.default_rng([given.seed, number, d])
-            files = deform(volume, maker, rng, given.noise)
-            for title in sorted(
-                files, key="DeformedDVF".__eq__
-            ):  # the field last: then all is there
-                write_atomically(folder / f"{title}{given.ending}", files[title])
+            rng = np.random.default_rng([arguments.seed, number, d])
+            files = deform_image(volume, generator, rng, arguments.noise)
+            # The field is written last: its file marks a complete deformation.
+            for file_name in sorted(files, key="DeformedDVF".__eq__):
+                write_sitk_image(folder / f"{file_name}{arguments.ending}", files[file_name])
 
 
 if __name__ == "__main__":

@@ -12,42 +12,42 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 
-def reason(job_return: JobReturn) -> str | None:
-    """Why a job failed; None if it did not."""
+def get_failure_reason(job_return: JobReturn) -> str | None:
+    """Return why a job failed, or None if it completed."""
     if job_return.status == JobStatus.COMPLETED:
         return None
     return " ".join(str(job_return._return_value).split())
 
 
-class Collect(Callback):
-    """Note in the folder of every job what it judged, and gather all jobs so far.
+class CollectEvaluations(Callback):
+    """Record each evaluation of a multirun, and update the summary of all jobs after each of them.
 
-    A job that failed is listed with its reason; the others are not lost.
+    A failed job is listed with its reason; the results of the others are kept.
 
     Args:
-        against: Key of the runs' configuration that becomes the horizontal axis of a curve, such
+        x_axis: Key of the runs' configuration that becomes the horizontal axis of a curve, such
             as ``data.fraction``; null: no curve.
     """
 
-    def __init__(self, against: str | None = None) -> None:
-        self.against = against
+    def __init__(self, x_axis: str | None = None) -> None:
+        self.x_axis = x_axis
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
-        from regnet_lab.evaluation.multirun import gather, note
+        from regnet_lab.evaluation.multirun import write_job, write_multirun_report
 
         choices = config.hydra.runtime.choices
         job = {
             "run": config.run and str(config.run),
             "model": choices.get("model"),
-            "data": choices.get("data") or "same",
+            "data": config.data_name,
             "overrides": list(config.hydra.overrides.task),
-            "folder": str(OmegaConf.select(config, "folder")),
-            "error": reason(job_return),
+            "folder": str(OmegaConf.select(config, "output_dir")),
+            "error": get_failure_reason(job_return),
         }
-        note(Path(config.hydra.runtime.output_dir), job)
-        gather(Path(config.hydra.sweep.dir), self.against)
+        write_job(Path(config.hydra.runtime.output_dir), job)
+        write_multirun_report(Path(config.hydra.sweep.dir), self.x_axis)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from rich.console import Console
@@ -55,24 +55,24 @@ class Collect(Callback):
         folder = Path(config.hydra.sweep.dir)
         text = (folder / "summary.md").read_text(encoding="utf-8")
         Console().print(text, markup=False, highlight=False, soft_wrap=True)
-        Console().print(f"Tables and pictures: {folder}", markup=False, soft_wrap=True)
+        Console().print(f"Tables and figures: {folder}", markup=False, soft_wrap=True)
 
 
 class CollectRuns(Callback):
-    """Note in the folder of every job what it was to do, and gather all jobs so far.
-
-    ``sweep.csv``, ``sweep.md`` and, as parallel coordinates, ``sweep.png``.
-    """
+    """Record each job of a sweep, and update ``sweep.csv``, ``sweep.md`` and ``sweep.png``."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         from regnet_lab.evaluation import sweep
-        from regnet_lab.evaluation.multirun import note
+        from regnet_lab.evaluation.multirun import write_job
 
-        job = {"overrides": list(config.hydra.overrides.task), "error": reason(job_return)}
-        note(Path(config.hydra.runtime.output_dir), job)
-        sweep.write(Path(config.hydra.sweep.dir), config.monitor_mode)
+        job = {
+            "overrides": list(config.hydra.overrides.task),
+            "error": get_failure_reason(job_return),
+        }
+        write_job(Path(config.hydra.runtime.output_dir), job)
+        sweep.write_sweep_report(Path(config.hydra.sweep.dir), config.monitor_mode)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from rich.console import Console
@@ -81,4 +81,4 @@ class CollectRuns(Callback):
         if (folder / "sweep.md").is_file():
             text = (folder / "sweep.md").read_text(encoding="utf-8")
             Console().print(text, markup=False, highlight=False, soft_wrap=True)
-            Console().print(f"Table and picture: {folder}", markup=False, soft_wrap=True)
+            Console().print(f"Table and figure: {folder}", markup=False, soft_wrap=True)

@@ -1,5 +1,7 @@
-"""The jobs of ``-m``: done once, continued where they stopped, in processes of their own where a
-job takes several.
+"""Run the jobs of a multirun (``-m``).
+
+Finished jobs are skipped, interrupted ones are continued, and a job with several processes runs as
+a command of its own.
 """
 
 import ctypes
@@ -17,20 +19,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer
 
-from regnet_lab.config.compose import CONF
-from regnet_lab.config.instantiate import build
-from regnet_lab.config.run_dir import kept
+from regnet_lab.config.compose import CONFIG_DIR
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.errors import UserError
-from regnet_lab.training.config_sync import difference, settings
+from regnet_lab.training.config_sync import describe_difference, flatten_settings
 from regnet_lab.utils.atomic_io import write_text
-from regnet_lab.utils.runtime import quieten
+from regnet_lab.utils.runtime import silence_lightning
 
-RESULT = "result.json"
-LAST = Path("checkpoints", "last.ckpt")
+RESULT_FILE = "result.json"
+LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
-def finish(cfg: DictConfig, trainer: Trainer) -> float:
-    """Write ``result.json``, which says that a run is finished; the last value of its monitor."""
+def finish_run(cfg: DictConfig, trainer: Trainer) -> float:
+    """Write ``result.json``, which marks a run as finished; return its last monitored value."""
     numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = getattr(trainer.checkpoint_callback, "best_model_score", None)
     result = {
@@ -41,78 +43,83 @@ def finish(cfg: DictConfig, trainer: Trainer) -> float:
         "metrics": numbers,
     }
     if trainer.is_global_zero:
-        write_text(Path(cfg.folder) / RESULT, json.dumps(result, indent=2))
-    return worth(result)
+        write_text(Path(cfg.output_dir) / RESULT_FILE, json.dumps(result, indent=2))
+    return objective_value(result)
 
 
-def outcome(folder: str | Path) -> dict[str, Any] | None:
-    """What a finished run came to; None if it did not finish."""
-    path = Path(folder) / RESULT
+def load_result(folder: str | Path) -> dict[str, Any] | None:
+    """Load ``result.json`` of a run; None if the run did not finish."""
+    path = Path(folder) / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def worth(result: dict[str, Any] | None) -> float:
-    """The number a sweep compares; NaN if there is none."""
+def objective_value(result: dict[str, Any] | None) -> float:
+    """Return the number that a sweep compares; NaN if there is none."""
     value = (result or {}).get("value")
     return math.nan if value is None else value
 
 
-def begun(cfg: DictConfig) -> bool:
-    """Whether this training in a sweep was begun before.
+def has_started(cfg: DictConfig) -> bool:
+    """Return whether this job of a sweep was started before.
 
     Raises:
-        UserError: What was begun in its folder is another one.
+        UserError: Its folder contains another job.
     """
-    new = "resume" not in cfg or not Path(cfg.folder, "config.yaml").is_file()
-    if new or HydraConfig.get().mode != RunMode.MULTIRUN:
+    is_new = "resume" not in cfg or not Path(cfg.output_dir, "config.yaml").is_file()
+    if is_new or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    if unlike := difference(settings(kept(cfg.folder)), settings(cfg)):
+    if difference := describe_difference(
+        flatten_settings(load_run_config(cfg.output_dir)), flatten_settings(cfg)
+    ):
         raise UserError(
-            f"{cfg.folder} holds the job of another sweep ({unlike}): choose another sweep_dir."
+            f"{cfg.output_dir} holds the job of another sweep ({difference}): "
+            "choose another sweep_dir."
         )
     return True
 
 
-def last_checkpoint(cfg: DictConfig) -> str | None:
-    """From where a run goes on: the one to resume, or a job of a sweep that was interrupted."""
+def find_last_checkpoint(cfg: DictConfig) -> str | None:
+    """Return the checkpoint to continue from: of the run to resume, or of an interrupted job."""
     if cfg.resume:
-        return str(Path(cfg.resume) / LAST)
-    last = Path(cfg.folder) / LAST
-    return str(last) if begun(cfg) and last.is_file() else None
+        return str(Path(cfg.resume) / LAST_CHECKPOINT)
+    last = Path(cfg.output_dir) / LAST_CHECKPOINT
+    return str(last) if has_started(cfg) and last.is_file() else None
 
 
-def job(command: str, task: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
-    """Do a job of a sweep, unless it is done."""
-    done = outcome(cfg.folder) if begun(cfg) else None
-    if done is not None:
-        return worth(done)
-    return apart(command, cfg) if launches(cfg) else task(cfg)
+def run_job(
+    command: str, task: Callable[[DictConfig], float | None], cfg: DictConfig
+) -> float | None:
+    """Run a job of a sweep unless it is finished."""
+    result = load_result(cfg.output_dir) if has_started(cfg) else None
+    if result is not None:
+        return objective_value(result)
+    return run_subprocess(command, cfg) if launches_processes(cfg) else task(cfg)
 
 
-def launches(cfg: DictConfig) -> bool:
-    """Whether the trainer starts further processes itself."""
-    quieten()
-    trainer = build(cfg.trainer, cfg.allow, callbacks=[], logger=False)
+def launches_processes(cfg: DictConfig) -> bool:
+    """Return whether the trainer starts further processes itself."""
+    silence_lightning()
+    trainer = instantiate_config(cfg.trainer, cfg.trusted_packages, callbacks=[], logger=False)
     environment = getattr(trainer.strategy.launcher, "cluster_environment", None)
     return trainer.world_size > 1 and not getattr(environment, "creates_processes_externally", True)
 
 
-def apart(command: str, cfg: DictConfig) -> float:
-    """Do a job by the command that does the same alone.
+def run_subprocess(command: str, cfg: DictConfig) -> float:
+    """Run a job as a command of its own.
 
-    The processes that a trainer starts repeat the command line they find: in a sweep each would
-    sweep on its own, and train with other values.  And where one of them fails, Lightning kills
-    the process that started it, which must not be the sweep's.
+    The processes that Lightning starts repeat the command line they find: within a sweep each of
+    them would run the whole sweep, possibly with other values. If one of them fails, Lightning
+    kills the process that started it, which must not be the sweep.
 
     Raises:
-        UserError: The job failed, or another one was done.
+        UserError: The job failed, or another job was run instead.
     """
-    quoted = '"' + str(cfg.folder).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    given = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted}"]
-    if begun(cfg) and last_checkpoint(cfg):
-        given = [f"resume={quoted}"]
-    script = str(Path(CONF).parent / f"{command}.py")
-    arguments = [sys.executable, script, *given, "hydra.mode=RUN"]
+    quoted = '"' + str(cfg.output_dir).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted}"]
+    if has_started(cfg) and find_last_checkpoint(cfg):
+        overrides = [f"resume={quoted}"]
+    script = str(Path(CONFIG_DIR).parent / f"{command}.py")
+    arguments = [sys.executable, script, *overrides, "hydra.mode=RUN"]
     with subprocess.Popen(arguments, preexec_fn=_end_with_parent) as process:
         try:
             code = process.wait()
@@ -120,9 +127,9 @@ def apart(command: str, cfg: DictConfig) -> float:
             process.wait()  # it was interrupted too, and writes its checkpoint
             raise
     if code:
-        raise UserError(f"{cfg.folder}: this job ended with exit code {code}.")
-    if begun(cfg) and (result := outcome(cfg.folder)):
-        return worth(result)
+        raise UserError(f"{cfg.output_dir}: this job ended with exit code {code}.")
+    if has_started(cfg) and (result := load_result(cfg.output_dir)):
+        return objective_value(result)
     return math.nan
 
 

@@ -1,48 +1,49 @@
-"""The networks that come with the project: a file of tensors each, and a card of what it is.
+"""Package the network of a training run as pretrained weights with a card.
 
-``python -m regnet_lab.shipped outputs/<run> weights/general_3d.pt`` makes both of a run.  The card,
-``general_3d.json``, has the file's SHA-256, the model's configuration, the voxels it was trained on
-and how it was made; a file that its card does not know is not loaded.
+``python -m regnet_lab.cli.package_weights outputs/<run> weights/general_3d.safetensors`` writes the
+weights and, beside them, the card ``general_3d.json`` (:mod:`regnet_lab.models.general`).
 """
 
 import argparse
 import hashlib
-import io
 import json
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from omegaconf import OmegaConf
 
-from regnet_lab.config.checkpoints import checkpoint_path, read_weights
-from regnet_lab.config.run_dir import kept
+from regnet_lab.config.checkpoints import find_checkpoint, read_weights
+from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.errors import UserError
-from regnet_lab.models.general import PREFIX
+from regnet_lab.models.wrappers.inference import CHECKPOINT_PREFIX
 from regnet_lab.utils.atomic_io import write_bytes, write_text
 
 
-def ship(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
-    """Write the network of a run and its card.
+def package_weights(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
+    """Write the network of a run as safetensors, and its card.
 
     Returns:
         The card.
 
     Raises:
-        UserError: The run has no such checkpoint, or the folder is no good.
+        UserError: The run has no such checkpoint, or the folder is not writable.
     """
-    cfg, source = kept(run), checkpoint_path(run, checkpoint)
-    weights = read_weights(source)
-    tensors = {k.removeprefix(PREFIX): w for k, w in weights.items() if k.startswith(PREFIX)}
-    file = io.BytesIO()
-    torch.save(tensors, file)
+    cfg, source = load_run_config(run), find_checkpoint(run, checkpoint)
+    tensors = {
+        name.removeprefix(CHECKPOINT_PREFIX): tensor.contiguous()
+        for name, tensor in read_weights(source).items()
+        if name.startswith(CHECKPOINT_PREFIX)
+    }
+    content = safetensors.torch.save(tensors)
     made = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))
     made["command"] = ["train.py", *(word for word in made["command"][1:] if "/" not in word)]
     data = OmegaConf.to_container(cfg.data.dataset)
     card = {
-        "sha256": hashlib.sha256(file.getvalue()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "ndim": cfg.ndim,
         "voxels": math.prod(cfg.data.dataset.shape),
         "model": OmegaConf.to_container(cfg.module.model),
@@ -53,20 +54,22 @@ def ship(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
         "batch_size": cfg.data.batch_size,
         "made": made,
     }
-    write_bytes(path, file.getvalue())
+    write_bytes(path, content)
     write_text(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     return card
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description="Make a shipped network of a run.")
-    parser.add_argument("run", help="folder of a training run")
-    parser.add_argument("path", type=Path, help="such as weights/general_3d.pt")
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description="Package the network of a training run as pretrained weights."
+    )
+    parser.add_argument("run", help="directory of a training run")
+    parser.add_argument("path", type=Path, help="such as weights/general_3d.safetensors")
     parser.add_argument("--checkpoint", default="last", help="best, last or a file")
     arguments = parser.parse_args()
     try:
-        card = ship(arguments.run, arguments.path, arguments.checkpoint)
+        card = package_weights(arguments.run, arguments.path, arguments.checkpoint)
     except UserError as error:
         parser.error(str(error))
     sys.stdout.write(f"{arguments.path}: {card['steps']} steps, sha256 {card['sha256']}\n")

@@ -1,4 +1,4 @@
-"""What ``register.py`` is asked for: a pair, a list of pairs, a transform applied, a network."""
+"""The command ``register.py``: register a pair or a table of pairs, apply a transform, export."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,206 +10,205 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from regnet_lab.data.datasets.csv_pairs import nearest
-from regnet_lab.data.io.images import Volume, decode, frame, read_table
+from regnet_lab.data.io.images import Volume, decode_image, extract_frame
+from regnet_lab.data.io.tables import check_columns, read_table
 from regnet_lab.errors import UserError
-from regnet_lab.registration.api import PARTS, SIDES, carry_out, job_of, registrar_of
-from regnet_lab.registration.export import to_onnx, to_torch
-from regnet_lab.registration.output import delivered, write_image
-from regnet_lab.registration.quality import Score
-from regnet_lab.spatial import chain, coordinates, read_transform
-from regnet_lab.spatial.image_grid import Frame
-from regnet_lab.spatial.writers import write_transform
+from regnet_lab.registration.api import build_pipeline
+from regnet_lab.registration.export import export_onnx, export_torch
+from regnet_lab.registration.jobs import PAIR_KEYS, SIDES, build_job, register_and_save
+from regnet_lab.registration.output import atomic_directory
+from regnet_lab.registration.quality import QualityReport
+from regnet_lab.spatial import compose_transforms, coordinates, read_transform
+from regnet_lab.spatial.image_grid import ImageGrid
+from regnet_lab.spatial.writers import write_image, write_itk_transform
 from regnet_lab.utils.atomic_io import write_text
 
-COLUMNS = (*SIDES, *(f"{s}_{p}" for s in SIDES for p in (*PARTS, "phase")), "name", "split")
-FOUND = "pairs.csv"  # what became of a list
+PAIR_COLUMNS = (*PAIR_KEYS, "split")
+RESULTS_FILE = "pairs.csv"
 STAGES = ("headers", "aligned", "registered")
+INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
 
 
 def set_threads(cfg: DictConfig) -> None:
-    """SimpleITK's threads; PyTorch's are set elsewhere."""
+    """Set the number of threads of SimpleITK; those of PyTorch are set by the entry point."""
     if cfg.threads:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cfg.threads)
 
 
-def serve(cfg: DictConfig) -> None:
-    """Export a network, apply a transform, register a list of pairs or one, as is asked for.
-
-    Raises:
-        UserError: As these.
-    """
+def run_register(cfg: DictConfig) -> None:
+    """Export a network, apply a transform, or register a table of pairs or one pair."""
     set_threads(cfg)
     if cfg.export:
-        export(cfg)
-    elif cfg.apply:
-        apply(cfg)
+        export_network(cfg)
+    elif cfg.apply_transform:
+        apply_transforms(cfg)
     elif cfg.pairs:
         register_all(cfg)
     else:
         register_one(cfg)
 
 
-def numbers(sheet: Score) -> dict[str, float]:
-    """A quality sheet as one row of a table."""
+def flatten_report(report: QualityReport) -> dict[str, float]:
+    """Convert a quality report to one row of a table."""
     row: dict[str, float] = {}
     for measure in ("ncc", "lncc", "mi"):
-        row |= {f"{measure}_{s}": n[measure] for s, n in sheet["similarity"].items()}
+        row |= {f"{measure}_{s}": n[measure] for s, n in report["similarity"].items()}
     for measure in ("dice", "tre_mm"):
-        row |= {f"{measure}_{s}": n["mean"] for s, n in sheet.get(measure, {}).items()}
-    row |= {key: value for key, value in sheet.items() if isinstance(value, float)}
-    return row | {"seconds": sum(sheet["seconds"].values())}
+        row |= {f"{measure}_{s}": n["mean"] for s, n in report.get(measure, {}).items()}
+    row |= {key: value for key, value in report.items() if isinstance(value, float)}
+    return row | {"seconds": sum(report["seconds"].values())}
 
 
-def summary(sheet: Score) -> str:
-    """A quality sheet in a line."""
-    row = numbers(sheet)
-    said = []
+def format_summary(report: QualityReport) -> str:
+    """Format a quality report as one line."""
+    row = flatten_report(report)
+    parts = []
     for measure in ("dice", "tre_mm", "ncc"):
-        steps = [f"{row[f'{measure}_{s}']:.3f}" for s in STAGES if f"{measure}_{s}" in row]
-        said += [f"{measure} {' -> '.join(steps)}"] if steps else []
-    return f"{', '.join(said)}, folds {row['folds_percent']:.3f} %, {row['seconds']:.1f} s"
+        values = [f"{row[f'{measure}_{s}']:.3f}" for s in STAGES if f"{measure}_{s}" in row]
+        parts += [f"{measure} {' -> '.join(values)}"] if values else []
+    return f"{', '.join(parts)}, folds {row['folds_percent']:.3f} %, {row['seconds']:.1f} s"
 
 
 def register_one(cfg: DictConfig) -> None:
-    """Register the pair that the configuration names.
-
-    Raises:
-        UserError: As :func:`regnet_lab.registration.api.carry_out`.
-    """
-    job = job_of(cfg)
+    """Register the pair of the configuration."""
+    job = build_job(cfg)
     for side in SIDES:
-        job.case(side)  # before a network is built in vain
-    sheet = carry_out(
-        registrar_of(cfg, HydraConfig.get().overrides.task), job, Path(cfg.folder), cfg
-    )
-    Console().print(f"{job.name}: {summary(sheet)}; results in {cfg.folder}", highlight=False)
+        job.build_case(side)  # raises before a network is loaded
+    pipeline = build_pipeline(cfg, HydraConfig.get().overrides.task)
+    report = register_and_save(pipeline, job, Path(cfg.output_dir), cfg)
+    message = f"{job.name}: {format_summary(report)}; results in {cfg.output_dir}"
+    Console().print(message, highlight=False)
 
 
-def export(cfg: DictConfig) -> None:
-    """Write the run's network as ONNX or by torch.export, by the name, for the grid of the run or
-    ``grid.shape``.
+def export_network(cfg: DictConfig) -> None:
+    """Export the network of the run for its training grid or ``grid.shape``.
 
     Raises:
-        UserError: The name or the grid is missing, or the model cannot be exported.
+        UserError: The file name or the grid is missing, or the model cannot be exported.
     """
-    registrar, path = registrar_of(cfg, ()), Path(cfg.export)
-    writers = {".onnx": to_onnx, ".pt2": to_torch}
-    if path.suffix not in writers:
-        raise UserError(f"export={path}: must end in one of {', '.join(writers)}.")
-    if not registrar.grid.shape:
+    pipeline, path = build_pipeline(cfg, ()), Path(cfg.export)
+    exporters = {".onnx": export_onnx, ".pt2": export_torch}
+    if path.suffix not in exporters:
+        raise UserError(f"export={path}: must end in one of {', '.join(exporters)}.")
+    if not pipeline.grid.shape:
         raise UserError("export needs the grid of the network: grid.shape=[64,64,64].")
-    shape = tuple(registrar.grid.shape)
-    missed = writers[path.suffix](registrar.model, shape, path)
-    said = f"{path} written for {' x '.join(map(str, shape))} voxels; it differs by {missed:.1e}"
-    Console().print(said, highlight=False)
+    shape = tuple(pipeline.grid.shape)
+    error = exporters[path.suffix](pipeline.model, shape, path)
+    size = " x ".join(map(str, shape))
+    message = f"{path} written for {size} voxels; largest difference {error:.1e} voxels"
+    Console().print(message, highlight=False)
 
 
-def rows_of(path: str) -> list[dict[str, str]]:
-    """The rows of a list of pairs, empty cells absent.
+def read_pairs_table(path: str) -> list[dict[str, str]]:
+    """Read the rows of a table of pairs without their empty cells.
 
     Raises:
         UserError: It is faulty, empty or has an unknown column.
     """
     rows = read_table(Path(path), SIDES)
-    if unknown := sorted({column for row in rows for column in row} - {*COLUMNS}):
-        raise UserError(
-            f"{path}: there is no column '{unknown[0]}' to use; do you mean "
-            f"'{nearest(unknown[0], COLUMNS)}'? Possible are {', '.join(COLUMNS)}."
-        )
+    check_columns(path, {column for row in rows for column in row}, PAIR_COLUMNS)
     if not rows:
-        raise UserError(f"{path}: lists no pairs; give a row for each.")
+        raise UserError(f"{path}: contains no pairs; add one row per pair.")
     return [{key: value for key, value in row.items() if value} for row in rows]
 
 
 def register_all(cfg: DictConfig) -> None:
-    """Register every pair of a list, each into a folder of its name; a pair that fails does not
-    stop the others.  ``pairs.csv`` says after each pair what became of those so far.
+    """Register every pair of a table, each into a folder of its name.
+
+    A pair that fails does not stop the others; ``pairs.csv`` is updated after each.
 
     Raises:
-        UserError: In the end, if some failed, naming them.
+        UserError: In the end, if some failed, with their names.
     """
-    rows, console = rows_of(cfg.pairs), Console()
-    registrar = registrar_of(cfg, HydraConfig.get().overrides.task)
+    rows, console = read_pairs_table(cfg.pairs), Console()
+    pipeline = build_pipeline(cfg, HydraConfig.get().overrides.task)
     table: list[Mapping[str, object]] = []
     names: set[str] = set()
     for number, row in enumerate(rows, start=1):
         name = row.get("name") or f"row {number}"
         try:
-            job = job_of(cfg, row, str(Path(cfg.pairs).parent))
+            job = build_job(cfg, row, str(Path(cfg.pairs).parent))
             name = job.name if job.files.get("fixed") and job.files.get("moving") else name
             if name in names:
-                raise UserError(f"there is a pair {name} above; give each its own name.")
+                raise UserError(f"another pair above is also named {name}; give it its own name.")
             names.add(name)
-            sheet = carry_out(registrar, job, Path(cfg.folder, name), cfg)
-            table.append({"name": name, "error": "", **numbers(sheet)})
-            console.print(f"{name}: {summary(sheet)}", highlight=False)
+            report = register_and_save(pipeline, job, Path(cfg.output_dir, name), cfg)
+            table.append({"name": name, "error": "", **flatten_report(report)})
+            console.print(f"{name}: {format_summary(report)}", highlight=False)
         except UserError as error:
             table.append({"name": name, "error": str(error)})
             console.print(f"{name}: failed, {error}", highlight=False, markup=False)
-        write_text(Path(cfg.folder, FOUND), pd.DataFrame(table).to_csv(index=False))
+        write_text(Path(cfg.output_dir, RESULTS_FILE), pd.DataFrame(table).to_csv(index=False))
     if failed := [str(row["name"]) for row in table if row["error"]]:
         raise UserError(
             f"{len(failed)} of {len(rows)} pairs failed: {', '.join(failed)}; the others are in "
-            f"{cfg.folder}, and why in its {FOUND}."
+            f"{cfg.output_dir}, the reasons in its {RESULTS_FILE}."
         )
 
 
-def own_grid(transform: sitk.CompositeTransform) -> Frame | None:
-    """The frame of the first field that points go through."""
+def find_field_grid(transform: sitk.CompositeTransform) -> ImageGrid | None:
+    """Return the grid of the first displacement field that points go through, if there is one."""
     for n in reversed(range(transform.GetNumberOfTransforms())):
         part = transform.GetNthTransform(n).Downcast()
         if isinstance(part, sitk.DisplacementFieldTransform):
-            return Frame.of(part.GetDisplacementField())
+            return ImageGrid.from_sitk(part.GetDisplacementField())
     return None
 
 
-def volume_of(path: str, phase: int | None) -> Volume:
-    """An image in its own dtype, or a frame of a 4D one."""
-    whole = decode(Path(path))
-    chosen = frame(Path(path), whole, phase)
-    array = whole.array[..., phase] if whole.array.ndim == 4 else whole.array
-    return Volume(array, chosen.affine)
+def read_image(path: str, phase: int | None) -> Volume:
+    """Read an image, or one phase of a 4D image, with its own dtype."""
+    volume = decode_image(Path(path))
+    affine = extract_frame(Path(path), volume, phase).affine
+    return Volume(volume.array[..., phase] if volume.array.ndim == 4 else volume.array, affine)
 
 
-def apply(cfg: DictConfig) -> None:
-    """Resample ``image`` through the transforms of ``apply``, onto the grid of ``fixed``, or of
-    the transform's field, or its own; of several transforms the chain is written, too.
+def apply_transforms(cfg: DictConfig) -> None:
+    """Resample ``image`` through the transforms of ``apply_transform``.
+
+    The result lies on the grid of ``fixed``, else of the transform's field, else of the image.  Of
+    several transforms the composition is written, too.
 
     Raises:
-        UserError: A file is faulty, or does not fit the others.
+        UserError: A file is faulty or does not fit the others.
     """
     if not cfg.image:
-        raise UserError("say what to resample: image=<file>.")
-    given = cfg.apply if OmegaConf.is_list(cfg.apply) else [cfg.apply]
-    modes = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
-    if cfg.interpolation not in modes:
-        raise UserError(f"interpolation={cfg.interpolation} must be one of {', '.join(modes)}.")
-    moving = volume_of(cfg.image, cfg.moving_phase)
-    source = Frame(moving.array.shape, moving.affine)
-    target = None
+        raise UserError("Name the image to resample: image=<file>.")
+    if cfg.interpolation not in INTERPOLATIONS:
+        choices = ", ".join(INTERPOLATIONS)
+        raise UserError(f"interpolation={cfg.interpolation} must be one of {choices}.")
+    paths = cfg.apply_transform
+    paths = paths if OmegaConf.is_list(paths) else [paths]
+    image = read_image(cfg.image, cfg.moving_phase)
+    image_grid, fixed_grid = ImageGrid(image.array.shape, image.affine), None
     if cfg.fixed:
-        fixed = volume_of(cfg.fixed, cfg.fixed_phase)
-        target = Frame(fixed.array.shape, fixed.affine)
-    whole = chain([read_transform(path, target, source) for path in given])
-    if whole.GetDimension() != source.ndim:
+        fixed = read_image(cfg.fixed, cfg.fixed_phase)
+        fixed_grid = ImageGrid(fixed.array.shape, fixed.affine)
+    transform = compose_transforms([read_transform(p, fixed_grid, image_grid) for p in paths])
+    if transform.GetDimension() != image_grid.ndim:
         raise UserError(
-            f"{cfg.image} has {source.ndim} axes, but the transform is {whole.GetDimension()}D."
+            f"{cfg.image} has {image_grid.ndim} axes, but the transform is "
+            f"{transform.GetDimension()}D."
         )
-    target = target or own_grid(whole) or source
-    array = through(whole, moving, target, modes[cfg.interpolation])
-    with delivered(Path(cfg.folder)) as aside:
-        write_image(aside / f"warped{cfg.suffix}", array, target.affine)
-        if len(given) > 1:
-            write_transform(aside / "Composite.h5", whole)
-    Console().print(f"{cfg.image} resampled into {cfg.folder}", highlight=False)
+    grid = fixed_grid or find_field_grid(transform) or image_grid
+    array = resample_through(transform, image, grid, cfg.interpolation)
+    with atomic_directory(Path(cfg.output_dir)) as temporary:
+        write_image(temporary / f"warped{cfg.image_suffix}", array, grid.affine)
+        if len(paths) > 1:
+            write_itk_transform(temporary / "Composite.h5", transform)
+    Console().print(f"{cfg.image} resampled into {cfg.output_dir}", highlight=False)
 
 
-def through(transform: sitk.Transform, moving: Volume, target: Frame, mode: int) -> NDArray:
-    """The moving image on a frame, in its own dtype, its smallest value (labels: 0) outside."""
-    array = moving.array
-    linear = mode == sitk.sitkLinear
-    outside = float(array.min()) if linear else 0.0
-    image = coordinates.to_image(array.astype("float32") if linear else array, moving.affine)
-    found = sitk.GetArrayFromImage(sitk.Resample(image, target.empty(), transform, mode, outside)).T
-    return (found.round() if array.dtype.kind in "iu" else found).astype(array.dtype)
+def resample_through(
+    transform: sitk.Transform, image: Volume, grid: ImageGrid, interpolation: str
+) -> NDArray:
+    """Resample an image on a grid; the dtype is kept.
+
+    Outside, images get their smallest value, and with ``nearest`` 0.
+    """
+    array, linear = image.array, interpolation == "linear"
+    background = float(array.min()) if linear else 0.0
+    source = coordinates.array_to_sitk(array.astype("float32") if linear else array, image.affine)
+    mode = INTERPOLATIONS[interpolation]
+    resampled = sitk.Resample(source, grid.to_sitk(), transform, mode, background)
+    result = sitk.GetArrayFromImage(resampled).T
+    return (result.round() if array.dtype.kind in "iu" else result).astype(array.dtype)

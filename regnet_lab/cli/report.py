@@ -1,65 +1,217 @@
-"""One table of many evaluations: ``python -m regnet_lab.report outputs/a outputs/b``."""
+"""Report evaluations, sweeps and training runs as tables and figures.
+
+Evaluations are folders that ``evaluate.py`` wrote, or any folder above some, such as a run;
+``name=folder`` sets the name of a method.
+"""
+
+# Reports import what they need when they run, so that --help is quick.
 
 import argparse
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation import leaderboard_tables
-from regnet_lab.evaluation.leaderboard import leaderboard
+
+PROGRAM = "python -m regnet_lab.cli.report"
+EVALUATIONS = "evaluation folders, or folders above them: [name=]folder"
+
+TextTable = Sequence[Sequence[str]]  # rows of text, the header first
 
 
-def fitting(grid: leaderboard_tables.Grid, width: int) -> int:
-    """How many of the first columns of a bordered table stay within the width."""
-    ends = accumulate(max(map(len, column)) + 3 for column in zip(*grid, strict=True))
+def count_fitting_columns(table: TextTable, width: int) -> int:
+    """Count the first columns of a bordered table that fit into ``width`` characters."""
+    ends = accumulate(max(map(len, column)) + 3 for column in zip(*table, strict=True))
     return sum(end < width for end in ends)
 
 
-def terminal(grid: leaderboard_tables.Grid, width: int) -> Table:
-    """A column for each method where that fits, else a row, with the first metrics."""
-    turned = [list(column) for column in zip(*grid, strict=True)]
-    shown = turned if fitting(turned, width) == len(grid) else grid
-    heads, *rows = (
-        [escape(cell) for cell in row[: max(2, fitting(shown, width))]] for row in shown
+def make_terminal_table(table: TextTable, width: int) -> Table:
+    """Show a column per method if all fit, else a row per method with the first metrics."""
+    transposed = [list(column) for column in zip(*table, strict=True)]
+    rows = transposed if count_fitting_columns(transposed, width) == len(table) else table
+    columns = max(2, count_fitting_columns(rows, width))
+    header, *body = ([escape(cell) for cell in row[:columns]] for row in rows)
+    header[0] = ""
+    terminal_table = Table(*header, title="mean ± standard deviation over cases")
+    for row in body:
+        terminal_table.add_row(*row)
+    return terminal_table
+
+
+def run_leaderboard(arguments: argparse.Namespace) -> list[Path]:
+    """Write the leaderboard and print its overview."""
+    from regnet_lab.evaluation import leaderboard_tables
+    from regnet_lab.evaluation.leaderboard import build_leaderboard
+
+    board = build_leaderboard(
+        arguments.evaluations, arguments.reference, arguments.common, arguments.seed
     )
-    heads[0] = ""
-    table = Table(*heads, title="mean ± standard deviation over cases")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    paths = leaderboard_tables.write_leaderboard(board, arguments.out)
+    console = Console()
+    overview = leaderboard_tables.make_overview_table(board)
+    console.print(make_terminal_table(overview, console.width))
+    console.print(leaderboard_tables.make_footnote(board))
+    return paths
 
 
-def parser() -> argparse.ArgumentParser:
-    """What the command line takes."""
-    found = argparse.ArgumentParser("python -m regnet_lab.report", description=__doc__)
-    found.add_argument("folders", nargs="+", help="evaluations, or runs with one: [name=]folder")
-    found.add_argument(
-        "--out", default="outputs/leaderboard", help="folder of the tables (%(default)s)"
+def run_html(arguments: argparse.Namespace) -> list[Path]:
+    """Write the HTML report."""
+    from regnet_lab.evaluation.html_report import render
+    from regnet_lab.utils.atomic_io import write_text
+
+    write_text(arguments.out, render.render_page(render.collect_content(arguments.evaluations)))
+    return [arguments.out]
+
+
+def run_sweep(arguments: argparse.Namespace) -> list[Path]:
+    """Write the report of a sweep and print its table."""
+    from regnet_lab.evaluation.sweep import write_sweep_report
+
+    write_sweep_report(arguments.folder, arguments.mode)
+    table = arguments.folder / "sweep.md"
+    sys.stdout.write(table.read_text(encoding="utf-8"))
+    names = ("sweep.csv", "sweep.md", "sweep.png")
+    return [path for name in names if (path := arguments.folder / name).is_file()]
+
+
+def run_tradeoff(arguments: argparse.Namespace) -> list[Path]:
+    """Write figure and table of alignment against regularity."""
+    from regnet_lab.evaluation.tradeoff import write_tradeoff
+
+    write_tradeoff(arguments.evaluations, arguments.key, arguments.out)
+    return [arguments.out, arguments.out.with_suffix(".csv")]
+
+
+def run_per_label(arguments: argparse.Namespace) -> list[Path]:
+    """Write figures and table of the scores by label."""
+    from regnet_lab.evaluation.per_label import read_label_groups
+    from regnet_lab.evaluation.per_label_plots import write_label_figures
+
+    groups = read_label_groups(arguments.groups) if arguments.groups else None
+    return write_label_figures(arguments.evaluations, arguments.out, arguments.metric, groups)
+
+
+def run_curves(arguments: argparse.Namespace) -> list[Path]:
+    """Write the figure of training curves."""
+    from regnet_lab.utils.atomic_io import write_figure
+    from regnet_lab.visualization.curves import plot_training_curves
+
+    figure = plot_training_curves(arguments.runs, arguments.scalar)
+    write_figure(arguments.out, figure, dpi=120)
+    return [arguments.out]
+
+
+Run = Callable[[argparse.Namespace], list[Path]]
+
+
+class Commands:
+    """Parser with one subcommand per report."""
+
+    def __init__(self) -> None:
+        self.parser = argparse.ArgumentParser(
+            PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.subparsers = self.parser.add_subparsers(title="reports", metavar="REPORT")
+
+    def add(self, name: str, run: Run, summary: str, example: str) -> argparse.ArgumentParser:
+        """Add a subcommand with a summary and an example in its help."""
+        parser = self.subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {PROGRAM} {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+
+def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+    """Add the option for where to write."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(default), help=f"{what} (default: %(default)s)"
     )
-    found.add_argument("--reference", help="method with which all are compared (the best)")
-    found.add_argument("--common", action="store_true", help="compare the cases that all have")
-    found.add_argument("--seed", type=int, default=0, help="of the bootstrap (%(default)s)")
-    return found
 
 
-def main() -> None:
-    """Write the leaderboard and print it."""
+def add_evaluations(parser: argparse.ArgumentParser) -> None:
+    """Add the evaluations to report."""
+    parser.add_argument("evaluations", nargs="+", help=EVALUATIONS)
+
+
+def add_leaderboard_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``leaderboard``."""
+    add_evaluations(parser)
+    add_out(parser, "outputs/leaderboard", "folder of the tables")
+    parser.add_argument("--reference", help="method with which others are compared (the best)")
+    parser.add_argument(
+        "--common",
+        action="store_true",
+        help="compare the common cases where some evaluations have more than others",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser with all subcommands."""
+    commands = Commands()
+    add = commands.add
+    summary = "compare methods: scores, confidence intervals, tests, ranks and costs"
+    example = "outputs/demons voxelmorph=outputs/run --reference voxelmorph"
+    add_leaderboard_arguments(add("leaderboard", run_leaderboard, summary, example))
+
+    summary = "write one interactive HTML file: tables, example cases, curves"
+    parser = add("html", run_html, summary, "outputs/demons outputs/run --out report.html")
+    add_evaluations(parser)
+    add_out(parser, "report.html", "HTML file")
+
+    summary = "tabulate the trainings of a sweep (train.py -m) and draw parallel coordinates"
+    parser = add("sweep", run_sweep, summary, "outputs/sweeps/search --mode min")
+    parser.add_argument("folder", type=Path, help="folder of the sweep; gets sweep.csv, .md, .png")
+    parser.add_argument(
+        "--mode", choices=("max", "min"), default="max", help="best monitor value (%(default)s)"
+    )
+
+    summary = "draw alignment against regularity over the runs of a sweep"
+    parser = add("tradeoff", run_tradeoff, summary, "loss.smoothness.weight outputs/sweeps/weight")
+    parser.add_argument("key", help="key of the runs' configuration that was varied")
+    add_evaluations(parser)
+    add_out(parser, "tradeoff.png", "figure; a table of the same name ends in .csv")
+
+    summary = "draw scores by label or by group of labels"
+    example = "outputs/run --metric hd95_mm --groups conf/data/labels/dkt31_regions.yaml"
+    parser = add("per-label", run_per_label, summary, example)
+    add_evaluations(parser)
+    parser.add_argument("--metric", default="dice", help="column of labels.csv (%(default)s)")
+    parser.add_argument("--groups", type=Path, help="YAML file of groups: {name:, labels:}")
+    add_out(parser, ".", "folder of the figures")
+
+    summary = "draw a logged scalar of training runs against time"
+    parser = add("curves", run_curves, summary, "val/dice outputs/run-a outputs/run-b")
+    parser.add_argument("scalar", help="name in the TensorBoard log, such as val/dice")
+    parser.add_argument("runs", nargs="+", help="run directories")
+    add_out(parser, "curves.png", "figure")
+    return commands.parser
+
+
+def main(command_line: Sequence[str] | None = None) -> None:
+    """Write the report that the command line asks for, or print the help."""
     logging.basicConfig(format="%(message)s")
-    given = parser().parse_args()
+    parser = make_parser()
+    arguments = parser.parse_args(command_line)
+    if "run" not in arguments:
+        parser.print_help()
+        return
     try:
-        board = leaderboard(given.folders, given.reference, given.common, given.seed)
-        written = leaderboard_tables.write(board, given.out)
+        paths = arguments.run(arguments)
     except UserError as error:
         sys.exit(f"report: {error}")
-    console = Console()
-    console.print(terminal(leaderboard_tables.overview(board), console.width))
-    console.print(leaderboard_tables.note(board))
-    console.print(f"Written: {', '.join(map(str, written))}")
+    Console().print(f"Written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

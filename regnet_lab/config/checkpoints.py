@@ -1,4 +1,4 @@
-"""Checkpoints in: which file, and its weights into a module, trusting nothing but tensors."""
+"""Find checkpoint files and load their weights; only tensors and plain values are unpickled."""
 
 import pickle
 import zipfile
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from regnet_lab.errors import UserError
 
 
-def checkpoint_path(run: str, checkpoint: str) -> Path:
-    """``best`` or ``last`` of a run, any other file, or ``run`` itself where that is a file.
+def find_checkpoint(run: str, checkpoint: str) -> Path:
+    """Return the path of a checkpoint: ``best`` or ``last`` of a run, another file, or ``run``.
 
     Raises:
-        UserError: It does not exist.
+        UserError: The file does not exist.
     """
     named = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
     for path in (named, Path(checkpoint), Path(run)):
@@ -24,11 +24,10 @@ def checkpoint_path(run: str, checkpoint: str) -> Path:
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a file that is not as ``torch.save`` writes it: a zip whose members lie in it as they
-    are, so that nothing in it can unfold to more than the file has bytes.
+    """Refuse a file that ``torch.save`` cannot have written.
 
-    Raises:
-        UserError: It is not.
+    It writes a zip whose members are stored uncompressed, so that no member can expand beyond the
+    size of the file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -41,29 +40,29 @@ def check_archive(path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint; nothing but tensors and plain values is unpickled.
+    """Read the ``state_dict`` of a checkpoint.
 
     Raises:
-        UserError: The file is damaged or holds other objects.
+        UserError: The file is damaged or contains other objects than tensors and plain values.
     """
     check_archive(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: refused, it holds more than weights or is damaged.") from error
+        raise UserError(f"{path}: refused, it contains more than weights or is damaged.") from error
     except (KeyError, EOFError, OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.") from error
-    weights = found.get("state_dict") if isinstance(found, dict) else None
+    weights = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise UserError(f"{path}: is damaged or no checkpoint of regnet_lab.")
     return weights
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint whose every weight fits.
+    """Load a checkpoint all of whose weights match the module.
 
     Raises:
-        UserError: It is unreadable or fits another model.
+        UserError: It is unreadable or belongs to another model.
     """
     try:
         module.load_state_dict(read_weights(path))
@@ -72,19 +71,21 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise UserError(f"{path}: does not fit this model ({reason}).") from error
 
 
-def load_matching(module: nn.Module, path: Path) -> str:
-    """Load those weights of a checkpoint whose name and shape fit, and say which.
+def load_matching_weights(module: nn.Module, path: Path) -> str:
+    """Load the weights of a checkpoint whose name and shape match; return a summary of them.
 
     Raises:
-        UserError: It is unreadable, or none fits.
+        UserError: It is unreadable, or no weight matches.
     """
-    own, given = module.state_dict(), read_weights(path)
-    matched = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    current, loaded = module.state_dict(), read_weights(path)
+    matched = {k: v for k, v in loaded.items() if k in current and current[k].shape == v.shape}
     if not matched:
-        raise UserError(f"init_from={path}: no weight of it fits this model; choose another run.")
-    module.load_state_dict(own | matched)
-    new, unused = (sorted(a.keys() - matched.keys()) for a in (own, given))
+        raise UserError(
+            f"init_from={path}: none of its weights matches this model; choose another run."
+        )
+    module.load_state_dict(current | matched)
+    missing, unused = (sorted(a.keys() - matched.keys()) for a in (current, loaded))
     return (
-        f"{len(matched)} of {len(own)} tensors come from {path}; "
-        f"new: {', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
+        f"{len(matched)} of {len(current)} tensors come from {path}; "
+        f"new: {', '.join(missing) or 'none'}; not used: {', '.join(unused) or 'none'}"
     )

@@ -1,24 +1,48 @@
-"""What the three commands share: one sentence for a user's mistake, run folders, resuming.
+"""Locate the configuration, register its resolvers, and expand overrides to Hydra's grammar.
 
 Imports nothing heavy, so that ``--help`` is quick.
 """
 
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-ROOTS = Path(__file__).parents[2], Path(sys.prefix) / "share/regnet_lab"  # checkout, installed
+from regnet_lab.errors import UserError
+from regnet_lab.utils.paths import RESOURCE_ROOTS
+
+CONFIG_DIR = str(
+    next((path for root in RESOURCE_ROOTS if (path := root / "conf").is_dir()), RESOURCE_ROOTS[0])
+)
 
 
-CONF = str(next((path for root in ROOTS if (path := root / "conf").is_dir()), ROOTS[0] / "conf"))
+def get_data_name_of_run(run: str | None) -> str:
+    """Return the name of the data set that a run was trained on.
+
+    ``data`` if there is no run or its configuration cannot be read: the command then reports the
+    reason. Characters that could lead to another folder are replaced.
+    """
+    from regnet_lab.config.run_dir import read_run_config
+
+    try:
+        name = str(read_run_config(Path(run or ""))["data_name"])
+    except (UserError, KeyError):
+        return "data"
+    return re.sub(r"[^\w.-]", "_", name)
 
 
-OmegaConf.register_new_resolver("first", lambda a, b: a or b, replace=True)
+def make_checkpoint_suffix(checkpoint: str) -> str:
+    """Return the ending of an evaluation folder's name: empty for the best checkpoint."""
+    return "" if checkpoint == "best" else f"-{Path(str(checkpoint)).stem}"
 
 
-def left_out(words: Sequence[str]) -> list[str]:
-    """Overrides with ``group=null`` as Hydra spells it: ``~group``."""
-    groups = {f"{folder.name}=null" for folder in Path(CONF).iterdir() if folder.is_dir()}
+OmegaConf.register_new_resolver("coalesce", lambda a, b: a or b, replace=True)
+OmegaConf.register_new_resolver("run_data_name", get_data_name_of_run, replace=True)
+OmegaConf.register_new_resolver("checkpoint_suffix", make_checkpoint_suffix, replace=True)
+
+
+def expand_null_overrides(words: Sequence[str]) -> list[str]:
+    """Replace ``group=null`` by ``~group``, which is how Hydra removes a group."""
+    groups = {f"{folder.name}=null" for folder in Path(CONFIG_DIR).iterdir() if folder.is_dir()}
     return [f"~{word.removesuffix('=null')}" if word in groups else word for word in words]

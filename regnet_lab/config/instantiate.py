@@ -1,4 +1,8 @@
-"""From a configuration to objects, and no further than the packages it may name."""
+"""Instantiate a configuration whose targets lie in an explicit list of packages.
+
+A configuration may come from somebody else's run, so a ``_target_`` is allowed only if the object
+it resolves to is defined in one of the listed packages.
+"""
 
 import inspect
 import logging
@@ -11,26 +15,34 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from regnet_lab.errors import UserError
 
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # check_target says it in a sentence
-FUNCTIONS = (
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # check_target reports it
+FUNCTION_PACKAGES = (  # whose functions may be named; none of them writes files
     "regnet_lab.data.datasets",
     "regnet_lab.data.preprocessing.functional",
     "regnet_lab.data.synthesis",
     "regnet_lab.metrics.scorers",
     "regnet_lab.ops.similarity",
 )
-CLASSES = (
-    "regnet_lab.data",
-    "regnet_lab.metrics",
-    "regnet_lab.ops.similarity",
-    "regnet_lab.spatial.linear_alignment",
-    "regnet_lab.training.callbacks",
+CLASS_PACKAGES = (  # whose classes may be named
+    "regnet_lab.data.augmentation",
+    "regnet_lab.data.datamodule",
+    "regnet_lab.data.datasets",
+    "regnet_lab.data.patches",
+    "regnet_lab.data.preprocessing.grids",
+    "regnet_lab.data.synthesis",
+    "regnet_lab.evaluation.atlas",
+    "regnet_lab.evaluation.displacement_stats",
+    "regnet_lab.evaluation.export_regnet_2019",
+    "regnet_lab.evaluation.iteration_sweep",
+    "regnet_lab.evaluation.submission",
+    "regnet_lab.evaluation.tasks",
     "regnet_lab.losses",
     "regnet_lab.models",
-    "regnet_lab.training.module",
-    "regnet_lab.training.lr_schedulers",
     "regnet_lab.registration.instance_optimization",
-    "regnet_lab.evaluation",
+    "regnet_lab.spatial.linear_alignment",
+    "regnet_lab.training.callbacks",
+    "regnet_lab.training.lr_schedulers",
+    "regnet_lab.training.module",
     "pytorch_lightning.accelerators",
     "pytorch_lightning.callbacks",
     "pytorch_lightning.loggers",
@@ -41,79 +53,90 @@ CLASSES = (
     "torch.nn",
     "torch.optim",
 )
-SHORT = ("pytorch_lightning.Trainer",)  # names by which their classes are known besides
+IMPORTABLE_PACKAGES = ("regnet_lab", "pytorch_lightning.Trainer", *CLASS_PACKAGES)
 
 
-def within(name: str, packages: Iterable[str]) -> bool:
-    """Whether a dotted name lies in one of the packages."""
+def is_inside_packages(name: str, packages: Iterable[str]) -> bool:
+    """Return whether a dotted name lies in one of the packages."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def leaves(node: object, key: object = None) -> Iterator[tuple[object, object]]:
-    """Every value below a plain container that is none itself, with the key it has."""
+def iterate_leaves(node: object, key: object = None) -> Iterator[tuple[object, object]]:
+    """Iterate over all scalar values of a nested container, each with its key; keys included."""
     if isinstance(node, dict):
         for name, value in node.items():
             yield None, name
-            yield from [(name, value)] if name == "_target_" else leaves(value, name)
+            yield from [(name, value)] if name == "_target_" else iterate_leaves(value, name)
     elif isinstance(node, list):
         for value in node:
-            yield from leaves(value)
+            yield from iterate_leaves(value)
     else:
         yield key, node
 
 
-def check_plain(config: object, allow: Iterable[str] = ()) -> None:
-    """Refuse a resolved configuration that names what it may not, or that would change once more
-    when it is resolved again: an escaped interpolation can become a target only then.
+def check_config(config: object, trusted_packages: Iterable[str] = ()) -> None:
+    """Refuse a resolved configuration with a forbidden target or a remaining interpolation.
 
-    Raises:
-        UserError: It does.
+    An escaped interpolation could otherwise become a target when it is resolved once more.
     """
-    for key, value in leaves(config):
+    for key, value in iterate_leaves(config):
         if key == "_target_":
-            check_target(str(value), allow)
+            check_target(str(value), trusted_packages)
         elif isinstance(value, str) and "${" in value:
-            raise UserError(f"{value} is refused: an interpolation may not give another one.")
+            raise UserError(
+                f"{value} is refused: an interpolation may not result in another interpolation."
+            )
 
 
-def check_target(target: str, allow: Iterable[str] = ()) -> None:
-    """Refuse a target unless the object it resolves to is at home in an allowed package.
+def check_target(target: str, trusted_packages: Iterable[str] = ()) -> None:
+    """Refuse a target unless the object it resolves to is defined in an allowed package.
 
-    ``regnet_lab.data.io.images.os.system`` begins well but resolves to a function of ``posix``.
+    ``regnet_lab.data.io.images.os.system`` has an allowed prefix, but resolves to a function of
+    ``posix``.
 
     Raises:
-        UserError: It is not, or there is no such object.
+        UserError: It is not allowed, or there is no such object.
     """
-    allow = tuple(allow)
+    trusted_packages = tuple(trusted_packages)
     try:
-        found = get_object(target) if within(target, (*CLASSES, *SHORT, *allow)) else None
+        importable = is_inside_packages(target, (*IMPORTABLE_PACKAGES, *trusted_packages))
+        resolved = get_object(target) if importable else None
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"_target_ {target}: there is no such thing; check its spelling."
+            f"_target_ {target}: there is no such class or function; check its spelling."
         ) from error
-    home = getattr(found, "__module__", None) or ""
-    is_class = inspect.isclass(found) and within(home, (*CLASSES, *allow))
+    defining_module = getattr(resolved, "__module__", None) or ""
+    is_class = inspect.isclass(resolved) and is_inside_packages(
+        defining_module, (*CLASS_PACKAGES, *trusted_packages)
+    )
     is_function = (
-        inspect.isfunction(found)
-        and "." not in found.__qualname__  # no method, such as load_from_checkpoint
-        and within(home, (*FUNCTIONS, *allow))
+        inspect.isfunction(resolved)
+        and "." not in resolved.__qualname__  # no method, such as load_from_checkpoint
+        and is_inside_packages(defining_module, (*FUNCTION_PACKAGES, *trusted_packages))
     )
     if not (is_class or is_function):
         raise UserError(
             f"_target_ {target} is refused: a configuration may only name classes and functions "
             "of regnet_lab, torch and pytorch_lightning that take part in registration; "
-            "allow=[package] admits another."
+            "trusted_packages=[package] allows another package."
         )
 
 
-def build(config: DictConfig | ListConfig | None, allow: Iterable[str] = (), **more: Any) -> Any:
-    """Instantiate a configuration whose targets are all allowed; ``more`` goes to the outermost.
+def instantiate_config(
+    config: DictConfig | ListConfig | None, trusted_packages: Iterable[str] = (), **more: Any
+) -> Any:
+    """Instantiate a configuration whose targets are all allowed.
+
+    Args:
+        config: Resolved or resolvable configuration; null gives None.
+        trusted_packages: Further packages whose classes and functions may be named.
+        **more: Additional arguments of the outermost object.
 
     Raises:
-        UserError: A target is refused or a constructor turns its arguments down.
+        UserError: A target is refused, or a constructor rejects its arguments.
     """
     plain = OmegaConf.to_container(config, resolve=True) if config is not None else None
-    check_plain(plain, allow)
+    check_config(plain, trusted_packages)
     try:
         return instantiate(plain, **more, _convert_="all")
     except InstantiationException as error:

@@ -1,4 +1,7 @@
-"""A run's configuration back from its folder, which may be a stranger's."""
+"""Write a run's configuration and environment into its folder, and read them back safely.
+
+A run folder may come from somebody else: its configuration is treated as untrusted input.
+"""
 
 import json
 import os
@@ -15,149 +18,151 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from regnet_lab.config.compose import CONF
+from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.errors import UserError
-from regnet_lab.utils.atomic_io import written
-from regnet_lab.utils.distributed import first
+from regnet_lab.utils.atomic_io import atomic_path
+from regnet_lab.utils.distributed import is_rank_zero
 
-LARGEST = 2**20  # bytes
-FOREIGN = (yaml.TagToken, yaml.AnchorToken, yaml.AliasToken)  # never written by a run
+MAX_CONFIG_BYTES = 2**20
+FORBIDDEN_TOKENS = (yaml.TagToken, yaml.AnchorToken, yaml.AliasToken)  # never written by a run
 
 
-def mapped(node: Any, change: Callable[[str], str]) -> Any:
-    """A plain container with every string in it changed, its keys too."""
+def map_strings(node: Any, change: Callable[[str], str]) -> Any:
+    """Apply a function to every string of nested dictionaries and lists, keys included."""
     if isinstance(node, dict):
-        return {mapped(key, change): mapped(value, change) for key, value in node.items()}
+        return {map_strings(key, change): map_strings(value, change) for key, value in node.items()}
     if isinstance(node, list):
-        return [mapped(value, change) for value in node]
+        return [map_strings(value, change) for value in node]
     return change(node) if isinstance(node, str) else node
 
 
-def final(text: str) -> str:
-    """A string of a resolved configuration.
-
-    Raises:
-        UserError: It is an interpolation, such as of an environment variable.
-    """
+def reject_interpolation(text: str) -> str:
+    """Return the string unless it contains an interpolation, such as ``${oc.env:HOME}``."""
     if "${" in text:
-        raise UserError(f"refused, what a run keeps holds no interpolation such as {text}.")
+        raise UserError(
+            f"refused, the configuration of a run contains no interpolation such as {text}."
+        )
     return text
 
 
-def parsed(text: str) -> dict[str, Any]:
-    """The plain mapping that a run's ``config.yaml`` is.
+def parse_run_config(text: str) -> dict[str, Any]:
+    """Parse the text of a run's ``config.yaml`` into a plain mapping.
 
     Raises:
-        UserError: It is damaged, or holds what no run writes: tags, anchors, interpolations.
+        UserError: It is damaged, or contains YAML tags, anchors or interpolations, which no run
+            writes.
     """
     try:
-        if any(isinstance(token, FOREIGN) for token in yaml.scan(text)):
-            raise UserError("refused, what a run keeps has no tags and no anchors.")
+        if any(isinstance(token, FORBIDDEN_TOKENS) for token in yaml.scan(text)):
+            raise UserError(
+                "refused, the configuration of a run contains no YAML tags and no anchors."
+            )
         plain: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UserError("is damaged, or not what a run keeps.") from error
-    plain = mapped(plain, final)
-    if not isinstance(plain, dict) or not isinstance(plain.get("folder"), str):
-        raise UserError("is not the configuration of a run, it does not name its folder.")
+        raise UserError("is damaged, or not the configuration of a run.") from error
+    plain = map_strings(plain, reject_interpolation)
+    if not isinstance(plain, dict) or not isinstance(plain.get("output_dir"), str):
+        raise UserError("is not the configuration of a run: it has no output_dir.")
     return plain
 
 
-def read_kept(run: Path) -> dict[str, Any]:
-    """The configuration in the folder of a run, with that folder where it lies now.
+def read_run_config(run: Path, file_name: str = "config.yaml") -> dict[str, Any]:
+    """Read the configuration of a run as a plain mapping, its paths adapted to where it lies now.
 
     Raises:
-        UserError: There is none, or it is not to be trusted.
+        UserError: There is no such file, or it is refused as untrusted.
     """
-    path = run / "config.yaml"
+    path = run / file_name
     if not path.is_file():
-        raise UserError(f"{run}: not the folder of a run, there is no config.yaml in it.")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path}: refused, it is far too large.")
+        raise UserError(f"{run}: not the folder of a run, there is no {file_name} in it.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"{path}: refused, it is larger than 1 MiB.")
     try:
-        plain = parsed(path.read_text(encoding="utf-8"))
+        plain = parse_run_config(path.read_text(encoding="utf-8"))
     except (UserError, OSError, UnicodeDecodeError) as error:
         reason = error if isinstance(error, UserError) else "cannot be read."
         raise UserError(f"{path}: {reason}") from error
-    folder = plain["folder"]
-    return mapped(plain, lambda text: text.replace(folder, str(run))) if folder else plain
+    output_dir = plain["output_dir"]
+    if not output_dir:
+        return plain
+    return map_strings(plain, lambda text: text.replace(output_dir, str(run)))
 
 
-REPORTED = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
+REPORTED_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
 
 
-def _git(*arguments: str) -> str | None:
+def _run_git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=CONF, capture_output=True, text=True, check=True
+        result = subprocess.run(
+            ["git", *arguments], cwd=CONFIG_DIR, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
-def environment() -> dict[str, object]:
-    """What a result depends on beside its configuration."""
+def describe_environment() -> dict[str, object]:
+    """Return what a result depends on besides its configuration: command, commit, versions."""
     versions: dict[str, str | None] = {}
-    for package in REPORTED:
+    for package in REPORTED_PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
     return {
         "command": sys.argv,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain")),
+        "git_commit": _run_git("rev-parse", "HEAD"),
+        "git_changed": bool(_run_git("status", "--porcelain")),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "versions": versions,
     }
 
 
-def keep(cfg: DictConfig, prefix: str = "") -> None:
-    """Write the resolved configuration and the environment into the run's folder.
+def save_run_metadata(cfg: DictConfig, prefix: str = "") -> None:
+    """Write the resolved configuration and ``environment.json`` into the output folder.
 
-    ``prefix`` of the two files' names tells an evaluation's from the run's.  Of several processes
-    the first one writes.
+    The files of an evaluation have a ``prefix``. Of several processes only rank 0 writes.
     """
-    if not first():
+    if not is_rank_zero():
         return
-    folder = Path(cfg.folder)
+    folder = Path(cfg.output_dir)
     texts = {
         f"{prefix}config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
-        f"{prefix}environment.json": json.dumps(environment(), indent=2),
+        f"{prefix}environment.json": json.dumps(describe_environment(), indent=2),
     }
     for name, text in texts.items():
-        with written(folder / name) as aside:
-            aside.write_text(text, "utf-8")
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
-def kept(run: str) -> DictConfig:
-    """The configuration of a finished or broken run, with its folder where it lies now.
-
-    Raises:
-        UserError: There is no such run, or its configuration is not to be trusted.
-    """
-    return OmegaConf.create(read_kept(Path(run)))
-
-
-def continued(cfg: DictConfig) -> DictConfig:
-    """The kept configuration of the run to resume, changed by plain ``key=value`` overrides.
-
-    What it may build beyond regnet_lab is the user's word, ``allow``, and not the run's.
+def load_run_config(run: str) -> DictConfig:
+    """Load the configuration of a run, its paths adapted to where it lies now.
 
     Raises:
-        UserError: There is nothing to resume, or an override would change a group.
+        UserError: There is no such run, or its configuration is refused as untrusted.
     """
-    run = kept(cfg.resume)
-    if not Path(run.folder, "checkpoints", "last.ckpt").is_file():
+    return OmegaConf.create(read_run_config(Path(run)))
+
+
+def resume_config(cfg: DictConfig) -> DictConfig:
+    """Load the configuration of the run to resume, changed by plain ``key=value`` overrides.
+
+    ``trusted_packages`` is taken from the command line only, never from the run.
+
+    Raises:
+        UserError: There is no checkpoint to resume from, or an override would change a group.
+    """
+    run = load_run_config(cfg.resume)
+    if not Path(run.output_dir, "checkpoints", "last.ckpt").is_file():
         raise UserError(f"{cfg.resume}: cannot be resumed, there is no checkpoints/last.ckpt.")
     OmegaConf.set_struct(run, True)
     for override in HydraConfig.get().overrides.task:
         key, _, _ = override.partition("=")
-        if key in ("resume", "allow"):
+        if key in ("resume", "trusted_packages"):
             continue
         if key[0] in "+~" or OmegaConf.is_config(OmegaConf.select(run, key)):
             raise UserError(f"resume: {override} cannot change a run; give plain key=value only.")
         OmegaConf.update(run, key, OmegaConf.select(cfg, key))
-    run.allow = cfg.allow
+    run.trusted_packages = cfg.trusted_packages
     return run

@@ -1,1 +1,1 @@
-"""Data: each file lists the pairs of one family of data sets; ``PairModule`` loads them all."""
+"""Data sets of image pairs, their preprocessing, augmentation and loading."""

@@ -1,8 +1,8 @@
-"""Random changes of training pairs, each of them exact for everything a pair carries.
+"""Random augmentation of training pairs, exact for everything a pair contains.
 
-An augmentation is called as ``augment(pair, generator)`` with an unbatched pair and returns a new
-one.  A geometric one looks at an image through an affine map T of voxels, v'(x) = v(T x); its
-points then lie at T^-1 p, and known displacements follow from moving'(x + u'(x)) = fixed'(x).
+An augmentation is called as ``augmentation(pair, generator)`` with an unbatched pair and returns a
+new one.  Spatial ones sample an image through an affine map T of voxels, v'(x) = v(T x): landmarks
+move to T^-1 p, and a known displacement u follows from moving'(x + u'(x)) = fixed'(x).
 """
 
 import math
@@ -12,52 +12,61 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from regnet_lab import ops
+from regnet_lab.data.datasets.base import PairDataset, describe_item
 from regnet_lab.errors import UserError
-from regnet_lab.types import Pair
+from regnet_lab.types import Pair, update_pair
 
-Augment = Callable[[Pair, Generator], Pair]
-
-SIDES = ("fixed", "moving")
+Augmentation = Callable[[Pair, Generator], Pair]
 
 
-class Augmented(Dataset[Pair]):
-    """Pairs changed anew at every draw, the n-th one as a function of (seed, n) alone.
+class AugmentedPairs(PairDataset):
+    """Pairs augmented anew at every draw, the n-th draw being a function of (seed, n) alone.
 
-    An item is asked for as ``(n, index)``, whatever process asks.
+    Items are requested as ``(n, index)``, so that it does not matter which process reads them.
+
+    Args:
+        dataset: The pairs.
+        augment: The augmentation.
+        seed: Seed of all draws.
     """
 
-    def __init__(self, pairs: Dataset[Pair], augment: Augment, seed: int) -> None:
-        self.pairs, self.augment, self.seed = pairs, augment, seed
+    def __init__(
+        self, dataset: PairDataset | Subset[Pair], augment: Augmentation, seed: int
+    ) -> None:
+        self.dataset, self.augment, self.seed = dataset, augment, seed
 
     def __len__(self) -> int:
-        return len(self.pairs)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, draw: tuple[int, int]) -> Pair:
         number, index = draw
         state = np.random.SeedSequence([self.seed, number]).generate_state(1)[0]
-        return self.augment(self.pairs[index], torch.Generator().manual_seed(int(state)))
+        return self.augment(self.dataset[index], torch.Generator().manual_seed(int(state)))
+
+    def describe_item(self, index: int) -> str:
+        return describe_item(self.dataset, index)
 
 
 class Compose:
-    """One augmentation after another.
+    """Several augmentations in sequence.
 
     Args:
-        steps: By name, in order.
+        transforms: Augmentations by name, in order.
     """
 
-    def __init__(self, steps: Mapping[str, Augment]) -> None:
-        self.steps = steps
+    def __init__(self, transforms: Mapping[str, Augmentation]) -> None:
+        self.transforms = transforms
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
-        for step in self.steps.values():
-            pair = step(pair, generator)
+        for transform in self.transforms.values():
+            pair = transform(pair, generator)
         return pair
 
 
-def random_affine(
+def draw_affine_matrix(
     generator: Generator,
     shape: Sequence[int],
     spacing: Tensor,
@@ -67,24 +76,24 @@ def random_affine(
     translation: float = 0,
     flip: Sequence[int] = (),
 ) -> Tensor:
-    """T x = c + S^-1 exp(W) F S (x - c) + t, about the centre c of the grid.
+    """Draw an affine map T x = c + S^-1 exp(W) F S (x - c) + t about the centre c of the grid.
 
-    W is in millimetres, by S = diag(spacing): skew by rotation, and symmetric with the scales on
-    its diagonal and shears beside it. F reverses axes. Numbers are uniform between plus and minus
-    what is given.
+    S = diag(spacing) converts to millimetres.  W is skew-symmetric by rotation, and symmetric with
+    scales on its diagonal and shears beside it.  F reverses axes.  All numbers are uniform between
+    plus and minus the given ranges.
 
     Args:
-        generator: Source of the numbers.
-        shape: Of the grid.
+        generator: Source of random numbers.
+        shape: Shape of the grid.
         spacing: (D,) millimetres per voxel.
         rotation: Degrees, in each plane of two axes.
         scale: Logarithm of the stretch of each axis.
         shear: Slope between each two axes.
         translation: Fraction of the field of view along each axis.
-        flip: Axes reversed in every other draw.
+        flip: Axes that are reversed with a probability of one half.
 
     Returns:
-        (D+1, D+1) matrix of voxels, the identity where nothing is given.
+        (D+1, D+1) matrix of voxels, the identity if all ranges are zero.
 
     Raises:
         UserError: The grid has no such axis to flip.
@@ -98,19 +107,24 @@ def random_affine(
     linear = torch.matrix_exp(skew + shear * (slopes + slopes.T) + scale * stretch.diag())
     reverse = torch.ones(ndim)
     reverse[list(flip)] -= 2.0 * (numbers[-2, list(flip)] < 0)
-    centre = (torch.tensor(shape) - 1) / 2
+    center = (torch.tensor(shape) - 1) / 2
     matrix = torch.eye(ndim + 1)
     matrix[:-1, :-1] = linear * reverse * spacing / spacing[:, None]
     shift = translation * torch.tensor(shape) * numbers[-1]
-    matrix[:-1, -1] = centre + shift - matrix[:-1, :-1] @ centre
+    matrix[:-1, -1] = center + shift - matrix[:-1, :-1] @ center
     return matrix
 
 
-def seen(pair: Pair, side: str, matrix: Tensor) -> dict[str, Tensor]:
-    """All that a pair has of one side through T: image(T x), labels(T x), mask(T x), T^-1 p.
+def transform_side(pair: Pair, side: str, matrix: Tensor) -> dict[str, Tensor]:
+    """Transform everything a pair has of one side: image(T x), labels(T x), mask(T x), T^-1 p.
 
-    Outside its field of view an image continues its border, labels and masks are 0; points may
-    come to lie outside the grid.
+    Outside its field of view the border of an image is continued, and labels and masks are 0;
+    landmarks may leave the grid.
+
+    Args:
+        pair: Unbatched pair.
+        side: ``fixed`` or ``moving``.
+        matrix: (D+1, D+1) matrix of T.
     """
     values: dict[str, Any] = dict(pair)
     u = ops.affine_field(matrix[None], values[side].shape[1:])
@@ -131,95 +145,101 @@ class SharedAffine:
     its border.
 
     Args:
-        **extent: As :func:`random_affine`, from ``rotation`` on.
+        **extent: Ranges of :func:`draw_affine_matrix`, from ``rotation`` on.
     """
 
     def __init__(self, **extent: Any) -> None:
-        self.extent = check_extent(extent)
+        self.extent = validate_extent(extent)
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
         shape = pair["fixed"].shape[1:]
-        matrix = random_affine(generator, shape, pair["spacing"], **self.extent)
-        changed = seen(pair, "fixed", matrix) | seen(pair, "moving", matrix)
+        matrix = draw_affine_matrix(generator, shape, pair["spacing"], **self.extent)
+        changed = transform_side(pair, "fixed", matrix) | transform_side(pair, "moving", matrix)
         if "displacement" in pair:
             moved = ops.warp(pair["displacement"][None], ops.affine_field(matrix[None], shape))[0]
-            back = torch.linalg.inv(matrix[:-1, :-1])
-            changed["displacement"] = torch.tensordot(back, moved, 1)
-        return Pair(**{**pair, **changed})  # type: ignore[typeddict-item]
+            inverse = torch.linalg.inv(matrix[:-1, :-1])
+            changed["displacement"] = torch.tensordot(inverse, moved, 1)
+        return update_pair(pair, **changed)
 
 
 class MovingAffine:
     """A random affine map of the moving image alone: u'(x) = T^-1 (x + u(x)) - x.
 
     Args:
-        **extent: As :func:`random_affine`, from ``rotation`` on.
+        **extent: Ranges of :func:`draw_affine_matrix`, from ``rotation`` on.
     """
 
     def __init__(self, **extent: Any) -> None:
-        self.extent = check_extent(extent)
+        self.extent = validate_extent(extent)
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
         shape = pair["moving"].shape[1:]
-        matrix = random_affine(generator, shape, pair["spacing"], **self.extent)
-        changed = seen(pair, "moving", matrix)
+        matrix = draw_affine_matrix(generator, shape, pair["spacing"], **self.extent)
+        changed = transform_side(pair, "moving", matrix)
         if "displacement" in pair:
             u = pair["displacement"]
             x = ops.identity_grid(shape, u)[0]
-            places = (x + u).flatten(1).T  # (voxels, D)
-            moved = ops.transform_points(torch.linalg.inv(matrix), places)
+            points = (x + u).flatten(1).T  # (voxels, D)
+            moved = ops.transform_points(torch.linalg.inv(matrix), points)
             changed["displacement"] = moved.T.view_as(u) - x
-        return Pair(**{**pair, **changed})  # type: ignore[typeddict-item]
+        return update_pair(pair, **changed)
 
 
-def check_extent(extent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments of :func:`random_affine`, tried once.
+def validate_extent(extent: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the ranges of :func:`draw_affine_matrix` after one trial with them.
 
     Raises:
-        UserError: There is no such argument.
+        UserError: There is no such range.
     """
     try:
-        random_affine(torch.Generator(), (2,) * 3, torch.ones(3), **extent)
+        draw_affine_matrix(torch.Generator(), (2,) * 3, torch.ones(3), **extent)
     except TypeError as error:
         raise UserError(f"affine augmentation: {error}.") from error
     return extent
 
 
-class Intensity:
-    """Gamma, gain field and noise of each image on its own, by MONAI.
+class IntensityAugmentation:
+    """Random gamma, bias field and noise of each image independently, by MONAI.
 
     v -> exp(b) (v / range)^gamma + n, with a polynomial b of degree three and Gaussian noise n.
 
     Args:
         gamma: The exponent lies between 1 / (1 + gamma) and 1 + gamma.
-        bias: Greatest coefficient of the Legendre polynomials of b.
-        noise: Greatest standard deviation of n.
-        probability: With which each of the three is done.
+        bias_field: Largest coefficient of the Legendre polynomials of b.
+        noise: Largest standard deviation of n.
+        probability: Probability of each of the three.
 
     Raises:
         UserError: MONAI is not installed.
     """
 
     def __init__(
-        self, gamma: float = 0.3, bias: float = 0.1, noise: float = 0.05, probability: float = 0.5
+        self,
+        gamma: float = 0.3,
+        bias_field: float = 0.1,
+        noise: float = 0.05,
+        probability: float = 0.5,
     ) -> None:
         try:
             from monai import transforms
         except ImportError as error:
             raise UserError(
-                "Intensity augmentation needs MONAI: install monai, or leave the step out."
+                "Intensity augmentation needs MONAI: install monai, or remove the transform."
             ) from error
         self.transform = transforms.Compose(
             [
                 transforms.RandAdjustContrast(probability, (1 / (1 + gamma), 1 + gamma)),
-                transforms.RandBiasField(prob=probability, coeff_range=(-bias, bias)),
+                transforms.RandBiasField(prob=probability, coeff_range=(-bias_field, bias_field)),
                 transforms.RandGaussianNoise(probability, std=noise),
             ]
         )
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
-        return Pair(**{**pair, **{side: self._scanned(pair[side], generator) for side in SIDES}})  # type: ignore
+        fixed, moving = (
+            self._transform_image(image, generator) for image in (pair["fixed"], pair["moving"])
+        )
+        return update_pair(pair, fixed=fixed, moving=moving)
 
-    def _scanned(self, image: Tensor, generator: Generator) -> Tensor:
+    def _transform_image(self, image: Tensor, generator: Generator) -> Tensor:
         self.transform.set_random_state(int(torch.randint(2**31, (), generator=generator)))
-        changed = self.transform(image.clone())
-        return changed.as_tensor() if hasattr(changed, "as_tensor") else changed
+        return self.transform(image.clone()).as_subclass(Tensor)

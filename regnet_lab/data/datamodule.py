@@ -1,218 +1,131 @@
-"""One data module for every data set: three splits, a training order that survives a restart."""
+"""The Lightning data module of every data set of pairs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Subset
 
-from regnet_lab.data.augmentation import Augment, Augmented
-from regnet_lab.data.datasets.base import Listing
-from regnet_lab.data.worker_monitor import watched
+from regnet_lab.data.augmentation import Augmentation, AugmentedPairs
+from regnet_lab.data.datasets.base import PairDataset, as_pair_dataset
+from regnet_lab.data.samplers import (
+    DistributedEvalSampler,
+    EpochSampler,
+    NumberedEpochSampler,
+    ResumableDataLoader,
+)
+from regnet_lab.data.worker_monitor import monitor_workers
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
-from regnet_lab.utils.distributed import place
 
 
-class EpochSampler(Sampler[int]):
-    """``samples`` indices for each epoch, a function of (seed, epoch) alone.
+def select_training_fraction(dataset: PairDataset, fraction: float) -> list[int]:
+    """Return the indices of the pairs of the first int(fraction n) of n subjects (GraDIRN).
 
-    Drawn without replacement while they last; iteration begins at ``start``.  Of several processes
-    each takes every so many-th, so that a step of all of them sees the pairs that a step of one
-    process with as large a batch sees; an epoch is rounded up to as many pairs for each.
-    """
-
-    def __init__(self, population: int, samples: int, seed: int) -> None:
-        self.population, self.samples, self.seed = population, samples, seed
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return -(-self.samples // place()[1])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
-        self.epoch = epoch
-
-    def order(self) -> torch.Tensor:
-        """The indices of this epoch for all processes."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        whole = len(self) * place()[1]
-        rounds = -(-whole // self.population)
-        orders = [torch.randperm(self.population, generator=generator) for _ in range(rounds)]
-        return torch.cat(orders)[:whole]
-
-    def draws(self) -> range:
-        """The numbers of this process's draws, counted since training began."""
-        rank, world = place()
-        start, self.start = self.start, 0
-        before = self.epoch * len(self) * world
-        return range(before + start * world + rank, before + len(self) * world, world)
-
-    def numbered(self) -> Iterator[tuple[int, int]]:
-        """Number and index of every draw."""
-        order = self.order()
-        yield from ((n, int(order[n % len(order)])) for n in self.draws())
-
-    def __iter__(self) -> Iterator[int]:
-        return (index for _, index in self.numbered())
-
-
-class DrawSampler(EpochSampler):
-    """The same order as (n, index), where n counts what was drawn since training began."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        return self.numbered()
-
-
-class Share(Sampler[int]):
-    """Every pair in its own order; of several processes the first takes the first, the second the
-    second and so on in turn, none twice.
-    """
-
-    def __init__(self, population: int) -> None:
-        self.population = population
-
-    def __len__(self) -> int:
-        return len(self.mine())
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.mine())
-
-    def mine(self) -> range:
-        """The pairs of this process.
-
-        Raises:
-            UserError: There are more processes than pairs.
-        """
-        rank, world = place()
-        if self.population < world:
-            raise UserError(
-                f"{self.population} pairs cannot be shared by {world} processes: "
-                "lower trainer.devices or trainer.num_nodes."
-            )
-        return range(rank, self.population, world)
-
-
-class ResumableLoader(DataLoader[Pair]):
-    """A loader whose place in the epoch goes into the checkpoint and comes back from it."""
-
-    consumed = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.consumed = self.sampler.start // self.batch_size  # type: ignore[attr-defined]
-        for batch in super().__iter__():
-            self.consumed += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "consumed": self.consumed}  # type: ignore[attr-defined]
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        done = state["consumed"] >= len(self)
-        self.sampler.epoch = state["epoch"] + done  # type: ignore[attr-defined]
-        self.sampler.start = 0 if done else state["consumed"] * self.batch_size  # type: ignore
-
-
-def share_of(pairs: Dataset[Pair], fraction: float) -> list[int]:
-    """Indices of the pairs of the first int(fraction n) of n subjects, as in GraDIRN's study.
-
-    A subject is an image that moves in some pair; a pair counts if its moving image is of one
-    of those subjects and so is its fixed image, unless that never moves, as an atlas.  Of a data
-    set without a list of files it is the first int(fraction n) of n pairs.  The subjects of a
-    smaller share are among those of a larger one.
+    A subject is an image that is the moving one of some pair.  A pair is selected if its moving
+    image is one of those subjects and so is its fixed image, unless that is never moving, as an
+    atlas.  Without image files the first int(fraction n) of n pairs are selected.  The subjects of
+    a smaller fraction are among those of a larger one.
 
     Raises:
         UserError: The fraction is not within (0, 1] or leaves no pair.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"data.fraction={fraction}: give a share above 0 and at most 1.")
-    listing = Listing("train", "", pairs)
-    couples, moved = listing.pairs, {moving.image for _, moving in listing.pairs}
-    movers = [image for image in listing.images if image in moved]
-    total = len(movers) or len(pairs)  # type: ignore[arg-type]
+        raise UserError(f"data.fraction={fraction}: give a number above 0 and at most 1.")
+    case_pairs = dataset.case_pairs
+    moving_images = {moving.image for _, moving in case_pairs}
+    images = dict.fromkeys(case.image for pair in case_pairs for case in pair)
+    subjects = [image for image in images if image in moving_images]
+    total = len(subjects) or len(dataset)
     count = int(fraction * total + 1e-9)
-    kept = {*movers[:count]}
-    chosen = [
+    kept = {*subjects[:count]}
+    indices = [
         index
-        for index, (fixed, moving) in enumerate(couples)
-        if moving.image in kept and (fixed.image in kept or fixed.image not in moved)
+        for index, (fixed, moving) in enumerate(case_pairs)
+        if moving.image in kept and (fixed.image in kept or fixed.image not in moving_images)
     ]
-    chosen = chosen if couples else list(range(count))
-    if not chosen:
+    indices = indices if case_pairs else list(range(count))
+    if not indices:
         raise UserError(
             f"data.fraction={fraction}: {count} of {total} subjects make no pair; "
-            "give a larger share."
+            "give a larger fraction."
         )
-    return chosen
+    return indices
 
 
-class PairModule(LightningDataModule):
-    """Load pairs.
+class PairDataModule(LightningDataModule):
+    """Data loaders of the three splits of a data set.
 
     Args:
-        dataset: ``dataset(split=...)`` makes the data set of ``train``, ``val`` or ``test``.
+        dataset: ``dataset(split=...)`` creates the data set of ``train``, ``val`` or ``test``.
         batch_size: Pairs in a training step of one process; validation and test take one at a time.
-        epoch_size: Pairs in a training epoch; null: as many as there are.
-        fraction: Share of the training subjects that are used (:func:`share_of`), as often as
-            all would be: an epoch keeps its length.
-        workers: Processes that load.
-        seed: Of the training order and of what augmentation draws.
-        augment: Changes training pairs (:mod:`regnet_lab.data.augmentation`); null: nothing does.
+        epoch_size: Pairs in a training epoch; null: the size of the data set.
+        num_workers: Number of loading processes.
+        seed: Seed of the training order and of augmentation.
+        augment: Augmentation of training pairs (:mod:`regnet_lab.data.augmentation`); null: none.
+        fraction: Fraction of the training subjects to use (:func:`select_training_fraction`); the
+            length of an epoch stays that of all of them.
     """
 
     def __init__(
         self,
-        dataset: Callable[..., Dataset[Pair]],
+        dataset: Callable[..., Any],
         batch_size: int = 1,
         epoch_size: int | None = None,
-        workers: int = 0,
+        num_workers: int = 0,
         seed: int = 0,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         fraction: float = 1.0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.epoch_size = dataset, batch_size, epoch_size
-        self.workers, self.seed, self.augment = workers, seed, augment
+        self.num_workers, self.seed, self.augment = num_workers, seed, augment
         self.fraction = fraction
 
-    def pairs(self, split: str) -> Dataset[Pair]:
-        """The data set of a split.
+    def make_dataset(self, split: str) -> PairDataset:
+        """Create the data set of a split.
 
         Raises:
-            UserError: It is empty.
+            UserError: It has no pairs.
         """
-        pairs = self.dataset(split=split)
-        if not len(pairs):  # type: ignore[arg-type]
+        dataset = as_pair_dataset(self.dataset(split=split))
+        if not len(dataset):
             raise UserError(f"The data set has no pairs for '{split}'.")
-        return pairs
+        return dataset
 
-    def train_dataloader(self) -> ResumableLoader:
-        pairs = self.pairs("train")
-        samples, workers = self.epoch_size or len(pairs), self.workers  # type: ignore[arg-type]
-        if self.fraction != 1:
-            pairs = Subset(pairs, share_of(pairs, self.fraction))
-        order = (len(pairs), samples, self.seed)  # type: ignore[arg-type]
-        return ResumableLoader(
-            watched(Augmented(pairs, self.augment, self.seed) if self.augment else pairs, workers),
+    def train_dataloader(self) -> ResumableDataLoader:
+        pairs: PairDataset | Subset[Pair] = self.make_dataset("train")
+        epoch_size = self.epoch_size or len(pairs)
+        if self.fraction != 1 and isinstance(pairs, PairDataset):
+            pairs = Subset(pairs, select_training_fraction(pairs, self.fraction))
+        sampler_type = NumberedEpochSampler if self.augment else EpochSampler
+        sampler = sampler_type(len(pairs), epoch_size, self.seed)
+        if self.augment:
+            pairs = AugmentedPairs(pairs, self.augment, self.seed)
+        return self._make_train_dataloader(monitor_workers(pairs, self.num_workers), sampler)
+
+    def _make_train_dataloader(self, dataset: Any, sampler: EpochSampler) -> ResumableDataLoader:
+        return ResumableDataLoader(
+            dataset,
             self.batch_size,
-            sampler=DrawSampler(*order) if self.augment else EpochSampler(*order),
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def one_by_one(self, split: str) -> DataLoader[Pair]:
-        """Every pair of a split in its own order, a batch each."""
-        pairs = self.pairs(split)
+    def make_eval_dataloader(self, split: str) -> DataLoader[Pair]:
+        """Return a loader of every pair of a split in order, with a batch size of one."""
+        dataset = self.make_dataset(split)
         return DataLoader(
-            watched(pairs, self.workers),
-            sampler=Share(len(pairs)),  # type: ignore[arg-type]
-            num_workers=self.workers,
+            monitor_workers(dataset, self.num_workers),
+            sampler=DistributedEvalSampler(len(dataset)),
+            num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader[Pair]:
-        return self.one_by_one("val")
+        return self.make_eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Pair]:
-        return self.one_by_one("test")
+        return self.make_eval_dataloader("test")

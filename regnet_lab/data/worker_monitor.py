@@ -1,4 +1,4 @@
-"""What the processes that load are at, so that the end of one can be explained."""
+"""Record which pair each data loading process is reading, to explain why one has died."""
 
 import os
 import time
@@ -8,74 +8,72 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 import torch
-from torch.utils.data import Dataset, Subset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from regnet_lab.data.augmentation import Augmented
-from regnet_lab.data.datasets.base import Listing
+from regnet_lab.data.datasets.base import describe_item
 from regnet_lab.types import Pair
 
 IDLE = -1
 
 
-class Watched(Dataset[Pair]):
-    """Pairs; each of ``workers`` processes notes in shared memory which one it is making."""
+class WorkerMonitor(Dataset[Pair]):
+    """A data set whose loading processes record in shared memory which pair they are reading.
 
-    living: ClassVar["WeakSet[Watched]"] = WeakSet()
+    Args:
+        dataset: The pairs.
+        num_workers: Number of loading processes.
+    """
 
-    def __init__(self, pairs: Dataset[Pair], workers: int) -> None:
-        self.watched = pairs
-        self.places = torch.full((workers, 2), IDLE).share_memory_()  # process, index
-        Watched.living.add(self)
+    instances: ClassVar["WeakSet[WorkerMonitor]"] = WeakSet()
+
+    def __init__(self, dataset: Any, num_workers: int) -> None:
+        self.dataset = dataset
+        # (num_workers, 2): process id and index of the pair being read, or IDLE
+        self.current_items = torch.full((num_workers, 2), IDLE).share_memory_()
+        WorkerMonitor.instances.add(self)
 
     def __len__(self) -> int:
-        return len(self.watched)  # type: ignore[arg-type]
+        return len(self.dataset)
 
     def __getitem__(self, item: Any) -> Pair:
         worker = get_worker_info()
         if worker is None:
-            return self.watched[item]
+            return self.dataset[item]
         index = item[1] if isinstance(item, tuple) else item
-        self.places[worker.id] = torch.tensor([os.getpid(), index])
-        pair = self.watched[item]
-        self.places[worker.id, 1] = IDLE
+        self.current_items[worker.id] = torch.tensor([os.getpid(), index])
+        pair = self.dataset[item]
+        self.current_items[worker.id, 1] = IDLE
         return pair
 
 
-def watched(pairs: Dataset[Pair], workers: int) -> Dataset[Pair]:
-    """The pairs as ``workers`` processes are to load them."""
-    return Watched(pairs, workers) if workers else pairs
+def monitor_workers(dataset: Dataset[Pair], num_workers: int) -> Dataset[Pair]:
+    """Return the data set with a monitor around it, or unchanged if no processes load it."""
+    return WorkerMonitor(dataset, num_workers) if num_workers else dataset
 
 
-def called(pairs: Any, index: int) -> str:
-    """What a pair is called before it is read: its images' files where there are any."""
-    if isinstance(pairs, Augmented):
-        return called(pairs.pairs, index)
-    if isinstance(pairs, Subset):
-        return called(pairs.dataset, pairs.indices[index])
-    if hasattr(pairs, "parts") and hasattr(pairs, "place"):
-        part, item = pairs.place(index)
-        return called(pairs.parts[part], item)
-    couples = Listing("", "", pairs).pairs
-    return " and ".join(str(case.image) for case in couples[index]) if couples else f"pair {index}"
-
-
-def ended(patience: float = 5.0) -> set[int]:
-    """The processes that loaded and are no more, if one ends within ``patience`` seconds."""
-    noted = {process for pairs in list(Watched.living) for process in pairs.places[:, 0].tolist()}
-    noted, limit = noted - {IDLE}, time.monotonic() + patience
-    while noted and noted <= {child.pid for child in active_children()}:
-        if time.monotonic() > limit:
+def find_dead_workers(timeout: float = 5.0) -> set[int]:
+    """Return the ids of loading processes that have ended; wait up to ``timeout`` s for one."""
+    recorded = {
+        process
+        for monitor in list(WorkerMonitor.instances)
+        for process in monitor.current_items[:, 0].tolist()
+    } - {IDLE}
+    deadline = time.monotonic() + timeout
+    while recorded and recorded <= {child.pid for child in active_children()}:
+        if time.monotonic() > deadline:
             break
         time.sleep(0.02)
-    return noted - {child.pid for child in active_children()}
+    return recorded - {child.pid for child in active_children()}
 
 
-def at(processes: Iterable[int]) -> list[str]:
-    """The pairs that these processes were making when they ended; then they are forgotten."""
-    processes, found = set(processes), []
-    for pairs in list(Watched.living):
-        for place, (process, index) in zip(pairs.places, pairs.places.tolist(), strict=True):
+def take_interrupted_items(processes: Iterable[int]) -> list[str]:
+    """Return the pairs that these processes were reading when they ended, and clear the record."""
+    processes, descriptions = set(processes), []
+    for monitor in list(WorkerMonitor.instances):
+        for row in monitor.current_items:
+            process, index = row.tolist()
             if process in processes:
-                place.fill_(IDLE)
-                found += [called(pairs.watched, index)] if index != IDLE else []
-    return found
+                row.fill_(IDLE)
+                if index != IDLE:
+                    descriptions.append(describe_item(monitor.dataset, index))
+    return descriptions

@@ -1,4 +1,4 @@
-"""Make an atlas of the images that occur in a split."""
+"""Build an atlas (mean template and label probabilities) of the images of a split."""
 
 import json
 import logging
@@ -12,184 +12,206 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from regnet_lab.data.datasets.unique_images import Population, Subject, population
+from regnet_lab.data.datasets.unique_images import UniqueImage, UniqueImages, collect_unique_images
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import atlas_functional
-from regnet_lab.evaluation.label_fusion import Ballot, array, hold, leave_one_out
+from regnet_lab.evaluation.label_fusion import (
+    LabelVotes,
+    count_votes,
+    score_leave_one_out,
+    to_numpy,
+)
 from regnet_lab.metrics import tables
-from regnet_lab.spatial.writers import write_volume
+from regnet_lab.spatial.writers import write_nifti
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair
 from regnet_lab.utils.atomic_io import write_figure, write_text
 from regnet_lab.visualization import panels
 
-Register = Callable[[Tensor], list[Tensor]]
+RegisterTemplate = Callable[[Tensor], list[Tensor]]
 
-FOREGROUND = 0.01  # of the plain mean, where there are no labels
-
-ROUND = "round %d: the template changed by %.4f; the mean displacement was %.3f voxels"
+FOREGROUND_THRESHOLD = 0.01  # intensity of the mean image, where there are no labels
+ROUND_MESSAGE = "round %d: the template changed by %.4f; the mean displacement was %.3f voxels"
 
 log = logging.getLogger(__name__)
 
 
-class Atlas:
-    """Average the images in a common shape, and their labels by vote.
+class AtlasTask:
+    """Build a mean image in the mean shape of the subjects, and their labels by majority vote.
 
-    A template, at first the plain mean of the images, is registered to each of them; their mean in
-    its shape is the next template, until it hardly changes.  The labels carried to the last one
-    vote in every voxel; how well the votes of all others label a subject is its leave-one-out Dice,
-    told beside that of a vote without registration.  (Its image is in the template, its labels
-    are not in the vote.)
+    The template, at first the mean of the unregistered images, is registered to each of them; the
+    mean of the warped images is the next template, until it hardly changes.  The labels warped to
+    the last template vote in every voxel.  The leave-one-out Dice tells how well the votes of all
+    other subjects label a subject, with and without registration.  (The image of the subject is
+    part of the template, its labels are not among the votes.)
 
     Args:
-        folder: Gets ``mean.nii.gz``, ``template.nii.gz``, ``atlas.json`` and ``atlas.png``; where
-            there are labels also ``labels.nii.gz`` (winning values), ``max_probability.nii.gz``
-            (their share of the votes), ``probabilities.nii.gz`` (a channel for each value that
+        folder: Folder for ``mean.nii.gz``, ``template.nii.gz``, ``atlas.json``, ``atlas.png`` and,
+            where there are labels, ``labels.nii.gz`` (majority labels), ``max_probability.nii.gz``
+            (their share of the votes), ``probabilities.nii.gz`` (a channel for each label that
             ``atlas.json`` lists) and the tables of the leave-one-out Dice.
-        epsilon: Stop when |new - old|, averaged over all voxels, is not above this.
-        rounds: Stop after so many.
+        tolerance: Stop when |new - old template|, averaged over all voxels, is at most this.
+        max_rounds: Stop after so many rounds.
         unbiased: Remove the mean displacement from the template in every round.
 
     Raises:
-        UserError: ``epsilon`` is negative, or there is no round.
+        UserError: ``tolerance`` is negative, or ``max_rounds`` is not positive.
     """
 
     def __init__(
-        self, folder: str, epsilon: float = 0.01, rounds: int = 10, unbiased: bool = True
+        self, folder: str, tolerance: float = 0.01, max_rounds: int = 10, unbiased: bool = True
     ) -> None:
-        if epsilon < 0 or rounds < 1:
+        if tolerance < 0 or max_rounds < 1:
             raise UserError(
-                f"task.epsilon={epsilon} must not be negative and task.rounds={rounds} at least 1."
+                f"task.tolerance={tolerance} must not be negative, and "
+                f"task.max_rounds={max_rounds} must be at least 1."
             )
-        self.folder, self.epsilon = Path(folder), epsilon
-        self.rounds, self.unbiased = rounds, unbiased
+        self.folder, self.tolerance = Path(folder), tolerance
+        self.max_rounds, self.unbiased = max_rounds, unbiased
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
-        """Make it.
+        """Build and write the atlas.
 
         Raises:
             UserError: The split has only one image, or images on several grids.
         """
-        subjects = population(data.dataset)
-        register = registrar(trainer, module, subjects)
-        mean = plain_mean(subjects)
-        self.write("mean", mean, subjects)
+        subjects = collect_unique_images(data.dataset)
+        register = make_register_function(trainer, module, subjects)
+        mean = compute_mean_image(subjects)
+        self.write_tensor("mean", mean, subjects)
         with torch.no_grad():
-            image, facts = self.averaged(mean, register, subjects)
-            fields = register(image)
-            ballot = hold(subjects, fields)
-            facts |= self.voted(ballot, fields, subjects, module.name) if ballot else {}
-        inside = ballot.inside if ballot else mean > FOREGROUND
-        facts |= sharpness(mean, image, inside, subjects)
-        facts = {"model": module.name, "subjects": subjects.names} | facts
-        write_text(self.folder / "atlas.json", json.dumps(facts, indent=2))
-        heading = f"atlas of {len(subjects)} images by {module.name}\n{sentence(facts)}"
-        votes = (array(ballot.winners), array(ballot.share)) if ballot else ()
+            template, info = self.build_template(mean, register, subjects)
+            fields = register(template)
+            votes = count_votes(subjects, fields)
+            info |= self.write_label_votes(votes, fields, subjects, module.name) if votes else {}
+        mask = votes.foreground if votes else mean > FOREGROUND_THRESHOLD
+        info |= compare_sharpness(mean, template, mask, subjects)
+        info = {"model": module.name, "subjects": subjects.names} | info
+        write_text(self.folder / "atlas.json", json.dumps(info, indent=2))
+        heading = f"atlas of {len(subjects)} images by {module.name}\n{format_summary(info)}"
+        label_maps = (votes.majority_labels, votes.max_probability) if votes else ()
         spacing = subjects.spacing[0].tolist()
-        picture = panels.atlas(heading, array(mean), array(image), spacing, *votes)
-        write_figure(self.folder / "atlas.png", picture)
+        figure = panels.draw_atlas(
+            heading, to_numpy(mean), to_numpy(template), spacing, *map(to_numpy, label_maps)
+        )
+        write_figure(self.folder / "atlas.png", figure)
         Console().print(heading, markup=False, highlight=False, soft_wrap=True)
 
-    def averaged(
-        self, image: Tensor, register: Register, subjects: Population
+    def build_template(
+        self, template: Tensor, register: RegisterTemplate, subjects: UniqueImages
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The template the rounds lead to from an image, and how they went."""
+        """Iterate from an initial template; return the last one and how the rounds went."""
         changes: list[float] = []
-        while len(changes) < self.rounds and (not changes or changes[-1] > self.epsilon):
-            fields = register(image)
-            shift = float(torch.stack(fields).mean(0).norm(dim=1).mean())
-            fields = atlas_functional.recentred(fields) if self.unbiased else fields
-            new = atlas_functional.weighted_mean(
-                zip((s.image for s in subjects), fields, strict=True)
+        while len(changes) < self.max_rounds and (not changes or changes[-1] > self.tolerance):
+            fields = register(template)
+            mean_displacement = float(torch.stack(fields).mean(0).norm(dim=1).mean())
+            fields = atlas_functional.recenter_displacements(fields) if self.unbiased else fields
+            images = (subject.image for subject in subjects)
+            new_template = atlas_functional.compute_weighted_mean(zip(images, fields, strict=True))
+            changes.append(float((new_template - template).abs().mean()))
+            template = new_template
+            self.write_tensor("template", template, subjects)
+            log.info(ROUND_MESSAGE, len(changes), changes[-1], mean_displacement)
+        if changes[-1] > self.tolerance:
+            log.warning(
+                "task.max_rounds=%d reached before task.tolerance: the template changed by %.4f",
+                self.max_rounds,
+                changes[-1],
             )
-            changes.append(float((new - image).abs().mean()))
-            image = new
-            self.write("template", image, subjects)
-            log.info(ROUND, len(changes), changes[-1], shift)
-        if changes[-1] > self.epsilon:
-            log.warning("task.rounds=%d were too few for task.epsilon", self.rounds)
-        return image, {
+        return template, {
             "changes": changes,
-            "epsilon": self.epsilon,
+            "tolerance": self.tolerance,
             "unbiased": self.unbiased,
-            "mean_displacement_vox": shift,
+            "mean_displacement_vox": mean_displacement,
         }
 
-    def voted(
-        self, ballot: Ballot, fields: list[Tensor], subjects: Population, name: str
+    def write_label_votes(
+        self, votes: LabelVotes, fields: list[Tensor], subjects: UniqueImages, name: str
     ) -> dict[str, Any]:
-        """Write what the vote gave, and judge it."""
-        self.write("labels", ballot.winners.short(), subjects)
-        self.write("max_probability", ballot.share, subjects)
-        self.write("probabilities", ballot.probabilities, subjects)
-        records, residual = leave_one_out(ballot, subjects, fields, name)
-        tables.write(records, self.folder)
-        summary = tables.summary(records)
-        Console().print(tables.rich_table(summary))
+        """Write the labels of the atlas and their leave-one-out scores; return the scores."""
+        self.write_tensor("labels", votes.majority_labels.short(), subjects)
+        self.write_tensor("max_probability", votes.max_probability, subjects)
+        self.write_tensor("probabilities", votes.probabilities, subjects)
+        records, residual = score_leave_one_out(votes, subjects, fields, name)
+        tables.write_tables(records, self.folder)
+        summary = tables.summarize(records)
+        Console().print(tables.summary_to_rich(summary))
         return {
-            "labels": ballot.values,
-            "leave_one_out": tables.as_dict(summary),
+            "labels": votes.values,
+            "leave_one_out": tables.summary_to_dict(summary),
             "inverse_residual_vox": residual,
         }
 
-    def write(self, name: str, tensor: Tensor, subjects: Population) -> None:
-        """One channel as (*spatial), more as (x, y, z, channels)."""
-        values = array(tensor)
+    def write_tensor(self, name: str, tensor: Tensor, subjects: UniqueImages) -> None:
+        """Write a batch of one as NIfTI: (*spatial), or (x, y, z, channels) if several."""
+        values = to_numpy(tensor)
         if tensor.shape[1] > 1:
             values = values.reshape(len(values), *(*tensor.shape[2:], 1)[:3])
             values = values.transpose(1, 2, 3, 0)
-        write_volume(self.folder / f"{name}.nii.gz", values, subjects.affine)
+        write_nifti(self.folder / f"{name}.nii.gz", values, subjects.affine)
 
 
-def registrar(trainer: Trainer, module: RegistrationModule, subjects: Population) -> Register:
-    """``register(template)`` gives u (1, D, *spatial) to every subject, in voxels, on the host."""
+def make_register_function(
+    trainer: Trainer, module: RegistrationModule, subjects: UniqueImages
+) -> RegisterTemplate:
+    """Return a function that registers a template to every subject.
+
+    It returns u (1, D, *spatial) of each subject, in voxels, on the CPU.
+    """
     device = trainer.strategy.root_device
     module.to(device).eval()
 
-    def to(subject: Subject, fixed: Tensor) -> Tensor:
+    def register_subject(subject: UniqueImage, template: Tensor) -> Tensor:
         moving, spacing = subject.image.to(device), subjects.spacing.to(device)
-        pair = Pair(fixed=fixed, moving=moving, spacing=spacing, name=[subject.name])
+        pair = Pair(fixed=template, moving=moving, spacing=spacing, name=[subject.name])
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             return module(pair).displacement.float().cpu()
 
-    def register(image: Tensor) -> list[Tensor]:
-        return [to(subject, image.to(device)) for subject in subjects]
+    def register(template: Tensor) -> list[Tensor]:
+        return [register_subject(subject, template.to(device)) for subject in subjects]
 
     return register
 
 
-def plain_mean(subjects: Population) -> Tensor:
-    """(1, 1, *spatial) mean of the images as they are."""
+def compute_mean_image(subjects: UniqueImages) -> Tensor:
+    """Compute the (1, 1, *spatial) mean of the unregistered images."""
     total = torch.zeros_like(subjects[0].image)
     for subject in subjects:
         total += subject.image
     return total / len(subjects)
 
 
-def sharpness(mean: Tensor, image: Tensor, inside: Tensor, subjects: Population) -> dict[str, Any]:
-    """Sharpness of the plain mean, the template and, on average, the images, per mm; None where
-    nothing is inside.
+def compare_sharpness(
+    mean: Tensor, template: Tensor, mask: Tensor, subjects: UniqueImages
+) -> dict[str, Any]:
+    """Compute the sharpness per mm of the unregistered mean, the template and the subjects.
+
+    It is None where the mask is empty.
     """
 
-    def of(one: Tensor) -> float:
-        return atlas_functional.sharpness(one, inside, subjects.spacing)
+    def compute_sharpness(image: Tensor) -> float:
+        return atlas_functional.compute_sharpness(image, mask, subjects.spacing)
 
-    if not inside.any():
+    if not mask.any():
         return {"sharpness_per_mm": None, "sharper_percent": None}
-    single = sum(of(subject.image) for subject in subjects) / len(subjects)
-    values = {"mean": of(mean), "template": of(image), "single_image": single}
-    percent = 100 * (values["template"] / values["mean"] - 1) if values["mean"] else None
-    return {"sharpness_per_mm": values, "sharper_percent": percent}
+    single_image = sum(compute_sharpness(subject.image) for subject in subjects) / len(subjects)
+    sharpness = {
+        "mean": compute_sharpness(mean),
+        "template": compute_sharpness(template),
+        "single_image": single_image,
+    }
+    gain = 100 * (sharpness["template"] / sharpness["mean"] - 1) if sharpness["mean"] else None
+    return {"sharpness_per_mm": sharpness, "sharper_percent": gain}
 
 
-def sentence(facts: dict[str, Any]) -> str:
-    """What was measured, in words."""
-    rounds = len(facts["changes"])
-    told = f"{rounds} round{'s' if rounds > 1 else ''}"
-    if facts["sharper_percent"] is not None:
-        more = "sharper" if facts["sharper_percent"] >= 0 else "less sharp"
-        told += f", {abs(facts['sharper_percent']):.1f} % {more} than the plain mean"
-    for method, numbers in facts.get("leave_one_out", {}).items():
-        if method == facts["model"]:
-            told += f", leave-one-out Dice {numbers['dice']['mean']:.3f}"
-    return told
+def format_summary(info: dict[str, Any]) -> str:
+    """Summarize rounds, sharpness and leave-one-out Dice in a sentence."""
+    rounds = len(info["changes"])
+    summary = f"{rounds} round{'s' if rounds > 1 else ''}"
+    if info["sharper_percent"] is not None:
+        comparison = "sharper" if info["sharper_percent"] >= 0 else "less sharp"
+        summary += f", {abs(info['sharper_percent']):.1f} % {comparison} than the plain mean"
+    for method, numbers in info.get("leave_one_out", {}).items():
+        if method == info["model"]:
+            summary += f", leave-one-out Dice {numbers['dice']['mean']:.3f}"
+    return summary

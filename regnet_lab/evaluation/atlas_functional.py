@@ -1,8 +1,8 @@
-"""The mathematics of an atlas: a mean image in a mean shape, and labels by vote.
+"""Compute atlases: a mean image in a mean shape, and labels by majority vote.
 
-Each subject i is registered to the template, u_i on the template's grid in voxels, so that
-subject(x + u_i(x)) lies at x.  After FAIM's atlas (Kuang and Schmah, arXiv 1811.09243), with the
-mean shape of Guimond et al. (CVIU 2000).
+Each subject i is registered to the template with a displacement u_i on the template's grid, in
+voxels, so that x of the template corresponds to x + u_i(x) of the subject.  After FAIM's atlas
+(Kuang and Schmah, arXiv 1811.09243), with the mean shape of Guimond et al. (CVIU 2000).
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,46 +12,51 @@ from torch import Tensor
 
 from regnet_lab import ops
 
-LEAST = 1e-3  # weight of a voxel where the map folds
+MIN_WEIGHT = 1e-3  # weight of a voxel where the map folds
 
 
-def weighted_mean(carried: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean of the images seen through their displacements, weighted by how they change volume.
+def compute_weighted_mean(images_and_fields: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Compute the mean of warped images, weighted by how their maps change volume.
 
     template = sum_i J_i w_i / sum_i J_i with w_i(x) = image_i(x + u_i(x)), J_i = det(I + du_i/dx)
     and, where a map folds, J_i = 0.001.
 
     Args:
-        carried: image_i and u_i, (1, 1, *spatial) and (1, D, *spatial).
+        images_and_fields: image_i (1, 1, *spatial) and u_i (1, D, *spatial).
 
     Returns:
         (1, 1, *spatial).
     """
     total = weights = torch.zeros(())
-    for image, u in carried:
-        weight = ops.jacobian_determinant(u)[:, None].clamp(min=LEAST)
+    for image, u in images_and_fields:
+        weight = ops.jacobian_determinant(u)[:, None].clamp(min=MIN_WEIGHT)
         total = total.to(u) + weight * ops.warp(image, u)
         weights = weights.to(u) + weight
     return total / weights
 
 
-def recentred(fields: Sequence[Tensor]) -> list[Tensor]:
-    """Displacements of a template in the subjects' mean shape.
+def recenter_displacements(fields: Sequence[Tensor]) -> list[Tensor]:
+    """Remove the mean displacement: compose fields with the inverse of their mean.
 
-    With the mean m of all u_i the counterparts of x lie on average at x + m(x), which is where the
-    new template shows what the old one shows at x: u_i o exp(-m), the flow of -m standing for the
-    inverse of id + m.  It is that for translations, close to it for a small m, which rounds lead
-    to, and invertible where id + m is not: a network may fold all subjects at the same place.
+    With the mean m of all u_i the counterparts of x lie on average at x + m(x), where the new
+    template shows what the old one shows at x.  The result is u_i o exp(-m): the exponential of
+    -m approximates the inverse of id + m.  It is exact for translations, close for small m, to
+    which the rounds converge, and invertible even where id + m folds.
 
     Args:
         fields: u_i, (1, D, *spatial) each.
+
+    Example:
+        >>> shifts = [torch.full((1, 2, 8, 8), value) for value in (1.0, 3.0)]
+        >>> [u.mean().item() for u in recenter_displacements(shifts)]
+        [-1.0, 1.0]
     """
-    back = ops.integrate(-torch.stack(list(fields)).mean(0))
-    return [ops.compose(back, u) for u in fields]
+    inverse_mean = ops.integrate(-torch.stack(list(fields)).mean(0))
+    return [ops.compose(inverse_mean, u) for u in fields]
 
 
-def sharpness(image: Tensor, mask: Tensor, spacing: Tensor) -> float:
-    """Mean magnitude of the gradient inside a mask, per millimetre.
+def compute_sharpness(image: Tensor, mask: Tensor, spacing: Tensor) -> float:
+    """Compute the mean magnitude of the gradient inside a mask, per millimetre.
 
     Args:
         image: (1, 1, *spatial).
@@ -62,32 +67,40 @@ def sharpness(image: Tensor, mask: Tensor, spacing: Tensor) -> float:
     return float((ops.gradient(image) / scale).norm(dim=2)[mask].mean())
 
 
-def one_hot(labels: Tensor, values: Sequence[int]) -> Tensor:
-    """Channel k is 1 where ``labels`` (1, 1, *spatial) are values[k]: (1, K, *spatial) int16."""
-    wanted = torch.tensor(values, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
-    return (labels == wanted).short()
+def encode_one_hot(labels: Tensor, values: Sequence[int]) -> Tensor:
+    """Encode labels (1, 1, *spatial) as (1, K, *spatial) int16; channel k is 1 at values[k]."""
+    channels = torch.tensor(values, device=labels.device).view(1, -1, *[1] * (labels.ndim - 2))
+    return (labels == channels).short()
 
 
-def winners(ballot: Tensor, values: Sequence[int]) -> Tensor:
-    """The value with most votes, the first of equals: (1, K, *spatial) to (1, 1, *spatial)."""
-    return torch.tensor(values, device=ballot.device)[ballot.argmax(1, keepdim=True)]
-
-
-def fused(ballot: Tensor, values: Sequence[int], v: Tensor) -> Tensor:
-    """Labels of a subject by vote of the others.
+def select_majority_labels(votes: Tensor, values: Sequence[int]) -> Tensor:
+    """Return the label with most votes, the first of equals.
 
     Args:
-        ballot: (1, K, *spatial) votes on the template's grid, those of the subject left out.
-        values: What the K channels stand for.
-        v: (1, D, *spatial) from the subject to the template, voxels.
+        votes: (1, K, *spatial).
+        values: Labels of the K channels.
 
     Returns:
-        (1, 1, *spatial) the value whose votes, interpolated linearly at x + v(x), are most.
+        (1, 1, *spatial).
     """
-    best = ballot.new_full((1, 1, *v.shape[2:]), -1, dtype=torch.float32)
-    chosen = torch.zeros_like(best, dtype=torch.int64)
+    return torch.tensor(values, device=votes.device)[votes.argmax(1, keepdim=True)]
+
+
+def fuse_labels(votes: Tensor, values: Sequence[int], v: Tensor) -> Tensor:
+    """Label a subject by the votes of others.
+
+    Args:
+        votes: (1, K, *spatial) votes on the template's grid, without the subject's own.
+        values: Labels of the K channels.
+        v: (1, D, *spatial) displacement from the subject to the template, voxels.
+
+    Returns:
+        (1, 1, *spatial) the label with most votes, interpolated linearly at x + v(x).
+    """
+    max_votes = votes.new_full((1, 1, *v.shape[2:]), -1, dtype=torch.float32)
+    labels = torch.zeros_like(max_votes, dtype=torch.int64)
     for channel, value in enumerate(values):
-        found = ops.warp(ballot[:, channel, None].float(), v, padding="zeros")
-        chosen = torch.where(found > best, value, chosen)
-        best = torch.maximum(found, best)
-    return chosen
+        warped = ops.warp(votes[:, channel, None].float(), v, padding="zeros")
+        labels = torch.where(warped > max_votes, value, labels)
+        max_votes = torch.maximum(warped, max_votes)
+    return labels

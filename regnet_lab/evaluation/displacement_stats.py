@@ -1,4 +1,4 @@
-"""What the known displacements of a data set are like: a table, and pictures as heat maps."""
+"""Describe the known displacements of a data set: a table and maps of their magnitude."""
 
 import logging
 from collections.abc import Sequence
@@ -17,101 +17,121 @@ from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair
+from regnet_lab.utils.atomic_io import write_figure, write_text
 
 log = logging.getLogger(__name__)
 
 
-def wavelength(u: NDArray[np.floating], spacing: Sequence[float]) -> float:
-    """2 pi sqrt(sum |u - mean|^2 / sum |du/dx|^2) of a field (D, *shape) in mm: that of a wave
-    with the same ratio of slope to size; NaN of a constant.
+def compute_wavelength(u: NDArray[np.floating], spacing: Sequence[float]) -> float:
+    """Compute the wavelength of a wave with the same ratio of slope to amplitude as a field.
+
+    It is 2 pi sqrt(sum |u - mean|^2 / sum |du/dx|^2).
+
+    Args:
+        u: (D, *spatial) in mm.
+        spacing: Millimetres per voxel.
+
+    Returns:
+        Millimetres; NaN for a constant field.
     """
     slope = sum(
         float((np.gradient(component, mm, axis=axis) ** 2).sum())
         for component in u
         for axis, mm in enumerate(spacing)
     )
-    size = float(((u - u.mean(tuple(range(1, u.ndim)), keepdims=True)) ** 2).sum())
-    return 2 * np.pi * np.sqrt(size / slope) if slope > 0 else np.nan
+    amplitude = float(((u - u.mean(tuple(range(1, u.ndim)), keepdims=True)) ** 2).sum())
+    return 2 * np.pi * np.sqrt(amplitude / slope) if slope > 0 else np.nan
 
 
-def statistics(u: Tensor, spacing: Tensor, thresholds: Sequence[float]) -> dict[str, float]:
-    """Of a known displacement (D, *shape) in voxels: its largest component and mean length (mm),
-    wavelength along an axis (mm), share of voxels in each class of length (percent), smallest
-    determinant and folds (percent of voxels).
+def compute_displacement_stats(
+    u: Tensor, spacing: Tensor, thresholds: Sequence[float]
+) -> dict[str, float]:
+    """Compute statistics of a known displacement.
+
+    Args:
+        u: (D, *spatial) in voxels.
+        spacing: (D,) millimetres per voxel.
+        thresholds: Limits of classes of magnitude, mm.
+
+    Returns:
+        Largest component and mean magnitude (mm), wavelength along an axis (mm), voxels in each
+        class of magnitude (percent), smallest Jacobian determinant and folded voxels (percent).
     """
     ndim = len(spacing)
-    millimetres = (u * spacing.view(-1, *[1] * ndim)).double()
-    length = millimetres.square().sum(0).sqrt()
+    u_mm = (u * spacing.view(-1, *[1] * ndim)).double()
+    magnitude = u_mm.square().sum(0).sqrt()
     counts = torch.bincount(
-        torch.bucketize(length, torch.tensor(thresholds).double(), right=True).flatten(),
+        torch.bucketize(magnitude, torch.tensor(thresholds).double(), right=True).flatten(),
         minlength=len(thresholds) + 1,
     )
     determinant = ops.jacobian_determinant(u[None])
-    names = [f"below_{t:g}_mm_percent" for t in thresholds] + ["above_percent"]
-    shares = (100 * counts / counts.sum()).tolist()
+    class_names = [f"below_{t:g}_mm_percent" for t in thresholds] + ["above_percent"]
+    percent = (100 * counts / counts.sum()).tolist()
     return {
-        "largest_mm": float(millimetres.abs().max()),
-        "mean_mm": float(length.mean()),
-        "wavelength_mm": wavelength(millimetres.numpy(), spacing.tolist()) * ndim**0.5,
-        **dict(zip(names, shares, strict=True)),
+        "largest_mm": float(u_mm.abs().max()),
+        "mean_mm": float(magnitude.mean()),
+        "wavelength_mm": compute_wavelength(u_mm.numpy(), spacing.tolist()) * ndim**0.5,
+        **dict(zip(class_names, percent, strict=True)),
         "least_determinant": float(determinant.min()),
         "folds_percent": float(100 * (determinant <= 0).double().mean()),
     }
 
 
-def heat_maps(pairs: Sequence[Pair], path: Path) -> None:
-    """The deformed image and the length of its displacement in the middle of the second axis."""
+def draw_magnitude_maps(pairs: Sequence[Pair]) -> Figure:
+    """Draw fixed image and magnitude of the displacement in the middle of the second axis."""
     columns = min(len(pairs), 4)
     rows = -(-len(pairs) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for pair, image, heat in zip(pairs, axes[::2], axes[1::2], strict=False):
+    panels = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for pair, image_panel, map_panel in zip(pairs, panels[::2], panels[1::2], strict=False):
         u = pair["displacement"][0] * pair["spacing"][0].view(-1, *[1] * pair["spacing"].shape[1])
-        planes = [pair["fixed"][0, 0], u.square().sum(0).sqrt()]
-        planes = [p[:, p.shape[1] // 2] if p.ndim == 3 else p for p in planes]
-        image.imshow(planes[0].T, cmap="gray", origin="lower")
-        shown = heat.imshow(planes[1].T, cmap="jet", origin="lower", vmin=0)
-        figure.colorbar(shown, ax=heat, label="mm")
-        image.set_title(pair["name"][0], fontsize=6)
-    aside = path.with_name(f"part-{path.name}")
-    figure.savefig(aside, dpi=100)
-    aside.replace(path)
+        image, magnitude = (
+            volume[:, volume.shape[1] // 2] if volume.ndim == 3 else volume
+            for volume in (pair["fixed"][0, 0], u.square().sum(0).sqrt())
+        )
+        image_panel.imshow(image.T, cmap="gray", origin="lower")
+        color_map = map_panel.imshow(magnitude.T, cmap="jet", origin="lower", vmin=0)
+        figure.colorbar(color_map, ax=map_panel, label="mm")
+        image_panel.set_title(pair["name"][0], fontsize=6)
+    return figure
 
 
-class Fields:
+class DisplacementStatsTask:
     """Describe the known displacement of every pair.
 
     Args:
-        folder: Where ``fields.csv`` and ``fields.png`` are written.
-        thresholds: Of the classes of length, mm.
-        pictures: Pairs in the picture, from the first to the last at equal distances.
+        folder: Folder for ``fields.csv`` and ``fields.png``.
+        displacement_thresholds: Limits of the classes of magnitude, mm.
+        num_pictures: Number of pairs in the figure, from the first to the last at equal distances.
     """
 
-    def __init__(self, folder: str, thresholds: Sequence[float], pictures: int) -> None:
-        self.folder, self.thresholds, self.pictures = Path(folder), list(thresholds), pictures
+    def __init__(
+        self, folder: str, displacement_thresholds: Sequence[float], num_pictures: int
+    ) -> None:
+        self.folder, self.num_pictures = Path(folder), num_pictures
+        self.displacement_thresholds = list(displacement_thresholds)
 
-    def run(self, trainer: Trainer, module: RegistrationModule, pairs: DataLoader[Pair]) -> None:
-        """Write the table and the picture.
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Write the table and the figure.
 
         Raises:
             UserError: A pair's displacement is unknown.
         """
-        rows, shown = [], []
-        places = {round(x) for x in np.linspace(0, len(pairs) - 1, self.pictures)}
-        for number, pair in enumerate(pairs):
+        rows, drawn_pairs = [], []
+        drawn = {round(x) for x in np.linspace(0, len(data) - 1, self.num_pictures)}
+        for index, pair in enumerate(data):
             if "displacement" not in pair:
                 raise UserError(
                     f"{pair['name'][0]}: its displacement is unknown; choose other data."
                 )
-            numbers = statistics(pair["displacement"][0], pair["spacing"][0], self.thresholds)
-            rows.append({"case": pair["name"][0], **numbers})
-            shown += [pair] if number in places else []
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / "part-fields.csv"
+            statistics = compute_displacement_stats(
+                pair["displacement"][0], pair["spacing"][0], self.displacement_thresholds
+            )
+            rows.append({"case": pair["name"][0], **statistics})
+            drawn_pairs += [pair] if index in drawn else []
         table = pd.DataFrame(rows)
-        table.to_csv(aside, index=False)
-        aside.replace(self.folder / "fields.csv")
-        heat_maps(shown, self.folder / "fields.png")
+        write_text(self.folder / "fields.csv", table.to_csv(index=False))
+        write_figure(self.folder / "fields.png", draw_magnitude_maps(drawn_pairs))
         log.info("\n%s", table.drop(columns="case").describe().loc[["mean", "min", "max"]])

@@ -1,7 +1,6 @@
-"""Artificial deformations on disk, in the folders RegNet's second version reads and writes."""
+"""Write artificial deformations in the folder layout of RegNet's second version (2019)."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,132 +10,169 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.displacements.masked_image import Scene
-from regnet_lab.data.synthesis.regnet_2019 import Artificial, Deformation
+from regnet_lab.data.synthesis.displacements.masked_image import MaskedImage
+from regnet_lab.data.synthesis.regnet_2019 import DeformedSample, RegNet2019Pairs
+from regnet_lab.data.worker_monitor import WorkerMonitor
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.writers import displacement_image, write_atomically
+from regnet_lab.spatial.writers import displacement_to_sitk, write_sitk_image
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair
 
-METHODS = {
+METHOD_FOLDERS = {
     "respiratory": "respiratory_motion",
     "single": "single_frequency",
     "mixed": "mixed_frequency",
 }
 
 
-def folder_of(method: str) -> str:
-    """``single2`` is published as ``single_frequency_D2``, ``zero`` as ``zero_D0``."""
-    name, number = re.fullmatch(r"(.*?)(\d*)", method).groups()  # type: ignore[union-attr]
-    return f"{METHODS.get(name, name)}_D{number or 0}"
+def make_method_folder(method: str) -> str:
+    """Return the folder of a method, such as ``single_frequency_D2`` for ``single2``."""
+    name = method.rstrip("0123456789")
+    return f"{METHOD_FOLDERS.get(name, name)}_D{method.removeprefix(name) or 0}"
 
 
-class Published:
-    """Write every item of an :class:`regnet_lab.data.synthesis.regnet_2019.Artificial` data set.
+class RegNet2019ExportTask:
+    """Write every item of :class:`regnet_lab.data.synthesis.regnet_2019.RegNet2019Pairs`.
 
-    ``Elastix/LungExp/<case>/Result/`` gets the images, with their masks of lung and body, that are
-    deformed: ``<type>ImageFullRS1``, ``<type>MaskFullRS1``, ``<type>TorsoFullRS1``.
+    ``Elastix/LungExp/<case>/Result/`` holds the images that are deformed, with masks of lung and
+    body: ``<type>ImageFullRS1``, ``<type>MaskFullRS1``, ``<type>TorsoFullRS1``.
     ``Elastix/Artificial_Generation/<experiment>/<data>/<type>/<case>/Dsmooth<k>/<method>_D<n>/``
-    gets ``DeformedImage_<Look>``, ``DeformedLung``, ``DeformedTorso``, ``Jac_pad0`` and at last
-    ``DeformedDVF_pad0``, and ``.../Dsmooth0/DNext<k>/`` the next image that a later deformation
-    began with, as ``NextIm``, ``NextLung`` and ``NextTorso``.  At stages 2 and 4 all names end in
-    ``_s2`` and ``_s4``.  Images are int16 in HU, fields float32 vectors in mm.  What is there
-    already is left alone.
+    holds ``DeformedImage_<Look>``, ``DeformedLung``, ``DeformedTorso``, ``Jac_pad0`` and, written
+    last, ``DeformedDVF_pad0``; ``.../Dsmooth0/DNext<k>/`` holds the image with which deformation k
+    began, as ``NextIm``, ``NextLung`` and ``NextTorso``.  At stages 2 and 4 all names end in
+    ``_s2`` and ``_s4``.  Images are int16 in HU, fields float32 vectors in mm.  Existing files are
+    kept.
 
     Args:
-        folder: Where ``Elastix`` is made.
-        experiment: Name of the settings, published as ``3D_max20_D14_K`` and so on.
-        data: Name of the data, such as ``SPREAD``.
-        kind: Of the images, such as ``Fixed``.
+        folder: Folder in which ``Elastix`` is created.
+        experiment_name: Name of the settings, such as ``3D_max20_D14_K``.
+        dataset_name: Name of the data, such as ``SPREAD``.
+        image_type: Type of the images, such as ``Fixed``.
         stage: Millimetres per voxel: 1, 2 or 4.
-        case: Name of a case, ``{}`` being that of its image.
-        air: HU of 0.
-        ending: Of the files.
+        case_name: Name of a case; ``{}`` stands for the name of its image.
+        air_hu: HU of intensity 0.
+        image_suffix: Suffix of the files, ``.mha`` or ``.nii.gz``.
     """
 
     def __init__(
         self,
         folder: str,
-        experiment: str,
-        data: str = "SPREAD",
-        kind: str = "Fixed",
+        experiment_name: str,
+        dataset_name: str = "SPREAD",
+        image_type: str = "Fixed",
         stage: int = 1,
-        case: str = "{}",
-        air: float = -1000.0,
-        ending: str = ".mha",
+        case_name: str = "{}",
+        air_hu: float = -1000.0,
+        image_suffix: str = ".mha",
     ) -> None:
-        self.folder, self.experiment, self.data, self.kind = Path(folder), experiment, data, kind
-        self.case, self.air = case, air
-        self.ending = ending if stage == 1 else f"_s{stage}{ending}"
+        self.folder, self.experiment_name, self.dataset_name, self.image_type = (
+            Path(folder),
+            experiment_name,
+            dataset_name,
+            image_type,
+        )
+        self.case_name, self.air_hu = case_name, air_hu
+        self.image_suffix = image_suffix if stage == 1 else f"_s{stage}{image_suffix}"
 
-    def run(self, trainer: Trainer, module: RegistrationModule, pairs: DataLoader[Pair]) -> None:
-        """Write what is not there yet.
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Write all files that do not exist yet.
 
         Raises:
-            UserError: The data are of another kind.
+            UserError: The data are no artificial deformations of RegNet's second version.
         """
-        made = getattr(pairs.dataset, "watched", pairs.dataset)
-        if not isinstance(made, Artificial):
+        dataset = data.dataset
+        if isinstance(dataset, WorkerMonitor):
+            dataset = dataset.dataset
+        if not isinstance(dataset, RegNet2019Pairs):
             raise UserError(
-                "task=published writes artificial deformations of RegNet's second version: "
-                "choose data=regnet_2019_s1, _s2 or _s4."
+                "task=export_regnet_2019 writes the artificial deformations of RegNet's second "
+                "version: choose data=regnet_2019_s1, _s2 or _s4."
             )
-        for index in range(len(made)):
-            self.write(made, index)
+        for index in range(len(dataset)):
+            self.export_item(dataset, index)
 
-    def write(self, made: Artificial, index: int) -> None:
-        """Write one item."""
-        number, image = divmod(index, len(made.images))
-        case = self.case.format(made.images[image]["name"])
+    def export_item(self, dataset: RegNet2019Pairs, index: int) -> None:
+        """Write the files of one deformation, and of the image that it deforms."""
+        deformation_number, image = divmod(index, len(dataset.source_dataset))
+        case = self.case_name.format(dataset.source_dataset[image]["name"])
         root = self.folder / "Elastix"
-        deformed = root / "Artificial_Generation" / self.experiment / self.data / self.kind / case
-        turn, which = divmod(number, len(made.methods))
-        own = deformed / f"Dsmooth{number}" / folder_of(list(made.methods)[which])
-        if (own / f"DeformedDVF_pad0{self.ending}").exists():
+        deformed = (
+            root
+            / "Artificial_Generation"
+            / self.experiment_name
+            / self.dataset_name
+            / self.image_type
+            / case
+        )
+        round_number, method = divmod(deformation_number, len(dataset.deformations))
+        method_folder = make_method_folder(list(dataset.deformations)[method])
+        folder = deformed / f"Dsmooth{deformation_number}" / method_folder
+        if (folder / f"DeformedDVF_pad0{self.image_suffix}").exists():
             return
-        item = made.deformation(index)
-        names: tuple[str, ...] = ("NextIm", "NextLung", "NextTorso")
-        if turn:
-            self.put(deformed / f"Dsmooth0/DNext{number}", self.scene(item.source, names, made))
+        item = dataset.make_sample(index)
+        if round_number:
+            source_folder = deformed / f"Dsmooth0/DNext{deformation_number}"
+            names = ["NextIm", "NextLung", "NextTorso"]
         else:
-            names = tuple(f"{self.kind}{what}FullRS1" for what in ("Image", "Mask", "Torso"))
-            self.put(root / "LungExp" / case / "Result", self.scene(item.source, names, made))
-        self.put(own, self.item(item, made))
+            source_folder = root / "LungExp" / case / "Result"
+            names = [f"{self.image_type}{part}FullRS1" for part in ("Image", "Mask", "Torso")]
+        self.write_files(source_folder, self.make_scene_images(item.source, names, dataset))
+        self.write_files(folder, self.make_deformation_images(item, dataset))
 
-    def put(self, folder: Path, files: Mapping[str, sitk.Image]) -> None:
-        """Write files that are not there yet, in their order."""
+    def write_files(self, folder: Path, files: Mapping[str, sitk.Image]) -> None:
+        """Write images that do not exist yet, in the given order."""
         for name, image in files.items():
-            path = folder / f"{name}{self.ending}"
+            path = folder / f"{name}{self.image_suffix}"
             if not path.exists():
-                write_atomically(path, image)
+                write_sitk_image(path, image)
 
-    def hounsfield(self, image: Tensor, made: Artificial) -> np.ndarray:
-        """(*shape) int16 of what the images' window made."""
-        return (image * made.unit + self.air).round().clamp(-32768, 32767).numpy().astype(np.int16)
+    def to_hounsfield(self, image: Tensor, dataset: RegNet2019Pairs) -> np.ndarray:
+        """Convert normalized intensities to int16 HU."""
+        return (
+            (image * dataset.window_width + self.air_hu)
+            .round()
+            .clamp(-32768, 32767)
+            .numpy()
+            .astype(np.int16)
+        )
 
-    def scene(
-        self, scene: Scene, names: tuple[str, ...], made: Artificial
+    def make_scene_images(
+        self, scene: MaskedImage, names: Sequence[str], dataset: RegNet2019Pairs
     ) -> dict[str, sitk.Image]:
-        """An image and the masks of its lung, if it is known, and its body."""
-        arrays = {names[0]: self.hounsfield(scene.image, made)}
+        """Convert an image and its masks of lung, if known, and body to SimpleITK images."""
+        arrays = {names[0]: self.to_hounsfield(scene.image, dataset)}
         if scene.lung is not None:
             arrays[names[1]] = scene.lung.numpy().astype(np.uint8)
         arrays[names[2]] = scene.body.numpy().astype(np.uint8)
-        return {name: coordinates.to_image(array, affine(scene)) for name, array in arrays.items()}
-
-    def item(self, item: Deformation, made: Artificial) -> dict[str, sitk.Image]:
-        """The files of a deformation, the field last: then all is there."""
-        seen = Scene(item.image[0], item.plain.spacing, item.plain.body, item.plain.lung)
-        names = (f"DeformedImage_{item.look.capitalize()}", "DeformedLung", "DeformedTorso")
-        determinant = ops.jacobian_determinant(item.u)[0].numpy().astype(np.float32)
         return {
-            **self.scene(seen, names, made),
-            "Jac_pad0": coordinates.to_image(determinant, affine(seen)),
-            "DeformedDVF_pad0": displacement_image(item.u, affine(seen)),
+            name: coordinates.array_to_sitk(array, make_affine(scene))
+            for name, array in arrays.items()
+        }
+
+    def make_deformation_images(
+        self, item: DeformedSample, dataset: RegNet2019Pairs
+    ) -> dict[str, sitk.Image]:
+        """Convert a deformation to SimpleITK images by name, the field last.
+
+        The file of the field marks a complete deformation.
+        """
+        deformed = MaskedImage(
+            item.image[0], item.deformed.spacing, item.deformed.body, item.deformed.lung
+        )
+        names = (
+            f"DeformedImage_{item.intensity_model.capitalize()}",
+            "DeformedLung",
+            "DeformedTorso",
+        )
+        determinant = ops.jacobian_determinant(item.displacement)[0].numpy().astype(np.float32)
+        return {
+            **self.make_scene_images(deformed, names, dataset),
+            "Jac_pad0": coordinates.array_to_sitk(determinant, make_affine(deformed)),
+            "DeformedDVF_pad0": displacement_to_sitk(item.displacement, make_affine(deformed)),
         }
 
 
-def affine(scene: Scene) -> coordinates.Matrix:
-    """Of a scene's grid, whose axes lead to the left, the back and the head from the origin."""
+def make_affine(scene: MaskedImage) -> coordinates.Matrix:
+    """Return the RAS+ affine of a grid at the origin with LPS axes."""
     return coordinates.RAS_TO_LPS @ np.diag([*scene.spacing, *[1.0] * (4 - len(scene.spacing))])

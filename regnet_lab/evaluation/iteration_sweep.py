@@ -1,7 +1,7 @@
-"""Judge an unrolled model with other numbers of iterations than it was trained with."""
+"""Score an unrolled model with other numbers of iterations than it was trained with."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,81 +11,93 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from regnet_lab.errors import UserError
-from regnet_lab.training.callbacks.base import EachCase
+from regnet_lab.models import GraDIRN
+from regnet_lab.training.callbacks.base import CaseCallback
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair
 from regnet_lab.utils.atomic_io import write_text
-from regnet_lab.utils.distributed import gathered
+from regnet_lab.utils.distributed import gather_interleaved
 from regnet_lab.visualization import iterations
-from regnet_lab.visualization.iterations import step_curve, step_figure
+from regnet_lab.visualization.iterations import plot_iteration_sweep, summarize_iteration_sweep
 
 
 @contextmanager
-def unrolled(model: nn.Module, factor: float, halvings: int | None = None) -> Iterator[None]:
-    """Within the block, every model with an ``unroll`` runs ``factor`` times its iterations, and
-    halves steps as often as ``halvings`` says, if it does.
+def override_iterations(
+    model: nn.Module, factor: float, line_search_steps: int | None = None
+) -> Iterator[None]:
+    """Run every GraDIRN in a model with ``factor`` times its iterations within a ``with`` block.
 
     Raises:
-        UserError: There is no such model.
+        UserError: The model contains no GraDIRN.
     """
-    found = [m for m in model.modules() if hasattr(m, "unroll")]
-    if not found:
-        raise UserError("task=steps: this model does not iterate; choose a run of GraDIRN.")
-    before = [(m.unroll, m.halvings) for m in found]
-    try:
-        for m, (_, own) in zip(found, before, strict=True):
-            m.unroll = factor  # type: ignore[assignment]
-            m.halvings = own if halvings is None else halvings  # type: ignore[assignment]
+    iterative = [part for part in model.modules() if isinstance(part, GraDIRN)]
+    if not iterative:
+        raise UserError(
+            "task=iteration_sweep: this model does not iterate; choose a run of GraDIRN."
+        )
+    with ExitStack() as stack:
+        for part in iterative:
+            stack.enter_context(part.override_iterations(factor, line_search_steps))
         yield
-    finally:
-        for m, (unroll, own) in zip(found, before, strict=True):
-            m.unroll, m.halvings = unroll, own
 
 
-class Outcomes(EachCase):
-    """The scores of every case, its iterations and the energy they end with."""
+class IterationRecorder(CaseCallback):
+    """Record the scores of every case, its number of iterations and its final energy."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+    def on_test_case_end(
+        self, module: LightningModule, outputs: Any, pair: Pair, place: int
+    ) -> None:
         fields = outputs["registration"].fields
-        *_, last = iterations.energies(pair, fields[-1:], iterations.own_energy(module))
+        *_, last = iterations.compute_energy_curve(
+            pair, fields[-1:], iterations.find_image_energy(module)
+        )
         scores = outputs["records"][-1]
         self.rows.append({**scores, "iterations": len(fields), "energy": last["energy"]})
 
 
-class Steps:
-    """Judge every pair with each of ``factors`` times the iterations.
+class IterationSweepTask:
+    """Score every pair with multiples of the trained number of iterations.
 
-    The tables of the callbacks get a method for every factor; ``steps.csv`` and ``steps.png``
-    show the scores and the energy of the last field against the number of iterations, and are
-    written anew after each factor.
+    The tables of the callbacks get a method for every factor.  ``steps.csv`` and ``steps.png``
+    show the scores and the energy of the last field against the number of iterations; they are
+    updated after each factor.
 
     Args:
-        folder: Where the curve goes.
-        factors: Of the iterations of every level, such as 0.5 or 4.
-        halvings: Of a step that does not lower the energy; null: those of the model itself.
+        folder: Folder for the curve.
+        iteration_factors: Factors on the iterations of every level, such as 0.5 or 4.
+        line_search_steps: Most halvings of a step that does not lower the energy; null: the
+            model's own.
     """
 
     def __init__(
-        self, folder: str, factors: Sequence[float] = (1, 2, 3, 4), halvings: int | None = None
+        self,
+        folder: str,
+        iteration_factors: Sequence[float] = (1, 2, 3, 4),
+        line_search_steps: int | None = None,
     ) -> None:
-        self.folder, self.factors, self.halvings = Path(folder), list(factors), halvings
+        self.folder, self.iteration_factors, self.line_search_steps = (
+            Path(folder),
+            list(iteration_factors),
+            line_search_steps,
+        )
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader) -> None:
-        model, outcomes = module.name, Outcomes()
-        trainer.callbacks.append(outcomes)  # type: ignore[attr-defined]
-        for factor in self.factors:
-            module.name = f"{model} x{factor:g}"
-            with unrolled(module.model, factor, self.halvings):
+        """Score the split once for each factor and write the curve."""
+        model_name, recorder = module.name, IterationRecorder()
+        trainer.callbacks.append(recorder)  # type: ignore[attr-defined]
+        for factor in self.iteration_factors:
+            module.name = f"{model_name} x{factor:g}"
+            with override_iterations(module.model, factor, self.line_search_steps):
                 trainer.test(module, data, verbose=False)
-            rows = gathered(outcomes.rows)
+            rows = gather_interleaved(recorder.rows)
             if trainer.is_global_zero:
-                self.write(step_curve(rows, model))
-        module.name = model
+                self.write_curve(summarize_iteration_sweep(rows, model_name))
+        module.name = model_name
 
-    def write(self, curve: pd.DataFrame) -> None:
-        """The curve as a table and a picture: the first score known, and what stands beside it."""
+    def write_curve(self, curve: pd.DataFrame) -> None:
+        """Write the curve as table and figure: primary metric, energy and folds."""
         write_text(self.folder / "steps.csv", curve.to_csv(index=False))
-        step_figure(curve).savefig(self.folder / "steps.png")
+        plot_iteration_sweep(curve).savefig(self.folder / "steps.png")

@@ -1,4 +1,4 @@
-"""Labels of an atlas: a vote of its subjects, and how well it labels one it has not seen."""
+"""Fuse the labels of an atlas's subjects by majority vote, and score it leave-one-out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,113 +10,121 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet_lab import metrics, ops
-from regnet_lab.data.datasets.unique_images import Population
+from regnet_lab.data.datasets.unique_images import UniqueImages
 from regnet_lab.evaluation import atlas_functional
 from regnet_lab.metrics.tables import IDENTITY
 
-NEAR = 0.01  # voxels by which an inverse may be wrong
+INVERSE_TOLERANCE = 0.01  # largest error of an inverse, voxels
 
 
 @dataclass(frozen=True)
-class Ballot:
-    """Votes on the template's grid, (1, K, *spatial), of ``voters`` subjects.
+class LabelVotes:
+    """Votes of subjects for labels on the template's grid.
 
-    ``carried`` are those of labels seen through u, ``still`` of labels as they are.
+    Args:
+        values: Labels of the K channels.
+        num_subjects: Number of subjects that vote.
+        warped_votes: (1, K, *spatial) votes of the labels warped to the template.
+        unregistered_votes: (1, K, *spatial) votes of the labels as they are.
     """
 
     values: list[int]
-    voters: int
-    carried: Tensor
-    still: Tensor
+    num_subjects: int
+    warped_votes: Tensor
+    unregistered_votes: Tensor
 
     @property
-    def winners(self) -> Tensor:
-        """(1, 1, *spatial) the value with most votes."""
-        return atlas_functional.winners(self.carried, self.values)
+    def majority_labels(self) -> Tensor:
+        """(1, 1, *spatial) label with most votes."""
+        return atlas_functional.select_majority_labels(self.warped_votes, self.values)
 
     @property
     def probabilities(self) -> Tensor:
-        """(1, K, *spatial) shares of the votes."""
-        return self.carried.float() / self.voters
+        """(1, K, *spatial) share of the votes of each label."""
+        return self.warped_votes.float() / self.num_subjects
 
     @property
-    def share(self) -> Tensor:
-        """(1, 1, *spatial) the winner's."""
-        return self.carried.amax(1, keepdim=True).float() / self.voters
+    def max_probability(self) -> Tensor:
+        """(1, 1, *spatial) share of the votes of the majority label."""
+        return self.warped_votes.amax(1, keepdim=True).float() / self.num_subjects
 
     @property
-    def inside(self) -> Tensor:
-        """(1, 1, *spatial) where any subject has a structure, before registration or after."""
-        return (self.carried[:, 1:] + self.still[:, 1:]).any(1, keepdim=True)
+    def foreground(self) -> Tensor:
+        """(1, 1, *spatial) True where any subject has a structure, registered or not."""
+        return (self.warped_votes[:, 1:] + self.unregistered_votes[:, 1:]).any(1, keepdim=True)
 
 
-def array(tensor: Tensor) -> NDArray:
-    """A batch of one on the host: (*spatial) of one channel, (channels, *spatial) of more."""
-    found = tensor.detach().cpu().numpy()[0]
-    return found[0] if len(found) == 1 else found
+def to_numpy(tensor: Tensor) -> NDArray:
+    """Convert a batch of one: (*spatial) of one channel, (channels, *spatial) of several."""
+    array = tensor.detach().cpu().numpy()[0]
+    return array[0] if len(array) == 1 else array
 
 
-def seen(labels: Tensor, u: Tensor) -> Tensor:
-    """Labels through a displacement, background outside."""
+def warp_labels(labels: Tensor, u: Tensor) -> Tensor:
+    """Warp labels by nearest neighbour, background outside."""
     return ops.warp(labels, u, "nearest", "zeros")
 
 
-def hold(subjects: Population, fields: Sequence[Tensor]) -> Ballot | None:
-    """Let every subject with labels vote; none where fewer than two have any.
+def count_votes(subjects: UniqueImages, fields: Sequence[Tensor]) -> LabelVotes | None:
+    """Count the votes of all subjects with labels; None where fewer than two have labels.
 
     Args:
-        subjects: The voters.
+        subjects: Subjects of the atlas.
         fields: Their u, (1, D, *spatial) each, from the template to the subject.
     """
-    known = [s.labels.unique().tolist() for s in subjects if s.labels is not None]
-    values = sorted({0}.union(*known))
-    if len(known) < 2 or len(values) < 2:
+    subject_values = [s.labels.unique().tolist() for s in subjects if s.labels is not None]
+    values = sorted({0}.union(*subject_values))
+    if len(subject_values) < 2 or len(values) < 2:
         return None
     votes = torch.zeros(2, len(values), *fields[0].shape[2:], dtype=torch.int16)
     for subject, u in zip(subjects, fields, strict=True):
         if subject.labels is not None:
-            maps = torch.cat([seen(subject.labels, u), subject.labels])
-            votes += atlas_functional.one_hot(maps, values)
-    carried, still = votes.split(1)
-    return Ballot(values, len(known), carried, still)
+            maps = torch.cat([warp_labels(subject.labels, u), subject.labels])
+            votes += atlas_functional.encode_one_hot(maps, values)
+    warped_votes, unregistered_votes = votes.split(1)
+    return LabelVotes(values, len(subject_values), warped_votes, unregistered_votes)
 
 
-def record(case: str, method: str, labels: Tensor, guess: Tensor, known: list[int]) -> dict:
-    """Dice of a guess, in the form of :mod:`regnet_lab.metrics.tables`; NaN for labels that no
-    other subject has.
+def make_dice_record(
+    case: str, method: str, labels: Tensor, predicted: Tensor, values: list[int]
+) -> dict[str, Any]:
+    """Compute Dice of predicted labels as a record of :mod:`regnet_lab.metrics.tables`.
+
+    Labels that are not in ``values``, those that no other subject has, are NaN.
     """
-    by_label = metrics.dice(array(labels), np.array(known), array(guess))
+    by_label = metrics.dice(to_numpy(labels), np.array(values), to_numpy(predicted))
     scores = np.array([score for score in by_label.values() if not np.isnan(score)])
     mean = float(scores.mean()) if scores.size else np.nan
-    named = {f"dice/{label}": score for label, score in by_label.items()}
-    return {"case": case, "method": method, "dice": mean} | named
+    label_scores = {f"dice/{label}": score for label, score in by_label.items()}
+    return {"case": case, "method": method, "dice": mean} | label_scores
 
 
-def leave_one_out(
-    ballot: Ballot, subjects: Population, fields: Sequence[Tensor], method: str
+def score_leave_one_out(
+    votes: LabelVotes, subjects: UniqueImages, fields: Sequence[Tensor], method: str
 ) -> tuple[list[dict[str, Any]], float]:
-    """Label every subject by the votes of the others, and judge it by its own labels.
+    """Label every subject by the votes of the others and compute Dice with its own labels.
 
-    The votes come back by the inverse v of u.
+    The votes are warped to the subject by the inverse v of u.
 
     Returns:
-        Records of the vote without registration and with it; and the mean of |u o v|, voxels, by
-        which the inverse is wrong.
+        Records of the vote without registration and with it; and the mean of |u o v|, voxels,
+        the error of the inverse.
     """
     records, residuals = [], []
-    values = ballot.values
+    values = votes.values
     for subject, u in zip(subjects, fields, strict=True):
-        own = subject.labels
-        if own is None:
+        labels = subject.labels
+        if labels is None:
             continue
-        others = ballot.still - atlas_functional.one_hot(own, values)
-        known = [v for v, votes in zip(values, others[0], strict=True) if votes.any()]
-        guess = atlas_functional.winners(others, values)
-        records.append(record(subject.name, IDENTITY, own, guess, known))
-        v = ops.invert(u, tolerance=NEAR)
+        other_votes = votes.unregistered_votes - atlas_functional.encode_one_hot(labels, values)
+        other_values = [
+            value for value, vote in zip(values, other_votes[0], strict=True) if vote.any()
+        ]
+        predicted = atlas_functional.select_majority_labels(other_votes, values)
+        records.append(make_dice_record(subject.name, IDENTITY, labels, predicted, other_values))
+        v = ops.invert(u, tolerance=INVERSE_TOLERANCE)
         residuals.append(float(ops.compose(v, u).norm(dim=1).mean()))
-        guess = atlas_functional.fused(
-            ballot.carried - atlas_functional.one_hot(seen(own, u), values), values, v
-        )
-        records.append(record(subject.name, method, own, guess, known))
+        subject_votes = atlas_functional.encode_one_hot(warp_labels(labels, u), values)
+        predicted = atlas_functional.fuse_labels(votes.warped_votes - subject_votes, values, v)
+        records.append(make_dice_record(subject.name, method, labels, predicted, other_values))
     return records, float(np.mean(residuals))

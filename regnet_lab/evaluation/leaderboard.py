@@ -1,134 +1,152 @@
-"""One table of many evaluations over the same cases, with what a reviewer would ask for.
+"""Compare methods over the same cases: statistics, tests, ranks and costs in one table.
 
-What there is without registration, ``identity``, stands there once; it is no competitor, so it has
-neither rank nor p.
+The row ``identity`` (no registration) has neither rank nor p-value.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.results import Evaluation, Place, collect
+from regnet_lab.evaluation.comparison import read_comparable_evaluations
+from regnet_lab.evaluation.results import Evaluation, EvaluationSource
 from regnet_lab.metrics.statistics import (
+    adjust_holm,
+    compute_metric_scores,
+    compute_rank_scores,
     describe,
-    hardest,
-    holm,
-    metric_scores,
-    rank_score,
-    wilcoxon,
+    select_hardest,
+    wilcoxon_p_value,
 )
-from regnet_lab.metrics.tables import COST, IDENTITY
+from regnet_lab.metrics.tables import COST_COLUMNS, IDENTITY
 
-GOOD_WHEN_HIGH = ("dice", "dice30")
-RANKED = ("dice", "dice30", "hd95_mm", "hd95_vox", "tre_mm", "tre30_mm", "sdlogj")  # Learn2Reg's
+HIGHER_IS_BETTER = ("dice", "dice30")
+RANKED_METRICS = (  # those of the Learn2Reg challenges
+    "dice",
+    "dice30",
+    "hd95_mm",
+    "hd95_vox",
+    "tre_mm",
+    "tre30_mm",
+    "sdlogj",
+)
 STATISTICS = ("mean", "sd", "median", "worst30", "low", "high", "p")
 
-Scores = dict[str, pd.DataFrame]  # cases x methods, by metric
+ScoreTables = dict[str, pd.DataFrame]  # cases x methods, by metric
 
 
-def _across(frames: Sequence[pd.DataFrame], index: Sequence[str], metric: str) -> pd.DataFrame:
-    """One metric of all evaluations, a column for each method; identity's of the first."""
-    having = [frame for frame in frames if metric in frame]
-    joined = pd.concat(having).drop_duplicates([*index, "method"])
-    order = joined["method"].unique()
-    return joined.pivot(index=list(index), columns="method", values=metric)[order]
+def _pivot_metric(
+    frames: Sequence[pd.DataFrame], index: Sequence[str], metric: str
+) -> pd.DataFrame:
+    """Join one metric of all evaluations, a column per method; identity of the first counts."""
+    joined = pd.concat([f for f in frames if metric in f]).drop_duplicates([*index, "method"])
+    methods = joined["method"].unique()
+    return joined.pivot(index=list(index), columns="method", values=metric)[methods]
 
 
-def scores(evaluations: Sequence[Evaluation]) -> Scores:
-    """Every number of every case and method, and Learn2Reg's ``dice30``: Dice of those cases'
-    labels, (case, label), that were lowest before registration.
+def tabulate_scores(evaluations: Sequence[Evaluation]) -> ScoreTables:
+    """Join each metric of all evaluations, and add ``dice30`` of Learn2Reg.
+
+    ``dice30`` is the Dice of the 30 % of (case, label) with the lowest Dice before registration.
     """
     frames = [e.cases for e in evaluations]
     metrics = dict.fromkeys(str(m) for f in frames for m in f.select_dtypes("number"))
-    table = {metric: _across(frames, ["case"], metric) for metric in metrics}
+    tables = {metric: _pivot_metric(frames, ["case"], metric) for metric in metrics}
     if any("dice" in e.labels for e in evaluations):
-        dice = _across([e.labels for e in evaluations], ["case", "label"], "dice")
+        dice = _pivot_metric([e.labels for e in evaluations], ["case", "label"], "dice")
         if IDENTITY in dice:
-            table["dice30"] = dice[hardest(dice[IDENTITY])]
-    return table
+            tables["dice30"] = dice[select_hardest(dice[IDENTITY])]
+    return tables
 
 
-def ranks(table: Scores, methods: Sequence[str]) -> dict[str, float]:
-    """The challenge's score of every method; NaN for a single one."""
-    scored = [
-        metric_scores({m: table[metric].get(m, []) for m in methods}, metric in GOOD_WHEN_HIGH)
-        for metric in RANKED
-        if metric in table
+def rank_methods(tables: ScoreTables, methods: Sequence[str]) -> dict[str, float]:
+    """Compute the rank score of Learn2Reg, 0.1 to 1 (best), per method; NaN for a single one."""
+    if len(methods) < 2:
+        return dict.fromkeys(methods, np.nan)
+    by_metric = [
+        compute_metric_scores(
+            {m: tables[metric].get(m, []) for m in methods}, metric in HIGHER_IS_BETTER
+        )
+        for metric in RANKED_METRICS
+        if metric in tables
     ]
-    return rank_score(scored) if scored and len(methods) > 1 else dict.fromkeys(methods, np.nan)
+    return compute_rank_scores(by_metric) if by_metric else dict.fromkeys(methods, np.nan)
 
 
-def best(table: Scores, methods: Sequence[str]) -> str | None:
-    """The method of the best mean in the first of the challenge's metrics that there is."""
-    for metric in (m for m in RANKED if m in table):
-        mean = table[metric].reindex(columns=list(methods)).mean().dropna()
+def find_best_method(tables: ScoreTables, methods: Sequence[str]) -> str | None:
+    """Return the method with the best mean of the first ranked metric that there is."""
+    for metric in (m for m in RANKED_METRICS if m in tables):
+        mean = tables[metric].reindex(columns=list(methods)).mean().dropna()
         if len(mean):
-            return str(mean.idxmax() if metric in GOOD_WHEN_HIGH else mean.idxmin())
+            return str(mean.idxmax() if metric in HIGHER_IS_BETTER else mean.idxmin())
     return None
 
 
-def judged(
-    columns: pd.DataFrame, reference: str | None, high_is_good: bool, seed: int = 0
+def compute_statistics(
+    scores: pd.DataFrame, reference: str | None, higher_is_better: bool, seed: int = 0
 ) -> pd.DataFrame:
-    """``STATISTICS`` of one metric, a row for each method; p against the reference, after Holm."""
-    frame = pd.DataFrame({m: describe(columns[m], high_is_good, seed) for m in columns}).T
-    rivals = [m for m in columns if m not in (reference, IDENTITY)]
+    """Compute ``STATISTICS`` of one metric (cases x methods), a row per method.
+
+    p-values are of Wilcoxon tests against the reference, adjusted after Holm.
+    """
+    frame = pd.DataFrame({m: describe(scores[m], higher_is_better, seed) for m in scores}).T
+    compared = [m for m in scores if m not in (reference, IDENTITY)]
     frame["p"] = np.nan
-    if reference in columns and rivals:
-        frame.loc[rivals, "p"] = holm([wilcoxon(columns[m], columns[reference]) for m in rivals])
+    if reference in scores and compared:
+        p_values = [wilcoxon_p_value(scores[m], scores[reference]) for m in compared]
+        frame.loc[compared, "p"] = adjust_holm(p_values)
     return frame[list(STATISTICS)]
 
 
-def costs(evaluations: Sequence[Evaluation], table: Scores) -> pd.DataFrame:
-    """Mean ``seconds`` and ``peak_mb`` of each method that was timed, its parameters and device."""
-    frame = pd.DataFrame({name: table[name].mean() for name in COST if name in table})
-    about: dict[str, Mapping[str, Any]] = {
-        e.about["method"]: e.about for e in evaluations if e.about.get("method")
-    }
+def tabulate_costs(evaluations: Sequence[Evaluation], tables: ScoreTables) -> pd.DataFrame:
+    """Return mean ``seconds`` and ``peak_mb``, parameters and device of each timed method."""
+    frame = pd.DataFrame({name: tables[name].mean() for name in COST_COLUMNS if name in tables})
+    run_infos = {e.run_info["method"]: e.run_info for e in evaluations if "method" in e.run_info}
     for key in ("parameters", "device"):
-        frame[key] = pd.Series({m: about.get(m, {}).get(key) for m in frame.index}, dtype=object)
+        values = {m: run_infos.get(m, {}).get(key) for m in frame.index}
+        frame[key] = pd.Series(values, dtype=object)
     return frame
 
 
-def board(
+def rank_evaluations(
     evaluations: Sequence[Evaluation], reference: str | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """The leaderboard of evaluations that :func:`regnet_lab.evaluation.results.collect` gives."""
-    table = scores(evaluations)
+    """Build the leaderboard of comparable evaluations (see :func:`build_leaderboard`)."""
+    tables = tabulate_scores(evaluations)
     methods = [m for e in evaluations for m in e.methods]
     if reference not in (None, *methods):
         raise UserError(f"reference={reference} is not one of {', '.join(methods)}.")
-    chosen = reference or best(table, methods)
-    order = [m for m in RANKED if m in table] + [m for m in table if m not in (*RANKED, *COST)]
-    still = [IDENTITY] if any(IDENTITY in columns for columns in table.values()) else []
-    parts = [pd.DataFrame({"rank": ranks(table, methods)}, index=pd.Index([*still, *methods]))]
-    for metric in order:
-        found = judged(table[metric], chosen, metric in GOOD_WHEN_HIGH, seed)
-        parts.append(found.add_prefix(f"{metric}_"))
-    result = pd.concat([*parts, costs(evaluations, table)], axis=1)
-    result.insert(0, "cases", evaluations[0].cases["case"].nunique())
-    result = result.rename_axis("method").sort_values("rank", ascending=False, kind="stable")
-    result = result.loc[sorted(result.index, key=lambda method: method != IDENTITY)]
-    result.attrs["reference"] = chosen
-    return result
+    reference = reference or find_best_method(tables, methods)
+    other_metrics = [m for m in tables if m not in (*RANKED_METRICS, *COST_COLUMNS)]
+    metrics = [m for m in RANKED_METRICS if m in tables] + other_metrics
+    identity = [IDENTITY] if any(IDENTITY in scores for scores in tables.values()) else []
+    ranks = rank_methods(tables, methods)
+    parts = [pd.DataFrame({"rank": ranks}, index=pd.Index([*identity, *methods]))]
+    for metric in metrics:
+        statistics = compute_statistics(tables[metric], reference, metric in HIGHER_IS_BETTER, seed)
+        parts.append(statistics.add_prefix(f"{metric}_"))
+    board = pd.concat([*parts, tabulate_costs(evaluations, tables)], axis=1)
+    board.insert(0, "cases", evaluations[0].cases["case"].nunique())
+    board = board.rename_axis("method").sort_values("rank", ascending=False, kind="stable")
+    board = board.loc[sorted(board.index, key=lambda method: method != IDENTITY)]
+    board.attrs["reference"] = reference
+    return board
 
 
-def leaderboard(
-    folders: Sequence[Place],
+def build_leaderboard(
+    sources: Sequence[EvaluationSource],
     reference: str | None = None,
     common: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every method of every folder, identity first, then by rank.
+    """Build the table of all methods of all evaluations, identity first, then by rank.
 
     Args:
-        folders: Evaluations, or what they lie in; ``name=folder`` names the method.
-        reference: Method with which the others are compared; none: the best.
-        common: Compare the cases that all have judged, where some have judged more.
-        seed: Of the bootstrap.
+        sources: Evaluation folders or folders above them; ``name=folder`` names the method.
+        reference: Method with which the others are compared; None: the best.
+        common: Compare the common cases where some evaluations have more than others.
+        seed: Seed of the bootstrap.
 
     Returns:
         Indexed by method: ``cases``, ``rank``, ``<metric>_<statistic>`` for ``STATISTICS``,
@@ -137,4 +155,4 @@ def leaderboard(
     Raises:
         UserError: The evaluations cannot be compared, or there is no such reference.
     """
-    return board(collect(folders, common), reference, seed)
+    return rank_evaluations(read_comparable_evaluations(sources, common), reference, seed)

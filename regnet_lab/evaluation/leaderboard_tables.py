@@ -1,4 +1,4 @@
-"""A leaderboard for people and for papers: CSV, Markdown, LaTeX, HTML."""
+"""Write a leaderboard as CSV, Markdown, LaTeX and HTML."""
 
 import html
 import math
@@ -8,12 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from regnet_lab.evaluation.leaderboard import STATISTICS
-from regnet_lab.metrics.tables import IDENTITY, header, known, markdown_grid, split_unit
+from regnet_lab.metrics import tables
+from regnet_lab.metrics.tables import (
+    IDENTITY,
+    TextTable,
+    format_header,
+    format_number,
+    list_metrics,
+)
 from regnet_lab.utils.atomic_io import write_text
 
-Grid = list[list[str]]  # rows of text, the header first
-
-COLUMNS = {
+STATISTIC_HEADERS = {
     "mean": "mean",
     "sd": "sd",
     "median": "median",
@@ -22,73 +27,58 @@ COLUMNS = {
     "high": "to",
     "p": "p",
 }
-LATEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "±": r"$\pm$",
-    "<": "$<$",
-    "~": r"\~{}",
-}
+STYLE = (
+    "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
+    "td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}"
+)
 
 
-def number(metric: str, value: float) -> str:
-    """A value with the decimals its metric deserves, a dash where there is none."""
-    if not isinstance(value, int | float) or math.isnan(value):
-        return "-"
-    name, _ = split_unit(metric)
-    found = known(name)
-    return f"{value:.{found[1]}f}" if found else f"{value:.4g}"
-
-
-def p_value(p: float) -> str:
-    """``0.013``, ``< 0.001``, or a dash."""
+def format_p_value(p: float) -> str:
+    """Format a p-value as ``0.013`` or ``< 0.001``, a dash if it is NaN."""
     if math.isnan(p):
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def metrics(board: pd.DataFrame) -> list[str]:
-    """The metrics of a leaderboard, in its order."""
-    return [str(c).removesuffix("_mean") for c in board if str(c).endswith("_mean")]
+def make_overview_table(board: pd.DataFrame) -> TextTable:
+    """List rank, mean ± standard deviation of each metric, and costs of each method."""
+    metrics = list_metrics(board)
+    costs = ["seconds", "memory (MB)", "parameters", "on"]
+    header = ["method", "rank", *map(format_header, metrics), *costs]
+    return [header, *(_make_overview_row(board, str(m), metrics) for m in board.index)]
 
 
-def overview(board: pd.DataFrame) -> Grid:
-    """Rank, mean ± standard deviation of every metric, and what each method costs."""
-    names = metrics(board)
-    head = ["method", "rank", *map(header, names), "seconds", "memory (MB)", "parameters", "on"]
-
-    def row(method: str) -> list[str]:
-        values = board.loc[method]
-        cells = [
-            f"{number(m, values[f'{m}_mean'])} ± {number(m, values[f'{m}_sd'])}"
-            if not math.isnan(values[f"{m}_mean"])
-            else "-"
-            for m in names
-        ]
-        parameters = values.get("parameters")
-        size = "-" if pd.isna(parameters) else f"{parameters:,.0f}"
-        cost = [number("seconds", values.get("seconds")), number("peak_mb", values.get("peak_mb"))]
-        device = values.get("device")
-        on = device if isinstance(device, str) else "-"
-        return [method, number("rank", values["rank"]), *cells, *cost, size, on]
-
-    return [head, *(row(str(method)) for method in board.index)]
+def _make_overview_row(board: pd.DataFrame, method: str, metrics: Sequence[str]) -> list[str]:
+    values = board.loc[method]
+    scores = [tables.format_mean_std(m, values[f"{m}_mean"], values[f"{m}_sd"]) for m in metrics]
+    costs = [format_number(name, values.get(name)) for name in tables.COST_COLUMNS]
+    parameters, device = values.get("parameters"), values.get("device")
+    return [
+        method,
+        format_number("rank", values["rank"]),
+        *scores,
+        *costs,
+        "-" if pd.isna(parameters) else f"{parameters:,.0f}",
+        device if isinstance(device, str) else "-",
+    ]
 
 
-def details(board: pd.DataFrame, metric: str) -> Grid:
-    """Every statistic of one metric."""
+def make_metric_table(board: pd.DataFrame, metric: str) -> TextTable:
+    """List every statistic of one metric."""
     rows = [
         [
             str(method),
-            *(number(metric, values[f"{metric}_{s}"]) for s in STATISTICS[:-1]),
-            p_value(values[f"{metric}_p"]),
+            *(format_number(metric, values[f"{metric}_{s}"]) for s in STATISTICS[:-1]),
+            format_p_value(values[f"{metric}_p"]),
         ]
         for method, values in board.iterrows()
     ]
-    return [["method", *(COLUMNS[s] for s in STATISTICS)], *rows]
+    return [["method", *(STATISTIC_HEADERS[s] for s in STATISTICS)], *rows]
 
 
-def note(board: pd.DataFrame) -> str:
-    """How to read the tables."""
+def make_footnote(board: pd.DataFrame) -> str:
+    """Explain the columns of the tables."""
     return (
         f"{board['cases'].iloc[0]} cases, the same for all. Rank: Learn2Reg's score, 0.1 to 1. "
         "Standard deviations divide by n. Worst 30 %: the 30th percentile of Dice, the 70th where "
@@ -98,73 +88,52 @@ def note(board: pd.DataFrame) -> str:
     )
 
 
-def grids(board: pd.DataFrame) -> dict[str, Grid]:
-    """All tables of a leaderboard by their titles."""
-    return {"All": overview(board)} | {header(m): details(board, m) for m in metrics(board)}
+def make_tables(board: pd.DataFrame) -> dict[str, TextTable]:
+    """Return all tables of a leaderboard by title."""
+    by_metric = {format_header(m): make_metric_table(board, m) for m in list_metrics(board)}
+    return {"All": make_overview_table(board)} | by_metric
 
 
-def markdown(board: pd.DataFrame) -> str:
-    """The tables as Markdown."""
-    parts = [f"## {title}\n\n{markdown_grid(grid)}" for title, grid in grids(board).items()]
-    return f"# Leaderboard\n\n{note(board)}\n\n" + "\n".join(parts)
+def to_markdown(board: pd.DataFrame) -> str:
+    """Format all tables as Markdown."""
+    parts = [f"## {title}\n\n{tables.to_markdown(t)}" for title, t in make_tables(board).items()]
+    return f"# Leaderboard\n\n{make_footnote(board)}\n\n" + "\n".join(parts)
 
 
-def latex(board: pd.DataFrame) -> str:
-    """The tables for a paper, for the package booktabs."""
-
-    def text(cell: str) -> str:
-        return "".join(LATEX.get(character, character) for character in cell)
-
-    def table(title: str, grid: Grid) -> str:
-        first, *rows = [" & ".join(map(text, row)) + r" \\" for row in grid]
-        columns = "l" + "r" * (len(grid[0]) - 1)
-        lines = [rf"% {title}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule", first, r"\midrule"]
-        return "\n".join([*lines, *rows, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-    parts = [table(title, grid) for title, grid in grids(board).items()]
-    return f"% {note(board)}\n\n" + "\n".join(parts)
+def to_latex(board: pd.DataFrame) -> str:
+    """Format all tables as LaTeX, for the package booktabs."""
+    parts = [f"% {title}\n{tables.to_latex(t)}" for title, t in make_tables(board).items()]
+    return f"% {make_footnote(board)}\n\n" + "\n".join(parts)
 
 
-def page(board: pd.DataFrame) -> str:
-    """The tables as one HTML file that needs nothing else."""
-
-    def rows(grid: Grid) -> str:
-        first, *rest = grid
-        cells = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rest]
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in first)
-        return f"<tr>{head}</tr>\n" + "".join(f"<tr>{row}</tr>\n" for row in cells)
-
-    tables = "".join(
-        f"<h2>{html.escape(title)}</h2>\n<table>\n{rows(grid)}</table>\n"
-        for title, grid in grids(board).items()
-    )
-    style = (
-        "body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{padding:.3em .8em;border-bottom:1px solid #ccc;text-align:right}"
-        "td:first-child,th:first-child{text-align:left}"
+def to_html(board: pd.DataFrame) -> str:
+    """Format all tables as one HTML file that needs no other file."""
+    parts = "".join(
+        f"<h2>{html.escape(title)}</h2>\n{tables.to_html(t)}\n"
+        for title, t in make_tables(board).items()
     )
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Leaderboard</title>\n'
-        f"<style>{style}</style>\n<h1>Leaderboard</h1>\n<p>{html.escape(note(board))}</p>\n"
-        f"{tables}</html>\n"
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Leaderboard</title>\n'
+        f"<style>{STYLE}</style>\n<h1>Leaderboard</h1>\n"
+        f"<p>{html.escape(make_footnote(board))}</p>\n{parts}</html>\n"
     )
 
 
-FORMS: dict[str, Callable[[pd.DataFrame], str]] = {
+FORMATTERS: dict[str, Callable[[pd.DataFrame], str]] = {
     "csv": lambda board: board.to_csv(),
-    "md": markdown,
-    "tex": latex,
-    "html": page,
+    "md": to_markdown,
+    "tex": to_latex,
+    "html": to_html,
 }
 
 
-def write(board: pd.DataFrame, folder: str | Path) -> Sequence[Path]:
-    """``leaderboard.csv``, ``.md``, ``.tex`` and ``.html``.
+def write_leaderboard(board: pd.DataFrame, folder: str | Path) -> list[Path]:
+    """Write ``leaderboard.csv``, ``.md``, ``.tex`` and ``.html``; return their paths.
 
     Raises:
         UserError: The folder cannot be written to.
     """
-    paths = {Path(folder) / f"leaderboard.{ending}": form for ending, form in FORMS.items()}
-    for path, form in paths.items():
-        write_text(path, form(board))
+    paths = {Path(folder) / f"leaderboard.{ending}": form for ending, form in FORMATTERS.items()}
+    for path, format_board in paths.items():
+        write_text(path, format_board(board))
     return list(paths)

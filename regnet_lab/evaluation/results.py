@@ -1,205 +1,176 @@
-"""The folders that ``evaluate.py`` has written, read again to be compared.
+"""Read the folders that ``evaluate.py`` writes.
 
-An evaluation is a folder with ``cases.csv``, ``labels.csv`` where there are labels, and
-``about.json``.
+An evaluation is a folder with ``cases.csv``, ``labels.csv`` where there are labels, ``about.json``,
+``summary.json`` and ``evaluation_config.yaml``.
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from regnet_lab.config.run_dir import read_run_config
 from regnet_lab.errors import UserError
 from regnet_lab.metrics.tables import IDENTITY
 
-log = logging.getLogger(__name__)
+CONFIG_FILE = "evaluation_config.yaml"
 
-CLOSE = 1e-4  # difference of two scores without registration that are the same
-
-Place = str | Path
+EvaluationSource = str | Path  # an evaluation, a folder above some, or "name=folder"
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One folder.
+    """The results in one evaluation folder.
 
     Args:
-        folder: Where it lies.
+        folder: Folder of the evaluation.
         cases: One row for each case and method.
-        labels: One row for each case, method and label; empty where there are none.
-        about: What ``about.json`` says; empty where there is none.
-        name: What the user calls the method.
+        labels: One row for each case, method and label; empty where there are no labels.
+        run_info: Content of ``about.json``; empty where there is none.
+        name: Name that the user chose for the method.
     """
 
     folder: Path
     cases: pd.DataFrame
     labels: pd.DataFrame
-    about: Mapping[str, Any]
+    run_info: Mapping[str, Any]
     name: str | None = None
 
     @property
     def methods(self) -> list[str]:
-        """Those judged here but identity."""
+        """Names of the evaluated methods, without identity."""
         return [m for m in self.cases["method"].unique() if m != IDENTITY]
-
-    def called(self, method: str) -> str:
-        """What the user calls a method, or else its own name."""
-        several = f"{self.name} {method}" if len(self.methods) > 1 else self.name
-        return several if self.name else method  # type: ignore[return-value]
 
     @property
     def origin(self) -> Path:
-        """The run that was judged, or where the evaluation lies."""
-        return Path(self.about.get("run") or self.folder).resolve()
+        """The evaluated run as ``about.json`` names it, or else the folder of the evaluation."""
+        return Path(self.run_info.get("run") or self.folder).resolve()
 
-    def renamed(self, titles: Mapping[str, str]) -> "Evaluation":
-        """The same with other names for its methods."""
+    @property
+    def run(self) -> Path | None:
+        """Directory of the evaluated run; None if there is no run or it is gone."""
+        candidates = [*self.folder.resolve().parents, self.origin]
+        return next((path for path in candidates if (path / "config.yaml").is_file()), None)
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Configuration of the evaluation; empty where it was not saved."""
+        saved = (self.folder / CONFIG_FILE).is_file()
+        return read_run_config(self.folder, CONFIG_FILE) if saved else {}
+
+    def get_display_name(self, method: str) -> str:
+        """Return the name that the user chose for a method, or else its own."""
+        if not self.name:
+            return method
+        return f"{self.name} {method}" if len(self.methods) > 1 else self.name
+
+    def rename_methods(self, display_names: Mapping[str, str]) -> "Evaluation":
+        """Return a copy with other names for its methods."""
         cases, labels = (
-            frame.assign(method=frame["method"].replace(dict(titles))) if len(frame) else frame
+            frame.assign(method=frame["method"].replace(dict(display_names)))
+            if len(frame)
+            else frame
             for frame in (self.cases, self.labels)
         )
-        method = self.about.get("method")
-        about = {**self.about, "method": titles.get(method, method)}  # type: ignore[arg-type]
-        return replace(self, cases=cases, labels=labels, about=about)
+        method = self.run_info.get("method", "")
+        renamed = {"method": display_names[method]} if method in display_names else {}
+        return replace(self, cases=cases, labels=labels, run_info={**self.run_info, **renamed})
 
 
-def read(folder: Path, name: str | None = None) -> Evaluation:
-    """The evaluation in a folder; a case that stands there twice counts once.
+def read_evaluation(folder: Path, name: str | None = None) -> Evaluation:
+    """Read an evaluation folder, dropping repeated cases.
 
     Raises:
         UserError: A file is missing or damaged.
     """
-    labels, about = folder / "labels.csv", folder / "about.json"
-    text = {"case": str, "method": str}
+    labels_csv, run_info = folder / "labels.csv", folder / "about.json"
+    text_columns = {"case": str, "method": str}
     try:
-        cases = pd.read_csv(folder / "cases.csv", dtype=text)
-        by_label = pd.read_csv(labels, dtype=text) if labels.is_file() else pd.DataFrame()
+        cases = pd.read_csv(folder / "cases.csv", dtype=text_columns)
+        labels = pd.read_csv(labels_csv, dtype=text_columns) if labels_csv.is_file() else None
         return Evaluation(
             folder,
             cases.drop_duplicates(["method", "case"]),
-            by_label.drop_duplicates(["method", "case", "label"]) if len(by_label) else by_label,
-            json.loads(about.read_text("utf-8")) if about.is_file() else {},
+            pd.DataFrame()
+            if labels is None or labels.empty
+            else labels.drop_duplicates(["method", "case", "label"]),
+            json.loads(run_info.read_text("utf-8")) if run_info.is_file() else {},
             name,
         )
     except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"{folder}: is no evaluation ({error}); evaluate it again.") from error
+        raise UserError(
+            f"{folder}: cannot be read as an evaluation ({error}); run evaluate.py again."
+        ) from error
 
 
-def find(place: Place) -> list[Evaluation]:
-    """The evaluation in a folder, or those below it; ``name=folder`` names its method.
-
-    Raises:
-        UserError: There is none.
-    """
-    name, _, path = ("", "", place) if Path(place).exists() else str(place).rpartition("=")
-    folder = Path(path)
-    own = (folder / "cases.csv").is_file()
-    found = [folder] if own else sorted(file.parent for file in folder.rglob("cases.csv"))
-    if not found:
-        raise UserError(f"{place}: holds no evaluation (cases.csv); run evaluate.py first.")
-    return [read(inner, name or None) for inner in found]
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read ``summary.json``, the numbers of each method and of ``cases``; empty if missing."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def titles(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
-    """What the methods of each evaluation are called in a table of all.
-
-    By the name the user gave or by their own; those that share a name are told apart by the parts
-    of their runs' folders, or else their own, that differ.
-    """
-    own = [{m: e.called(m) for m in e.methods} for e in evaluations]
-    shared = {n for n, count in Counter(n for o in own for n in o.values()).items() if count > 1}
-    rivals = [e for e, o in zip(evaluations, own, strict=True) if shared & set(o.values())]
-    by_run = len({e.origin for e in rivals}) == len(rivals)
-    parts = {e: (e.origin if by_run else e.folder.resolve()).parts for e in evaluations}
-    alike = set.intersection(*(set(parts[e]) for e in rivals)) if rivals else set()
-
-    def title(e: Evaluation, name: str) -> str:
-        where = "/".join(part for part in parts[e] if part not in alike)
-        return f"{name} ({where})" if name in shared else name
-
-    return [
-        {method: title(e, name) for method, name in o.items()}
-        for e, o in zip(evaluations, own, strict=True)
-    ]
-
-
-def same_cases(evaluations: Sequence[Evaluation], common: bool) -> list[Evaluation]:
-    """The evaluations, of the cases that all have.
+def find_evaluations(source: EvaluationSource) -> list[Evaluation]:
+    """Read the evaluation in a folder, or all below it.
 
     Args:
-        evaluations: Those to compare.
-        common: Be content, with a warning, where some have more than others.
+        source: An evaluation, a run or any folder above evaluations; ``name=folder`` sets the
+            name of its method.
 
     Raises:
-        UserError: Some have more than others, or nothing is common.
+        UserError: There is no evaluation, or one is damaged.
     """
-    sets = [set(e.cases["case"]) for e in evaluations]
-    shared = set.intersection(*sets)
-    odd = max(range(len(sets)), key=lambda i: len(sets[i] ^ sets[0]))
-    if sets[odd] != sets[0]:
-        said = (
-            f"{evaluations[0].folder} and {evaluations[odd].folder} have judged different cases "
-            f"({len(sets[0])} and {len(sets[odd])}, {len(sets[0] & sets[odd])} in common)"
-        )
-        if not (common and shared):
-            raise UserError(f"{said}: judge the same split, or compare what is common (--common).")
-        log.warning("%s: compared are the %d that all have.", said, len(shared))
-
-    def of_shared(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[frame["case"].isin(shared)] if len(frame) else frame
-
-    return [replace(e, cases=of_shared(e.cases), labels=of_shared(e.labels)) for e in evaluations]
+    name, _, path = ("", "", source) if Path(source).exists() else str(source).rpartition("=")
+    top = Path(path)
+    is_evaluation = (top / "cases.csv").is_file()
+    folders = [top] if is_evaluation else sorted(file.parent for file in top.rglob("cases.csv"))
+    if not folders:
+        raise UserError(f"{source}: holds no evaluation (cases.csv); run evaluate.py first.")
+    return [read_evaluation(folder, name or None) for folder in folders]
 
 
-def check_identity(evaluations: Sequence[Evaluation]) -> None:
-    """Compare what was found without registration.
+def read_evaluations(sources: Sequence[EvaluationSource]) -> list[Evaluation]:
+    """Read all evaluations of all sources, each once, no two methods under one name.
 
     Raises:
-        UserError: It differs: other data, labels, grid or definitions of the metrics.
+        UserError: There is no source, or one holds no evaluation.
     """
-    found = [e.cases[e.cases["method"] == IDENTITY].set_index("case") for e in evaluations]
-    first = found[0].select_dtypes("number") if found else pd.DataFrame()
-    for e, other in zip(evaluations, found, strict=True):
-        for metric in first.columns.intersection(other.columns):
-            mine, theirs = first[metric], other[metric].reindex(first.index)
-            if not np.allclose(mine, theirs, rtol=CLOSE, atol=CLOSE, equal_nan=True):
-                case = (mine - theirs).abs().idxmax()
-                raise UserError(
-                    f"{e.folder}: {metric} of {case} without registration is {theirs[case]:.5g}, "
-                    f"but {mine[case]:.5g} in {evaluations[0].folder}: judge all on the same data, "
-                    "grid and labels."
-                )
-
-
-def collect(places: Sequence[Place], common: bool = False) -> list[Evaluation]:
-    """The evaluations in all places, each once, of the same cases, their methods named apart.
-
-    Raises:
-        UserError: There is none, or they cannot be compared.
-    """
-    if not places:
+    if not sources:
         raise UserError("Name the folders of the evaluations to compare.")
-    found = {e.folder.resolve(): e for place in places for e in find(place)}
-    return compared(told_apart(list(found.values())), common)
+    by_folder = {e.folder.resolve(): e for source in sources for e in find_evaluations(source)}
+    return disambiguate(list(by_folder.values()))
 
 
-def told_apart(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations, no two methods of one name (:func:`titles`)."""
-    return [e.renamed(t) for e, t in zip(evaluations, titles(evaluations), strict=True)]
+def disambiguate(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Rename methods so that no two have the same name (:func:`choose_display_names`)."""
+    display_names = choose_display_names(evaluations)
+    return [e.rename_methods(n) for e, n in zip(evaluations, display_names, strict=True)]
 
 
-def compared(evaluations: Sequence[Evaluation], common: bool = False) -> list[Evaluation]:
-    """The evaluations, of the same cases (:func:`same_cases`).
+def choose_display_names(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
+    """Return the display name of each method, for each evaluation.
 
-    Raises:
-        UserError: They cannot be compared.
+    It is the name that the user chose or the method's own.  Where several evaluations share one,
+    the parts in which the paths of their runs differ are appended; for evaluations of one run,
+    those in which their own paths differ.
     """
-    alike = same_cases(evaluations, common)
-    check_identity([e for e in alike if IDENTITY in set(e.cases["method"])])
-    return alike
+    own_names = [{m: e.get_display_name(m) for m in e.methods} for e in evaluations]
+    counts = Counter(name for names in own_names for name in names.values())
+    shared = {name for name, count in counts.items() if count > 1}
+    rivals = [e for e, n in zip(evaluations, own_names, strict=True) if shared & set(n.values())]
+    by_run = len({e.origin for e in rivals}) == len(rivals)
+    parts = {e: (e.origin if by_run else e.folder.resolve()).parts for e in evaluations}
+    common_parts = set.intersection(*(set(parts[e]) for e in rivals)) if rivals else set()
+
+    def append_path(e: Evaluation, name: str) -> str:
+        path = "/".join(part for part in parts[e] if part not in common_parts)
+        return f"{name} ({path})" if name in shared else name
+
+    return [
+        {method: append_path(e, name) for method, name in names.items()}
+        for e, names in zip(evaluations, own_names, strict=True)
+    ]

@@ -1,87 +1,91 @@
-"""What ``evaluate.py`` judges: a run's model with its weights, a model as it is, a submission."""
+"""Set up what ``evaluate.py`` scores: a run, a model without a run, or a submission."""
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 
-from regnet_lab.config.checkpoints import checkpoint_path, load_weights
-from regnet_lab.config.instantiate import build
-from regnet_lab.config.run_dir import kept
-from regnet_lab.data.datamodule import PairModule
+from regnet_lab.config.checkpoints import find_checkpoint, load_weights
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.config.run_dir import load_run_config
+from regnet_lab.data.datamodule import PairDataModule
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission import PublishedPairs, Submission, Submitted
+from regnet_lab.evaluation.submission import OriginalGridPairs, Submission, SubmissionModule
 from regnet_lab.training.module import RegistrationModule
 
 
 def is_year(submission: Any) -> bool:
-    """Whether a submission is to be made, for that year; else it is null or one to be judged."""
+    """Return whether ``submission`` is a year, for which one is written, not one to score."""
     return isinstance(submission, int)
 
 
-def judged(cfg: DictConfig) -> tuple[RegistrationModule, PairModule]:
-    """Who answers, and the pairs to answer.
+def set_up_evaluation(cfg: DictConfig) -> tuple[RegistrationModule, PairDataModule]:
+    """Return the module to evaluate and its data.
 
     Raises:
-        UserError: It is not said who, or on which data.
+        UserError: The configuration names nothing to evaluate, or no data.
     """
-    submitted = cfg.submission is not None and not is_year(cfg.submission)
-    if not cfg.run and not (cfg.get("data") and (submitted or cfg.get("model"))):
+    has_submission = cfg.submission is not None and not is_year(cfg.submission)
+    if not cfg.run and not (cfg.get("data") and (has_submission or cfg.get("model"))):
         raise UserError(
-            "say which run to judge with run=<folder>, or give model=... and data=..., or "
+            "say which run to evaluate with run=<folder>, or give model=... and data=..., or "
             "submission=<folder or zip> and data=..."
         )
-    data = judged_data(cfg)
-    return judged_submission(cfg, data) if submitted else (judged_module(cfg), data)
+    data = instantiate_data(cfg)
+    return set_up_submission(cfg, data) if has_submission else (load_module(cfg), data)
 
 
-def judged_data(cfg: DictConfig) -> PairModule:
-    """The data asked for, or else the run's own."""
-    return build(cfg.get("data") or kept(cfg.run).data, cfg.allow)
+def instantiate_data(cfg: DictConfig) -> PairDataModule:
+    """Instantiate the chosen data, or else those of the run."""
+    data = cfg.get("data") or load_run_config(cfg.run).data
+    return instantiate_config(data, cfg.trusted_packages)
 
 
-def judged_submission(cfg: DictConfig, data: PairModule) -> tuple[RegistrationModule, PairModule]:
-    """The displacements of a folder or a zip, and the data on the grid they are submitted on."""
-    pairs = PublishedPairs(data.pairs(cfg.split))
+def set_up_submission(
+    cfg: DictConfig, data: PairDataModule
+) -> tuple[RegistrationModule, PairDataModule]:
+    """Return a module of the submitted displacements, and the pairs on their original grids."""
+    pairs = OriginalGridPairs(data.make_dataset(cfg.split))
     path = Path(str(cfg.submission))
-    module = Submitted(
-        Submission(path, pairs.entries), build(cfg.metrics, cfg.allow), cfg.name or path.stem
-    )
-    return module, PairModule(partial(_as_they_are, pairs), workers=data.workers)
+    scorer = instantiate_config(cfg.metrics, cfg.trusted_packages)
+    submission = Submission(path, pairs.challenge_pairs)
+    module = SubmissionModule(submission, scorer, cfg.method_name or path.stem)
+    return module, PairDataModule(partial(_ignore_split, pairs), num_workers=data.num_workers)
 
 
-def _as_they_are(pairs: PublishedPairs, split: str) -> PublishedPairs:
+def _ignore_split(pairs: OriginalGridPairs, split: str) -> OriginalGridPairs:
     return pairs
 
 
-def judged_module(cfg: DictConfig) -> RegistrationModule:
-    """The run's module with the weights of ``checkpoint``; without a run, a fresh ``model``.
+def load_module(cfg: DictConfig) -> RegistrationModule:
+    """Load the run's module with the weights of ``checkpoint``, or instantiate ``model``.
 
-    Where the data are volumes for models of slices, so becomes a model that is not one yet.
+    For volumes, a 2D model is wrapped to register slice by slice if the data ask for it.
 
     Raises:
         UserError: The run's model has another number of dimensions than the data.
     """
-    score = build(cfg.metrics, cfg.allow)
+    scorer = instantiate_config(cfg.metrics, cfg.trusted_packages)
     if not cfg.run:
-        model = build(cfg.get("slice_wise") or cfg.model, cfg.allow)
-        return RegistrationModule(model, {}, None, score=score, name=cfg.name)  # type: ignore[arg-type]
-    run = kept(cfg.run)
+        model = instantiate_config(cfg.get("slice_wise") or cfg.model, cfg.trusted_packages)
+        return RegistrationModule(model, {}, None, metrics=scorer, name=cfg.method_name)  # type: ignore[arg-type]
+    run = load_run_config(cfg.run)
     ndim = OmegaConf.select(cfg, "ndim", default=run.ndim)
     if ndim != run.ndim:
         raise UserError(f"{cfg.run} was trained in {run.ndim}D, but this data is {ndim}D.")
-    module = build(run.module, cfg.allow, score=score)
-    load_weights(module, checkpoint_path(cfg.run, cfg.checkpoint))
+    module = instantiate_config(run.module, cfg.trusted_packages, metrics=scorer)
+    load_weights(module, find_checkpoint(cfg.run, cfg.checkpoint))
     if cfg.get("slice_wise") and not run.get("slice_wise"):
-        module.model = build(cfg.slice_wise, cfg.allow, model=module.model)
+        module.model = instantiate_config(cfg.slice_wise, cfg.trusted_packages, model=module.model)
     return module
 
 
-def callbacks(cfg: DictConfig) -> list[Callback]:
-    """What happens beside judging; a submission is written where ``submission`` is a year."""
-    wanted = dict(OmegaConf.to_container(cfg.callbacks, resolve=True))  # type: ignore[arg-type]
+def instantiate_callbacks(cfg: DictConfig) -> list[Callback]:
+    """Instantiate the callbacks; that of the submission only where ``submission`` is a year."""
+    callbacks = cast(dict[str, Any], OmegaConf.to_container(cfg.callbacks, resolve=True))
     if not is_year(cfg.submission):
-        wanted.pop("submission", None)
-    return [c for c in build(OmegaConf.create(wanted), cfg.allow).values() if c]
+        callbacks.pop("submission", None)
+    instances = instantiate_config(OmegaConf.create(callbacks), cfg.trusted_packages)
+    return [callback for callback in instances.values() if callback]

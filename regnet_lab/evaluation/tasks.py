@@ -1,165 +1,171 @@
-"""Judge every pair of a split."""
+"""Define the tasks of ``evaluate.py`` that score or draw every pair of a split."""
 
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from regnet_lab.data.datamodule import PairModule
 from regnet_lab.errors import UserError
-from regnet_lab.models import Repeated
-from regnet_lab.ops.pairs import registered
+from regnet_lab.losses import compute_objective
+from regnet_lab.metrics.tables import IDENTITY
+from regnet_lab.models import DIRVNet, IterativeRefinement
+from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.training.module import RegistrationModule
-from regnet_lab.types import Pair, Registration, need
+from regnet_lab.types import Pair, PairDataset, Registration, require
 from regnet_lab.utils.profiling import Profile
-from regnet_lab.visualization import dirvnet, dirvnet_experts
+from regnet_lab.visualization import dirvnet, field_of_experts
+
+StoppingMeasure = Callable[[Tensor, Tensor], Tensor]
+OPTIMUM = "optimum"  # method name of the best fit of control points
 
 
-class Judge:
-    """Register and score every pair; the callbacks write the tables and the pictures."""
+class ScoreTask:
+    """Register and score every pair; the callbacks write tables and figures."""
 
-    def run(self, trainer: Trainer, module: RegistrationModule, data: PairModule) -> None:
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Score all pairs."""
         trainer.test(module, data, verbose=False)
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+class PassEvaluator(LightningModule):
+    """Scores a pair before registration, after every pass, and where the passes stop."""
 
-
-class EveryPass(LightningModule):
-    """Judge a pair without registration, after every pass, and where the passes stop themselves."""
-
-    def __init__(self, module: RegistrationModule, repeated: Repeated) -> None:
+    def __init__(self, module: RegistrationModule, model: IterativeRefinement) -> None:
         super().__init__()
-        self.module, self.model, self.name = module, repeated, module.name
+        self.module, self.model, self.name = module, model, module.name
 
     def forward(self, pair: Pair) -> Registration:
-        return registered(pair, self.model(pair["fixed"], pair["moving"]))
+        return apply_displacement(pair, self.model(pair["fixed"], pair["moving"]))
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
         name, records = self.name, self.module.test_step(pair, index)["records"]
-        passes = enumerate(self.model.passes(pair["fixed"], pair["moving"]), 1)
-        for k, (fields, _) in islice(passes, 1, self.model.times):
-            score = self.module.score(pair, registered(pair, fields).displacement)
-            records.append({"case": pair["name"][0], "method": f"{name} x {k}"} | score)
+        passes = enumerate(self.model.iterate_passes(pair["fixed"], pair["moving"]), 1)
+        for k, (fields, _) in islice(passes, 1, self.model.max_passes):
+            scores = self.module.score(pair, apply_displacement(pair, fields).displacement)
+            records.append({"case": pair["name"][0], "method": f"{name} x {k}"} | scores)
         with Profile(self.device) as profile:
             out = self(pair)
-        stopped = {"case": pair["name"][0], "method": f"{name} until it stops"}
+        case = {"case": pair["name"][0], "method": f"{name} until it stops"}
         cost = {"seconds": profile.seconds, "peak_mb": profile.peak_mb}
-        records.append(stopped | cost | self.module.score(pair, out.displacement))
+        records.append(case | cost | self.module.score(pair, out.displacement))
         return {"records": records, "registration": out}
 
 
-class Passes:
-    """Judge every pair after 1, 2, ... passes of :class:`regnet_lab.models.Repeated`.
+class IterativeRefinementTask:
+    """Score every pair after 1, 2, ... passes of :class:`regnet_lab.models.IterativeRefinement`.
 
     Args:
-        times: Most passes.
-        measure: What must not rise; pairs come one at a time, so each stops on its own.
+        max_passes: Largest number of passes.
+        stopping_measure: Dissimilarity of two images that must not rise from pass to pass; pairs
+            are registered one at a time, so each stops on its own.
     """
 
-    def __init__(self, times: int = 15, measure: Measure | None = None) -> None:
-        self.times, self.measure = times, measure
+    def __init__(
+        self, max_passes: int = 15, stopping_measure: StoppingMeasure | None = None
+    ) -> None:
+        self.max_passes, self.stopping_measure = max_passes, stopping_measure
 
-    def run(self, trainer: Trainer, module: RegistrationModule, data: PairModule) -> None:
-        repeated = Repeated(module.model, self.times, self.measure)
-        trainer.test(EveryPass(module, repeated), data, verbose=False)
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Score all pairs."""
+        model = IterativeRefinement(module.model, self.max_passes, self.stopping_measure)
+        trainer.test(PassEvaluator(module, model), data, verbose=False)
 
 
-OPTIMUM = "optimum"
-
-
-class BesideOptimum(LightningModule):
-    """Judge a pair without registration, with it, and with the best field the model can represent.
+class ControlPointFitEvaluator(LightningModule):
+    """Scores a pair before registration, after it, and with the best field of the control points.
 
     Raises:
-        UserError: No part of the model says which fields it can represent.
+        UserError: The model is no DIRV-Net, nor contains one.
     """
 
     def __init__(self, module: RegistrationModule) -> None:
         super().__init__()
-        able = [part for part in module.model.modules() if hasattr(part, "representable")]
-        if not able:
+        networks = [part for part in module.model.modules() if isinstance(part, DIRVNet)]
+        if not networks:
             raise UserError(
-                f"{module.name} does not say which fields it can represent: task=optimum is for "
-                "models of control points, such as dirvnet."
+                f"{module.name} has no control points: task=control_point_fit is for models such "
+                "as dirvnet."
             )
-        self.module, self.part = module, able[0]
-        self.model, self.name = module.model, module.name  # what callbacks ask for
-        self.errors: dict[str, list[float]] = {}
+        self.module, self.network = module, networks[0]
+        self.model, self.name = module.model, module.name  # read by callbacks
+        self.endpoint_errors: dict[str, list[float]] = {}
 
     def forward(self, pair: Pair) -> Registration:
         return self.module(pair)
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
-        best = self.part.representable(need(pair, "displacement", self))  # type: ignore[operator]
-        answer = self.module.test_step(pair, index)
+        best = self.network.project_field(require(pair, "displacement", self))
+        outputs = self.module.test_step(pair, index)
         case = {"case": pair["name"][0], "method": OPTIMUM}
-        answer["records"].insert(-1, case | self.module.score(pair, best))  # own answer last
-        for record in answer["records"]:
+        # The callbacks take the last record for that of the registration.
+        outputs["records"].insert(-1, case | self.module.score(pair, best))
+        for record in outputs["records"]:
             if "epe_vox" not in record:
-                raise UserError("task=optimum compares endpoint errors: use metrics=strict.")
-            self.errors.setdefault(record["method"], []).append(record["epe_vox"])
-        return answer
+                raise UserError(
+                    "task=control_point_fit compares endpoint errors: use metrics=full."
+                )
+            self.endpoint_errors.setdefault(record["method"], []).append(record["epe_vox"])
+        return outputs
 
-    def ratio(self) -> str:
-        """Endpoint errors and how they compare, in a sentence."""
-        still, own, best = (np.mean(self.errors[key]) for key in ("identity", self.name, OPTIMUM))
+    def format_errors(self) -> str:
+        """Summarize the mean endpoint errors in a sentence."""
+        methods = (IDENTITY, self.name, OPTIMUM)
+        identity, model, best = (np.mean(self.endpoint_errors[method]) for method in methods)
         return (
-            f"Endpoint error (voxels): identity {still:.4f}, {self.name} {own:.4f}, "
-            f"optimum {best:.4f}; {self.name} / optimum = {own / best:.3f}"
+            f"Endpoint error (voxels): identity {identity:.4f}, {self.name} {model:.4f}, "
+            f"optimum {best:.4f}; {self.name} / optimum = {model / best:.3f}"
         )
 
 
-class Optimum:
-    """Judge every pair beside the least-squares fit of the model's control points to the truth."""
+class ControlPointFitTask:
+    """Score every pair beside the least-squares fit of the control points to the true field."""
 
-    def run(self, trainer: Trainer, module: RegistrationModule, data: PairModule) -> None:
-        beside = BesideOptimum(module)
-        trainer.test(beside, data, verbose=False)
-        Console().print(beside.ratio(), soft_wrap=True, highlight=False)
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Score all pairs and print the mean endpoint errors."""
+        evaluator = ControlPointFitEvaluator(module)
+        trainer.test(evaluator, data, verbose=False)
+        Console().print(evaluator.format_errors(), soft_wrap=True, highlight=False)
 
 
-class Pictures:
-    """Draw the first pairs of the split, and what the model learned, one PNG for each group.
+class DIRVNetFiguresTask:
+    """Draw the first pairs of the split and what a DIRV-Net learned, a PNG for each group.
 
     Args:
-        folder: Where they go.
-        history: The run's ``levels.csv``, which the callback ``UnrolledPictures`` writes; without
-            such a file there is no picture of the training.
-        cases: Number of pairs, all of one size.
+        folder: Folder for the figures.
+        levels_csv: Path of the run's ``levels.csv``, which its callback wrote during training;
+            without that file there is no figure of the training.
+        num_cases: Number of pairs, all of one size.
     """
 
-    def __init__(self, folder: str, history: str, cases: int = 8) -> None:
-        self.folder, self.history, self.cases = Path(folder), Path(history), cases
+    def __init__(self, folder: str, levels_csv: str, num_cases: int = 8) -> None:
+        self.folder, self.levels_csv, self.num_cases = Path(folder), Path(levels_csv), num_cases
 
-    def run(
-        self, trainer: Trainer, module: RegistrationModule, data: torch.utils.data.DataLoader
-    ) -> None:
-        pair = dirvnet.preview(data.dataset, self.cases)
-        rows = pd.read_csv(self.history).to_dict("records") if self.history.is_file() else []
-        pages = (
-            dirvnet.of_batch(pair, dirvnet.answer(module, pair))
-            | dirvnet.of_model(module)
-            | dirvnet.of_training(slopes(module, pair), rows)
+    def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
+        """Draw and write the figures."""
+        pair = dirvnet.collate_first_pairs(cast(PairDataset, data.dataset), self.num_cases)
+        history = (
+            pd.read_csv(self.levels_csv).to_dict("records") if self.levels_csv.is_file() else []
         )
+        registration = dirvnet.register_without_grad(module, pair)
+        gradients = compute_loss_gradients(module, pair)
+        figures = dirvnet.draw_figures(module, pair, registration, gradients, history)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in pages.items():
-            figure.savefig(self.folder / f"{name}.png")
-        Console().print(f"{len(pages)} pictures in {self.folder}", soft_wrap=True, highlight=False)
+        for tag, figure in figures.items():
+            figure.savefig(self.folder / f"{tag.split('/')[-1]}.png")
+        Console().print(f"{len(figures)} figures in {self.folder}", soft_wrap=True, highlight=False)
 
 
-def slopes(module: RegistrationModule, pair: Pair) -> dict[str, torch.Tensor]:
-    """Gradients of the run's objective on a batch; nothing for a model that is no run's."""
-    if not module.losses or not dirvnet_experts.levels(module):
+def compute_loss_gradients(module: RegistrationModule, pair: Pair) -> dict[str, Tensor]:
+    """Compute gradients of the training objective on a batch; empty for a model without a run."""
+    if not module.losses or not field_of_experts.find_levels(module):
         return {}
     module.train()
-    out = module(pair)
-    torch.stack([loss.weight * loss(pair, out) for loss in module.losses.values()]).sum().backward()
-    return dirvnet_experts.gradients(module)
+    compute_objective(module.losses, pair, module(pair))["loss"].backward()
+    return field_of_experts.collect_gradients(module)

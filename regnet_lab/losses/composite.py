@@ -1,107 +1,155 @@
-"""Training of models that answer with a field for every iteration."""
+"""Losses that wrap another loss: per pyramid level, per iteration, or inside a mask."""
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from regnet_lab import ops
+from regnet_lab.errors import UserError
 from regnet_lab.losses.base import Loss
-from regnet_lab.ops.pairs import resized
+from regnet_lab.ops.pairs import resize_pair
 from regnet_lab.types import Pair, Registration
 
+GRID_KEYS = ("fixed", "moving", "displacement")
+GRID_SUFFIXES = ("_labels", "_mask")
 
-class Unrolled(Loss):
-    """A term applied to what an unrolled model gives after its units, level by level (DIRV-Net).
 
-    Fields in a row on one grid are the units i = 1..U of a level l = 1..L:
+class DeepSupervision(Loss):
+    """Weighted sum of a term over all fields the model returns, coarse to fine.
+
+    At each level the pair is resized to the field's grid; displacements are in that grid's voxels.
+
+    Args:
+        term: The loss applied at each level.
+        level_weights: One for each field, coarse to fine.
+        weight: Factor of the sum.
+    """
+
+    def __init__(self, term: Loss, level_weights: Sequence[float], weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.term, self.level_weights = term, list(level_weights)
+
+    def forward(self, pair: Pair, out: Registration) -> Tensor:
+        if len(self.level_weights) != len(out.fields):
+            raise UserError(
+                f"DeepSupervision has {len(self.level_weights)} weights but the model returns "
+                f"{len(out.fields)} fields: give one weight for each field, coarse to fine."
+            )
+        total = out.warped.new_zeros(())
+        for weight, u in zip(self.level_weights, out.fields, strict=True):
+            level = resize_pair(pair, u.shape[2:])
+            total = total + weight * self.term(
+                level, Registration([u], ops.warp(level["moving"], u))
+            )
+        return total
+
+
+class UnrolledLoss(Loss):
+    """Mean over levels of a term applied to the fields of an unrolled model (DIRV-Net).
+
+    Consecutive fields on one grid are the units i = 1..U of a level l = 1..L:
 
         mean_l coarser^(L-l) sum_i w_i term(pair_l, u_li),
-        w_i = exp(-(U-i) T) / sum_j exp(-(U-j) T),
+        w_i = exp(-(U-i) T) / sum_j exp(-(U-j) T).
 
-    with the pair brought to the level's grid and everything in that grid's voxels.  For an error in
-    voxels ``coarser=2`` makes levels alike, for a similarity ``coarser=1``.
+    The pair is resized to the level's grid; displacements are in that grid's voxels.  Use
+    ``coarser=2`` for an error in voxels, so that all levels have the same scale, and ``coarser=1``
+    for a similarity.
 
     Args:
         term: The loss.
-        levels: The finest levels that count; null: all.
-        coarser: Factor for every level further up.
-        temperature: T; zero: all units count alike (Kobler et al. call T times the step tau, arXiv
-            1906.05528); null: only the last unit of a level counts.
-        heating: What every training step adds to T.
-        hottest: Where T stops.
-        weight: Factor of the whole.
+        finest_levels: Number of finest levels that count; null: all.
+        coarse_level_factor: Factor of each level relative to the next finer one.
+        temperature: T.  Zero: all units have the same weight (Kobler et al., arXiv 1906.05528, call
+            T times the step tau).  Null: only the last unit of a level counts.
+        temperature_step: Increase of T at each training step.
+        max_temperature: Largest T.
+        weight: Factor of the mean.
     """
 
-    heated: Tensor  # training steps so far
+    heated: Tensor  # number of training steps so far
 
     def __init__(
         self,
         term: Loss,
-        levels: int | None = None,
-        coarser: float = 2.0,
+        finest_levels: int | None = None,
+        coarse_level_factor: float = 2.0,
         temperature: float | None = None,
-        heating: float = 0.0,
-        hottest: float = 2.0,
+        temperature_step: float = 0.0,
+        max_temperature: float = 2.0,
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.term, self.levels, self.coarser = term, levels, coarser
-        self.start, self.heating, self.hottest = temperature, heating, hottest
+        self.term = term
+        self.finest_levels = finest_levels
+        self.coarse_level_factor = coarse_level_factor
+        self.start = temperature
+        self.temperature_step = temperature_step
+        self.max_temperature = max_temperature
         self.register_buffer("heated", torch.zeros((), dtype=torch.long))
 
-    def shares(self, units: int) -> list[float]:
-        """The weight w of every unit at present."""
+    def compute_unit_weights(self, units: int) -> list[float]:
+        """Return the current weight w of each of a level's units."""
         if self.start is None:
             return [0.0] * (units - 1) + [1.0]
-        temperature = min(self.start + self.heating * int(self.heated), self.hottest)
-        shares = [math.exp(-temperature * k) for k in reversed(range(units))]
-        return [share / sum(shares) for share in shares]
+        temperature = min(
+            self.start + self.temperature_step * int(self.heated), self.max_temperature
+        )
+        weights = [math.exp(-temperature * k) for k in reversed(range(units))]
+        return [weight / sum(weights) for weight in weights]
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
         levels = [list(units) for _, units in groupby(out.fields, lambda u: u.shape[2:])]
-        levels = levels[-(self.levels or len(levels)) :]
+        levels = levels[-(self.finest_levels or len(levels)) :]
         terms = [
-            self.coarser**k * self.level(pair, units) for k, units in enumerate(reversed(levels))
+            self.coarse_level_factor**k * self.compute_level_loss(pair, units)
+            for k, units in enumerate(reversed(levels))
         ]
         self.heated += self.training
         return torch.stack(terms).mean()
 
-    def level(self, pair: Pair, units: list[Tensor]) -> Tensor:
-        """Weighted sum over the units of a level."""
-        pair = resized(pair, units[0].shape[2:])
+    def compute_level_loss(self, pair: Pair, units: list[Tensor]) -> Tensor:
+        """Return the weighted sum of the term over the units of a level."""
+        pair = resize_pair(pair, units[0].shape[2:])
         return torch.stack(
             [
-                share * self.term(pair, Registration([u], ops.warp(pair["moving"], u)))
-                for share, u in zip(self.shares(len(units)), units, strict=True)
-                if share
+                weight * self.term(pair, Registration([u], ops.warp(pair["moving"], u)))
+                for weight, u in zip(self.compute_unit_weights(len(units)), units, strict=True)
+                if weight
             ]
         ).sum()
 
 
-GRIDDED = ("fixed", "moving", "displacement")
-ENDINGS = ("_labels", "_mask")
+def find_bounding_box(mask: Tensor) -> tuple[slice, ...]:
+    """Return the smallest box that holds all nonzero voxels of a mask (B, 1, *spatial).
 
+    The box of an empty mask is the whole grid.
 
-def bounding_box(mask: Tensor) -> tuple[slice, ...]:
-    """The smallest box that holds all of a mask (B, 1, *spatial); everything if it is empty."""
-    found = mask.flatten(0, 1).any(0)
-    if not found.any():
-        return tuple(slice(None) for _ in found.shape)
-    ends = found.nonzero().aminmax(dim=0)
+    >>> mask = torch.zeros(1, 1, 5, 5)
+    >>> mask[..., 1:3, 2:5] = 1
+    >>> find_bounding_box(mask)
+    (slice(1, 3, None), slice(2, 5, None))
+    """
+    occupied = mask.flatten(0, 1).any(0)
+    if not occupied.any():
+        return tuple(slice(None) for _ in occupied.shape)
+    ends = occupied.nonzero().aminmax(dim=0)
     return tuple(slice(a, b + 1) for a, b in zip(ends.min.tolist(), ends.max.tolist(), strict=True))
 
 
-class Cropped(Loss):
-    """A term looked at in the bounding box of the fixed masks of a batch; everywhere without one.
+class CroppedLoss(Loss):
+    """A term evaluated in the bounding box of the batch's fixed masks, or everywhere without one.
 
-    For patches, whose mask is the box a network can answer on (:mod:`regnet_lab.data.patches`).
-    Landmarks are left out.
+    For patches, whose mask is the box in which a network predicts
+    (:mod:`regnet_lab.data.patches`).  Landmarks are not passed on.
 
     Args:
-        term: The loss there.
-        weight: Factor of the whole.
+        term: The loss.
+        weight: Factor of the term.
     """
 
     def __init__(self, term: Loss, weight: float = 1.0) -> None:
@@ -111,11 +159,18 @@ class Cropped(Loss):
     def forward(self, pair: Pair, out: Registration) -> Tensor:
         if "fixed_mask" not in pair:
             return self.term(pair, out)
-        box = bounding_box(pair["fixed_mask"])
-        inner = {
-            key: value[..., *box] if key in GRIDDED or key.endswith(ENDINGS) else value  # type: ignore
+        box = find_bounding_box(pair["fixed_mask"])
+        cropped = {
+            key: ops.crop(value, box) if isinstance(value, Tensor) and _is_on_grid(key) else value
             for key, value in pair.items()
             if not key.endswith("_points")
         }
-        cropped = Registration([out.displacement[..., *box]], out.warped[..., *box])  # type: ignore[index]
-        return self.term(Pair(**inner), cropped)  # type: ignore[typeddict-item]
+        return self.term(
+            cast(Pair, cropped),
+            Registration([ops.crop(out.displacement, box)], ops.crop(out.warped, box)),
+        )
+
+
+def _is_on_grid(key: str) -> bool:
+    """Return whether an entry of a pair has spatial axes."""
+    return key in GRID_KEYS or key.endswith(GRID_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Smoothness and invertibility of the displacement."""
+"""Losses that favour smooth, invertible and inverse-consistent displacements."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,15 @@ from regnet_lab.types import Pair, Registration
 
 
 class Diffusion(Loss):
-    """sum_ik mean_x |d_k u_i|^p with forward differences of the displacement in voxels.
+    """Diffusion energy sum_ik mean_x |d_k u_i|^p, by forward differences of u in voxels.
 
-    p = 2 is the squared Frobenius norm of the displacement's derivative, GraDIRN's and, up to the
-    factor D^2, VoxelMorph's and FAIM's smoothness; p = 1 is the anisotropic total variation.
+    p = 2 is GraDIRN's smoothness and, up to the factor D^2, that of VoxelMorph and FAIM; p = 1 is
+    the anisotropic total variation.
+
+    >>> u = torch.zeros(1, 2, 4, 4)
+    >>> u[:, 0] = 0.5 * torch.arange(4.0)[:, None]  # du_0 / dx_0 = 0.5
+    >>> Diffusion()(pair=None, out=Registration([u], warped=None))
+    tensor(0.2500)
     """
 
     def __init__(self, power: int = 2, weight: float = 1.0) -> None:
@@ -26,8 +31,9 @@ class Diffusion(Loss):
 
 
 class TotalVariation(Loss):
-    """mean_x sqrt(sum_ik (d_k u_i)^2 + eps) with forward differences, isotropic (Rudin, Osher and
-    Fatemi, 1992), displacement in voxels; eps keeps the gradient finite where the field is flat.
+    """Isotropic total variation mean_x sqrt(sum_ik (d_k u_i)^2 + eps) (Rudin et al., 1992).
+
+    Forward differences of u in voxels; eps keeps the gradient finite where the field is constant.
     """
 
     def __init__(self, epsilon: float = 1e-6, weight: float = 1.0) -> None:
@@ -39,9 +45,10 @@ class TotalVariation(Loss):
         return (slopes.square().sum((1, 2)) + self.epsilon).sqrt().mean()
 
 
-class Bending(Loss):
-    """Bending energy mean_x sum_i sum_kl (d_k d_l u_i)^2, mixed terms twice (Rueckert et al.,
-    IEEE TMI 1999), by compact second differences inside the grid, displacement in voxels.
+class BendingEnergy(Loss):
+    """Bending energy mean_x sum_i sum_kl (d_k d_l u_i)^2 (Rueckert et al., IEEE TMI 1999).
+
+    Compact second differences inside the grid, u in voxels; mixed terms count twice.
     """
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
@@ -54,8 +61,8 @@ class Bending(Loss):
         return torch.stack([*pure, *(2 * term for term in mixed)]).sum()
 
 
-class Folding(Loss):
-    """Depth of the folds, relu(-det(I + du/dx)) with forward differences (Kuang and Schmah, 2018).
+class FoldingPenalty(Loss):
+    """Depth of folds relu(-det(I + du/dx)), by forward differences (Kuang and Schmah, 2018).
 
     ``reduction``: ``sum`` over voxels and batch, as published, or ``mean``, which does not grow
     with the image.
@@ -71,41 +78,52 @@ class Folding(Loss):
 
 
 @ops.full_precision
-def affine_fit(u: Tensor) -> Tensor:
-    """(B, D, D + 1) matrix (A | t) that minimises the mean of |u(x) - A (x - c) - t|^2, c the
-    grid's centre; voxels.
+def fit_affine(u: Tensor) -> Tensor:
+    """Fit an affine map to a displacement u (B, D, *spatial) by least squares, in voxels.
 
-    Coordinates less their mean are uncorrelated over a grid, so each column stands alone:
-    A_ik = mean(u_i (x_k - c_k)) / mean((x_k - c_k)^2), 0 along an axis of one voxel; t = mean(u).
+    The result (A | t), (B, D, D + 1), minimises the mean of |u(x) - A (x - c) - t|^2, c being the
+    grid's centre.  Centred coordinates are uncorrelated over a grid, so each column has a closed
+    form: A_ik = mean(u_i (x_k - c_k)) / mean((x_k - c_k)^2), 0 along an axis of one voxel, and
+    t = mean(u).
+
+    >>> u = torch.stack([0.5 * torch.arange(5.0).expand(4, 5), torch.full((4, 5), 2.0)])[None]
+    >>> fit_affine(u)
+    tensor([[[0.0000, 0.5000, 1.0000],
+             [0.0000, 0.0000, 2.0000]]])
     """
     x = ops.identity_grid(u.shape[2:], u).flatten(2)
     x = x - x.mean(2, keepdim=True)  # (1, D, N)
     values = u.flatten(2)  # (B, D, N)
-    spread = x.square().mean(2).clamp(min=1e-6)  # (1, D)
-    slope = values @ x.mT / x.shape[2] / spread[:, None]
+    variance = x.square().mean(2).clamp(min=1e-6)  # (1, D)
+    slope = values @ x.mT / x.shape[2] / variance[:, None]
     return torch.cat([slope, values.mean(2, keepdim=True)], 2)
 
 
 class AffinePenalty(Loss):
-    """Mean of (A | t)^2, the least-squares affine part of the displacement (:func:`affine_fit`).
+    """Mean square of (A | t), the affine part of the displacement (:func:`fit_affine`).
 
-    The Pyramid CNN punished the coefficients of its affine layers; a loss sees fields, so it is
-    their affine part that should be small, whichever part of the model made it.
+    The Pyramid CNN penalises the coefficients of its affine layers.  A loss sees only fields, so
+    this penalises the affine part of the total displacement.
     """
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        return affine_fit(out.displacement).square().mean()
+        return fit_affine(out.displacement).square().mean()
 
 
-def inverse_consistency(there: Tensor, back: Tensor) -> Tensor:
-    """Mean of |w|^2 over voxels, voxels^2, where w is the way there and back, in either order.
+def inverse_consistency(forward: Tensor, backward: Tensor) -> Tensor:
+    """Compute the mean of |w|^2 in voxels^2, w being the composition of two fields.
 
-    w is compose(there, back) and compose(back, there): sums of fields, as often used instead, are
-    zero for other fields than each other's inverse (Christensen and Johnson, IEEE TMI 2001).
+    w is compose(forward, backward) and compose(backward, forward) (Christensen and Johnson, IEEE
+    TMI 2001).  The sum of the fields, often used instead, also vanishes for fields that are not
+    inverse to each other.
 
     Args:
-        there: (B, D, *spatial) displacement on the fixed grid.
-        back: The same on the moving grid.
+        forward: (B, D, *spatial) displacement on the fixed grid.
+        backward: The same on the moving grid.
+
+    >>> u = torch.full((1, 2, 8, 8), 3.0)
+    >>> inverse_consistency(u, -u), inverse_consistency(u, torch.zeros_like(u))
+    (tensor(0.), tensor(18.))
     """
-    rounds = ops.compose(there, back), ops.compose(back, there)
-    return (rounds[0].square().sum(1).mean() + rounds[1].square().sum(1).mean()) / 2
+    cycles = ops.compose(forward, backward), ops.compose(backward, forward)
+    return (cycles[0].square().sum(1).mean() + cycles[1].square().sum(1).mean()) / 2

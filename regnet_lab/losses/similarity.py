@@ -1,4 +1,4 @@
-"""Likeness of the images."""
+"""The image dissimilarity term."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 from regnet_lab import ops
 from regnet_lab.losses.base import Loss
-from regnet_lab.types import Pair, Registration, need
+from regnet_lab.types import Pair, Registration, require
 
 
 class Similarity(Loss):
-    """Unlikeness of the fixed and the warped image, mean over the batch and over scales.
+    """Dissimilarity of the fixed and the warped image, averaged over the batch and over scales.
 
     Args:
         measure: A function of :mod:`regnet_lab.ops.similarity`.
-        scales: Factors by which both images are shrunk, by averaging; a window of a local measure
-            then reaches as many times further, and so finds what lies far away.
-        masked: Count only the voxels of the pair's ``fixed_mask``.
+        scales: Factors by which both images are downsampled (averaged).  A coarser scale extends
+            the range of a local measure and captures larger displacements.
+        masked: Count only voxels in the pair's ``fixed_mask``.
         weight: Factor of the term.
     """
 
@@ -34,7 +34,7 @@ class Similarity(Loss):
     def forward(self, pair: Pair, out: Registration) -> Tensor:
         images = [pair["fixed"], out.warped]
         if self.masked:
-            images.append(need(pair, "fixed_mask", self))
+            images.append(require(pair, "fixed_mask", self))
         shapes = [[-(-n // scale) for n in out.warped.shape[2:]] for scale in self.scales]
-        shrunk = [[ops.resize(image, shape) for image in images] for shape in shapes]
-        return torch.stack([self.measure(*level).mean() for level in shrunk]).mean()
+        levels = [[ops.resize(image, shape) for image in images] for shape in shapes]
+        return torch.stack([self.measure(*level).mean() for level in levels]).mean()

@@ -1,4 +1,4 @@
-"""Overlap of labelled structures."""
+"""Losses that compare with a reference: labels, a true displacement or landmarks."""
 
 import torch
 import torch.nn.functional as F
@@ -6,29 +6,29 @@ from torch import Tensor
 
 from regnet_lab import ops
 from regnet_lab.losses.base import Loss
-from regnet_lab.types import Pair, Registration, need
+from regnet_lab.types import Pair, Registration, require
 
 
 class SoftDice(Loss):
     """1 - mean of 2 sum(f w) / (sum f + sum w) over the structures of each fixed image.
 
-    f is the structure's indicator in the fixed labels, w its indicator in the moving labels,
-    warped linearly, so that a gradient exists.  Background is left out.
+    f is a structure's binary mask in the fixed labels, w its mask in the moving labels, warped
+    linearly so that the loss is differentiable.  Background (0) is excluded.
 
     Args:
-        where_labelled: Pairs without labels cost nothing, for data of which a part has labels;
-            otherwise they are an error.
+        skip_unlabelled: Return 0 for pairs without labels, for partly labelled data, instead of
+            raising an error.
         weight: Factor of the term.
     """
 
-    def __init__(self, where_labelled: bool = False, weight: float = 1.0) -> None:
+    def __init__(self, skip_unlabelled: bool = False, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.where_labelled = where_labelled
+        self.skip_unlabelled = skip_unlabelled
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        if self.where_labelled and not {"fixed_labels", "moving_labels"} <= pair.keys():
+        if self.skip_unlabelled and not {"fixed_labels", "moving_labels"} <= pair.keys():
             return out.displacement.new_zeros(())
-        fixed, moving = need(pair, "fixed_labels", self), need(pair, "moving_labels", self)
+        fixed, moving = require(pair, "fixed_labels", self), require(pair, "moving_labels", self)
         structures = torch.unique(fixed)
         structures = structures[structures != 0].view(1, -1, *[1] * (fixed.ndim - 2))
         f = (fixed == structures).to(out.displacement.dtype)  # (B, K, *spatial)
@@ -40,28 +40,28 @@ class SoftDice(Loss):
 
 
 class EndpointError(Loss):
-    """Mean distance |u - u_true| to the known displacement, voxels."""
+    """Mean distance |u - u_true| to the true displacement, in voxels."""
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        error = out.displacement - need(pair, "displacement", self)
+        error = out.displacement - require(pair, "displacement", self)
         return (error.square().sum(1) + 1e-12).sqrt().mean()
 
 
 class HuberDisplacement(Loss):
-    """Huber's function of every component of u - u_true, mean; ``delta`` in voxels (RegNet)."""
+    """Mean Huber loss of the components of u - u_true; ``delta`` in voxels (RegNet)."""
 
     def __init__(self, delta: float = 1.0, weight: float = 1.0) -> None:
         super().__init__(weight)
         self.delta = delta
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        return F.huber_loss(out.displacement, need(pair, "displacement", self), delta=self.delta)
+        return F.huber_loss(out.displacement, require(pair, "displacement", self), delta=self.delta)
 
 
 class LandmarkDistance(Loss):
-    """Mean distance |x_f + u(x_f) - x_m| of corresponding landmarks, mm."""
+    """Mean distance |x_f + u(x_f) - x_m| of corresponding landmarks, in mm."""
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        fixed, moving = need(pair, "fixed_points", self), need(pair, "moving_points", self)
+        fixed, moving = require(pair, "fixed_points", self), require(pair, "moving_points", self)
         error = fixed + ops.sample_at(out.displacement, fixed) - moving
         return ((error * pair["spacing"][:, None]).square().sum(-1) + 1e-12).sqrt().mean()

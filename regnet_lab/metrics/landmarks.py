@@ -1,4 +1,4 @@
-"""Errors at landmarks and against a known displacement."""
+"""Errors at landmarks and against a true displacement."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,62 +14,70 @@ Array = NDArray[np.floating]
 
 
 def sample_linear(u: Array, points: Array) -> Array:
-    """Displacement (D, *spatial) at points (N, D), linear, constant beyond the outer centres."""
-    field, at = torch.from_numpy(u)[None], torch.from_numpy(points)[None]
-    return ops.sample_at(field, at)[0].numpy()
+    """Sample a displacement (D, *spatial) at points (N, D) linearly, constant at the border."""
+    field, coordinates = torch.from_numpy(u)[None], torch.from_numpy(points)[None]
+    return ops.sample_at(field, coordinates)[0].numpy()
 
 
 def sample_cubic(u: Array, points: Array) -> Array:
-    """Displacement (D, *spatial) at points (N, D), cubic, zero outside: Learn2Reg's reading."""
+    """Sample a displacement (D, *spatial) at points (N, D) as Learn2Reg does: cubic, 0 outside."""
     return np.stack([map_coordinates(component, points.T) for component in u], axis=1)
 
 
 def target_registration_error(
     fixed_points: Array, moving_points: Array, u_at_points: Array, spacing: Array
 ) -> Array:
-    """|| (x_f + u(x_f) - x_m) * spacing || of each pair of landmarks.
+    """Compute || (x_f + u(x_f) - x_m) * spacing || of each pair of landmarks.
 
     Args:
         fixed_points: (N, D) voxels of the fixed grid.
-        moving_points: (N, D) voxels, where the fixed ones should arrive.
+        moving_points: (N, D) voxels of corresponding points in the moving image.
         u_at_points: (N, D) displacement at the fixed points, voxels.
         spacing: (D,) millimetres per voxel.
 
     Returns:
         (N,) millimetres.
+
+    >>> fixed, moving = np.array([[10.0, 10.0]]), np.array([[13.0, 14.0]])
+    >>> target_registration_error(fixed, moving, np.array([[0.0, 4.0]]), np.array([2.0, 1.0]))
+    array([6.])
     """
     return np.linalg.norm((fixed_points + u_at_points - moving_points) * spacing, axis=1)
 
 
-def endpoint_error(u: Array, known: Array) -> Array:
-    """|| u - known || in voxels: two fields (D, *spatial) give (*spatial)."""
-    return np.linalg.norm(u - known, axis=0)
+def endpoint_error(u: Array, true_u: Array) -> Array:
+    """Compute || u - true_u || of two fields (D, *spatial): (*spatial) voxels."""
+    return np.linalg.norm(u - true_u, axis=0)
 
 
-def absolute_errors(
-    u: Array, known: Array, spacing: Array, thresholds: Sequence[float]
+def mean_absolute_errors(
+    u: Array, true_u: Array, spacing: Array, thresholds: Sequence[float]
 ) -> dict[str, float]:
-    """Mean absolute error of a component, mm: of each axis over all voxels, then of all axes over
-    the voxels of each class of length |known|.
+    """Compute mean absolute errors by axis and by class of the true displacement's length, in mm.
+
+    The error of an axis is the mean over all voxels, that of a class the mean of all components
+    over the voxels whose |true_u| lies in the class.
 
     Args:
         u: (D, N) displacements, voxels.
-        known: (D, N) what they should be.
+        true_u: (D, N) true displacements.
         spacing: (D,) millimetres per voxel.
-        thresholds: Rising bounds of the classes, mm; none: no classes.
+        thresholds: Increasing bounds of the classes, mm; empty: no classes.
 
     Returns:
         ``mae_axis0_mm`` and so on, ``mae_below_1.5_mm``, ``mae_1.5_to_4_mm``, ``mae_from_4_mm``;
-        NaN of a class without voxels.
+        NaN for a class without voxels.
     """
-    errors = np.abs(u - known) * spacing[:, None]
-    found = {f"mae_axis{k}_mm": e.mean() if e.size else np.nan for k, e in enumerate(errors)}
+    errors = np.abs(u - true_u) * spacing[:, None]
+    groups = {f"axis{k}": axis_errors for k, axis_errors in enumerate(errors)}
     if thresholds:
-        length = np.linalg.norm(known * spacing[:, None], axis=0)
-        ends = [f"{t:g}" for t in thresholds]
-        between = [f"{a}_to_{b}" for a, b in pairwise(ends)]
-        which = np.digitize(length, thresholds)
-        for c, name in enumerate([f"below_{ends[0]}", *between, f"from_{ends[-1]}"]):
-            members = errors[:, which == c]
-            found[f"mae_{name}_mm"] = members.mean() if members.size else np.nan
-    return {name: float(value) for name, value in found.items()}
+        length = np.linalg.norm(true_u * spacing[:, None], axis=0)
+        bounds = [f"{t:g}" for t in thresholds]
+        between = [f"{a}_to_{b}" for a, b in pairwise(bounds)]
+        classes = np.digitize(length, thresholds)
+        for c, name in enumerate([f"below_{bounds[0]}", *between, f"from_{bounds[-1]}"]):
+            groups[name] = errors[:, classes == c]
+    return {
+        f"mae_{name}_mm": float(members.mean()) if members.size else np.nan
+        for name, members in groups.items()
+    }

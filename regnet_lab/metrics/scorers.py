@@ -1,7 +1,8 @@
-"""The three scorers: what ``regnet_lab.metrics`` measures, put together for one case.
+"""Three scorers: sets of metrics computed for one case.
 
-A number is left out if the pair lacks what it needs.  One that exists for every label comes as the
-mean over the labels that can be compared (``dice``) and by label (``dice/3``, NaN if it cannot).
+A metric is left out if the pair lacks the data it needs.  A per-label metric is returned as the
+mean over the labels that both images have (``dice``) and by label (``dice/3``, NaN if only one
+image has it).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,156 +19,161 @@ from regnet_lab import ops
 from regnet_lab.metrics import jacobian, landmarks, overlap, surface_distance
 from regnet_lab.types import Pair
 
-Score = dict[str, float]
-Case = dict[str, NDArray]
-Table = dict[int, float]
+Scores = dict[str, float]
+CaseArrays = dict[str, NDArray]
+LabelValues = dict[int, float]
+LabelMeasure = Callable[[NDArray, NDArray, NDArray], dict[str, LabelValues]]
 Statistics = dict[str, Callable[[NDArray], float]]
 
-REGULARITY: Statistics = {"sdlogj": jacobian.sdlogj, "folds_percent": jacobian.folds_percent}
-PLAIN_REGULARITY: Statistics = {"sdlogj_plain": partial(jacobian.sdlogj, offset=0.0)}
+JACOBIAN_STATISTICS: Statistics = {
+    "sdlogj": jacobian.sdlogj,
+    "folds_percent": jacobian.folds_percent,
+}
+EXTRA_JACOBIAN_STATISTICS: Statistics = {"sdlogj_plain": partial(jacobian.sdlogj, offset=0.0)}
 
 
-def _array(tensor: Tensor) -> NDArray:
-    """The one case of a batch, in float64 or int64."""
-    (one,) = tensor.detach().cpu()
-    return (one.double() if one.is_floating_point() else one.long()).numpy()
+def _to_array(tensor: Tensor) -> NDArray:
+    """Return the only case of a batch as float64 or int64."""
+    (case,) = tensor.detach().cpu()
+    return (case.double() if case.is_floating_point() else case.long()).numpy()
 
 
-def _case(pair: Pair, u: Tensor) -> Case:
+def _to_arrays(pair: Pair, u: Tensor) -> CaseArrays:
+    """Return all tensors of a pair of batch size one as arrays, and the displacement as ``u``."""
     tensors = {key: value for key, value in pair.items() if isinstance(value, Tensor)}
-    return {key: _array(value) for key, value in (tensors | {"u": u}).items()}
+    return {key: _to_array(value) for key, value in (tensors | {"u": u}).items()}
 
 
-def _mask(case: Case) -> NDArray[np.bool_] | None:
+def _get_mask(case: CaseArrays) -> NDArray[np.bool_] | None:
     return case["fixed_mask"][0] > 0 if "fixed_mask" in case else None
 
 
-def _or_nan(statistic: Callable[[NDArray], Any], values: NDArray) -> float:
-    """A statistic of some numbers, NaN if there are none."""
+def _compute_or_nan(statistic: Callable[[NDArray], Any], values: NDArray) -> float:
+    """Compute a statistic of some numbers, NaN if there are none."""
     return float(statistic(values)) if values.size else np.nan
 
 
-def _warp(volume: NDArray, u: NDArray, mode: str, padding: str) -> NDArray:
-    """A volume (1, *spatial) seen through u (D, *spatial), on its grid."""
+def _warp_volume(volume: NDArray, u: NDArray, mode: str, padding: str) -> NDArray:
+    """Warp a volume (1, *spatial) by u (D, *spatial)."""
     moving, field = torch.from_numpy(volume)[None], torch.from_numpy(u)[None]
     return ops.warp(moving, field, mode, padding)[0].numpy()
 
 
 def _warp_labels(labels: NDArray, u: NDArray) -> NDArray:
-    """Labels of the cells that x + u(x) falls in, background outside the image."""
-    return _warp(labels[None], u, "nearest", "zeros")[0]
+    """Warp labels by nearest neighbour, background outside the image."""
+    return _warp_volume(labels[None], u, "nearest", "zeros")[0]
 
 
-def _warp_labels_l2r(labels: NDArray, u: NDArray) -> NDArray:
-    """The same by scipy, to which the outer half of a border voxel is outside."""
+def _warp_labels_learn2reg(labels: NDArray, u: NDArray) -> NDArray:
+    """Warp labels by scipy, which treats the outer half of a border voxel as outside."""
     return map_coordinates(labels, np.indices(labels.shape) + u, order=0)
 
 
-def _overlap(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[str, Table]:
+def _measure_overlap(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[str, LabelValues]:
     return {"dice": overlap.dice(fixed, moving, warped)}
 
 
-def _surface(
+def _measure_surface_distances(
     fixed: NDArray, moving: NDArray, warped: NDArray, spacing: NDArray
-) -> dict[str, Table]:
-    unknown, known = np.array([np.nan]), overlap.presence(fixed, moving)
+) -> dict[str, LabelValues]:
+    undefined, in_both = np.array([np.nan]), overlap.find_labels(fixed, moving)
     distances = {
         label: surface_distance.surface_distances(
             fixed[box] == label, warped[box] == label, spacing
         )
-        if known[label]
-        else (unknown, unknown)
-        for label, box in surface_distance.boxes(fixed, warped, known).items()
+        if in_both[label]
+        else (undefined, undefined)
+        for label, box in surface_distance.find_label_boxes(fixed, warped, in_both).items()
     }
     measures = {
         "hd95_mm": surface_distance.hausdorff95,
         "asd_mm": surface_distance.average_surface_distance,
     }
     return {
-        name: {label: measure(*both_ways) for label, both_ways in distances.items()}
+        name: {label: measure(*directed) for label, directed in distances.items()}
         for name, measure in measures.items()
     }
 
 
-def _surface_l2r(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[str, Table]:
-    known = overlap.presence(fixed, moving)
+def _measure_surface_distances_learn2reg(
+    fixed: NDArray, moving: NDArray, warped: NDArray
+) -> dict[str, LabelValues]:
+    in_both = overlap.find_labels(fixed, moving)
     return {
         "hd95_vox": {
-            label: surface_distance.hausdorff95_l2r(fixed[box] == label, warped[box] == label)
-            if known[label]
+            label: surface_distance.hausdorff95_learn2reg(fixed[box] == label, warped[box] == label)
+            if in_both[label]
             else np.nan
-            for label, box in surface_distance.boxes(fixed, warped, known).items()
+            for label, box in surface_distance.find_label_boxes(fixed, warped, in_both).items()
         }
     }
 
 
-def _spread(name: str, by_label: Table) -> Score:
-    """The mean over labels that can be compared, then every label."""
+def _add_label_mean(name: str, by_label: LabelValues) -> Scores:
+    """Return the mean over labels that are not NaN, then the value of every label."""
     values = np.array(list(by_label.values()))
-    mean = _or_nan(np.mean, values[~np.isnan(values)])
+    mean = _compute_or_nan(np.mean, values[~np.isnan(values)])
     return {name: mean} | {f"{name}/{label}": value for label, value in by_label.items()}
 
 
-def _labels(
-    case: Case,
+def _score_labels(
+    case: CaseArrays,
     warp: Callable[[NDArray, NDArray], NDArray],
-    measures: Iterable[Callable[[NDArray, NDArray, NDArray], dict[str, Table]]],
-) -> Score:
+    measures: Iterable[LabelMeasure],
+) -> Scores:
     if not {"fixed_labels", "moving_labels"} <= case.keys():
         return {}
     fixed, moving = case["fixed_labels"][0], case["moving_labels"][0]
     warped = warp(moving, case["u"])
-    score: Score = {}
+    scores: Scores = {}
     for measure in measures:
         for name, by_label in measure(fixed, moving, warped).items():
-            score |= _spread(name, by_label)
-    return score
+            scores |= _add_label_mean(name, by_label)
+    return scores
 
 
-def _landmarks(case: Case, sample: Callable[[NDArray, NDArray], NDArray]) -> Score:
-    """Mean and 70th percentile over the landmarks; the latter, which the 30 percent worst exceed,
-    is Learn2Reg's TRE30.
-    """
+def _score_landmarks(case: CaseArrays, sample: Callable[[NDArray, NDArray], NDArray]) -> Scores:
+    """Compute the mean and the 70th percentile (Learn2Reg's TRE30) over the landmarks."""
     if not {"fixed_points", "moving_points"} <= case.keys():
         return {}
-    start, end = case["fixed_points"], case["moving_points"]
+    fixed, moving = case["fixed_points"], case["moving_points"]
     errors = landmarks.target_registration_error(
-        start, end, sample(case["u"], start), case["spacing"]
+        fixed, moving, sample(case["u"], fixed), case["spacing"]
     )
     return {
-        "tre_mm": _or_nan(np.mean, errors),
-        "tre30_mm": _or_nan(partial(np.quantile, q=0.7), errors),
+        "tre_mm": _compute_or_nan(np.mean, errors),
+        "tre30_mm": _compute_or_nan(partial(np.quantile, q=0.7), errors),
     }
 
 
-def _known_answer(case: Case) -> Score:
+def _score_endpoint_error(case: CaseArrays) -> Scores:
     if "displacement" not in case:
         return {}
-    errors, mask = landmarks.endpoint_error(case["u"], case["displacement"]), _mask(case)
-    return {"epe_vox": _or_nan(np.mean, errors if mask is None else errors[mask])}
+    errors, mask = landmarks.endpoint_error(case["u"], case["displacement"]), _get_mask(case)
+    return {"epe_vox": _compute_or_nan(np.mean, errors if mask is None else errors[mask])}
 
 
-def _errors_by_class(case: Case, thresholds: Sequence[float]) -> Score:
+def _score_errors_by_class(case: CaseArrays, thresholds: Sequence[float]) -> Scores:
     if "displacement" not in case:
         return {}
-    mask = _mask(case)
+    mask = _get_mask(case)
     inside = slice(None) if mask is None else mask.ravel()
-    u, known = (case[key].reshape(len(case["u"]), -1)[:, inside] for key in ("u", "displacement"))
-    return landmarks.absolute_errors(u, known, case["spacing"], thresholds)
+    u, true_u = (case[key].reshape(len(case["u"]), -1)[:, inside] for key in ("u", "displacement"))
+    return landmarks.mean_absolute_errors(u, true_u, case["spacing"], thresholds)
 
 
-def _image(case: Case) -> Score:
-    difference = case["fixed"] - _warp(case["moving"], case["u"], "linear", "border")
+def _score_intensities(case: CaseArrays) -> Scores:
+    difference = case["fixed"] - _warp_volume(case["moving"], case["u"], "linear", "border")
     return {"rmse": float(np.sqrt(np.mean(difference**2)))}
 
 
-def _regularity(case: Case, statistics: Statistics) -> Score:
-    determinant = jacobian.interior_determinant(case["u"], _mask(case))
+def _score_jacobian(case: CaseArrays, statistics: Statistics) -> Scores:
+    determinant = jacobian.interior_determinant(case["u"], _get_mask(case))
     return {name: statistic(determinant) for name, statistic in statistics.items()}
 
 
-def quick(pair: Pair, u: Tensor) -> Score:
-    """What is cheap enough for every validation: overlap, landmarks, known answer, image, folds.
+def score_validation(pair: Pair, u: Tensor) -> Scores:
+    """Compute metrics cheap enough for every validation during training.
 
     Args:
         pair: A batch of one case, on any device.
@@ -177,55 +183,61 @@ def quick(pair: Pair, u: Tensor) -> Score:
         ``dice``, ``tre_mm``, ``tre30_mm``, ``epe_vox``, ``rmse``, ``sdlogj``, ``folds_percent``.
 
     Raises:
-        ValueError: The batch holds more than one case.
+        ValueError: The batch has more than one case.
     """
-    case = _case(pair, u)
+    case = _to_arrays(pair, u)
     return (
-        _labels(case, _warp_labels, [_overlap])
-        | _landmarks(case, landmarks.sample_linear)
-        | _known_answer(case)
-        | _image(case)
-        | _regularity(case, REGULARITY)
+        _score_labels(case, _warp_labels, [_measure_overlap])
+        | _score_landmarks(case, landmarks.sample_linear)
+        | _score_endpoint_error(case)
+        | _score_intensities(case)
+        | _score_jacobian(case, JACOBIAN_STATISTICS)
     )
 
 
-def strict(pair: Pair, u: Tensor, thresholds: Sequence[float] = (1.5, 4.0, 8.0)) -> Score:
-    """Everything, in millimetres, as a textbook defines it; arguments as in :func:`quick`.
+def score_full(
+    pair: Pair, u: Tensor, displacement_thresholds: Sequence[float] = (1.5, 4.0, 8.0)
+) -> Scores:
+    """Compute all metrics, in millimetres, in their textbook definition.
 
     Args:
-        pair: See there.
-        u: See there.
-        thresholds: Of the classes of a known displacement's length, mm.
+        pair: As in :func:`score_validation`.
+        u: As in :func:`score_validation`.
+        displacement_thresholds: Bounds of the classes of the true displacement's length, mm.
 
     Returns:
-        The numbers of :func:`quick` and ``hd95_mm``, ``asd_mm``, ``sdlogj_plain``, ``ndv_percent``,
-        and where the displacement is known :func:`regnet_lab.metrics.absolute_errors`.
+        The metrics of :func:`score_validation`, ``hd95_mm``, ``asd_mm``, ``sdlogj_plain``,
+        ``ndv_percent`` and, if the true displacement is given,
+        :func:`regnet_lab.metrics.mean_absolute_errors`.
     """
-    case = _case(pair, u)
+    case = _to_arrays(pair, u)
+    measure_surfaces = partial(_measure_surface_distances, spacing=case["spacing"])
     return (
-        _labels(case, _warp_labels, [_overlap, partial(_surface, spacing=case["spacing"])])
-        | _landmarks(case, landmarks.sample_linear)
-        | _known_answer(case)
-        | _errors_by_class(case, thresholds)
-        | _image(case)
-        | _regularity(case, REGULARITY | PLAIN_REGULARITY)
-        | {"ndv_percent": jacobian.ndv_percent(case["u"], _mask(case))}
+        _score_labels(case, _warp_labels, [_measure_overlap, measure_surfaces])
+        | _score_landmarks(case, landmarks.sample_linear)
+        | _score_endpoint_error(case)
+        | _score_errors_by_class(case, displacement_thresholds)
+        | _score_intensities(case)
+        | _score_jacobian(case, JACOBIAN_STATISTICS | EXTRA_JACOBIAN_STATISTICS)
+        | {"ndv_percent": jacobian.ndv_percent(case["u"], _get_mask(case))}
     )
 
 
-def l2r(pair: Pair, u: Tensor) -> Score:
-    """What Learn2Reg's evaluator answers, but that folds are counted and a structure lost in the
-    warped image costs the grid's diagonal, not infinity; arguments as in :func:`quick`.
+def score_learn2reg(pair: Pair, u: Tensor) -> Scores:
+    """Compute the metrics of the Learn2Reg evaluator; arguments as in :func:`score_validation`.
 
-    Labels are warped and landmarks sampled by scipy with zero outside, HD95 is in voxels and
-    weighted by area, ``sdlogj`` has its 3 added.
+    Labels are warped and landmarks sampled by scipy with zero outside; HD95 is in voxels and
+    weighted by area; ``sdlogj`` adds 3.  Unlike the evaluator, folds are counted, and a structure
+    missing in the warped image has the grid's diagonal instead of infinity.
 
     Returns:
         ``dice``, ``hd95_vox``, ``tre_mm``, ``tre30_mm``, ``sdlogj``, ``folds_percent``.
     """
-    case = _case(pair, u)
+    case = _to_arrays(pair, u)
     return (
-        _labels(case, _warp_labels_l2r, [_overlap, _surface_l2r])
-        | _landmarks(case, landmarks.sample_cubic)
-        | _regularity(case, REGULARITY)
+        _score_labels(
+            case, _warp_labels_learn2reg, [_measure_overlap, _measure_surface_distances_learn2reg]
+        )
+        | _score_landmarks(case, landmarks.sample_cubic)
+        | _score_jacobian(case, JACOBIAN_STATISTICS)
     )

@@ -1,4 +1,4 @@
-"""What may be said of a method from its scores over cases: moments, intervals, tests, ranks.
+"""Statistics of a method's scores over cases: moments, confidence intervals, tests, ranks.
 
 Scores are one number for each case; NaN means "not defined for this case" and is left out.
 """
@@ -11,114 +11,131 @@ from scipy import stats
 
 Values = NDArray[np.float64]
 
-LOWEST, HIGHEST = 0.1, 1.0  # score of the last and of the first in a metric
-LEVEL = 0.05  # below which a difference counts
+MIN_SCORE, MAX_SCORE = 0.1, 1.0  # Learn2Reg's score of the last and of the first in a metric
+SIGNIFICANCE_LEVEL = 0.05
 
 
-def known(values: ArrayLike) -> Values:
-    """The numbers that are not NaN."""
+def drop_nan(values: ArrayLike) -> Values:
+    """Return the numbers that are not NaN, as float64."""
     array = np.asarray(values, np.float64)
     return array[~np.isnan(array)]
 
 
-def interval(
+def bootstrap_interval(
     values: ArrayLike, seed: int = 0, level: float = 0.95, resamples: int = 10_000
 ) -> tuple[float, float]:
-    """Bootstrap interval of the mean: percentiles of the means of ``resamples`` draws of as many
-    cases with replacement (Efron, Annals of Statistics 1979); NaN for fewer than two cases.
+    """Compute the percentile bootstrap interval of the mean (Efron, Annals of Statistics 1979).
+
+    NaN for fewer than two cases.
     """
-    sample = known(values)
+    sample = drop_nan(values)
     if sample.size < 2:
         return np.nan, np.nan
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (sample,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile",
         random_state=np.random.default_rng(seed), batch=1000,
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
-def describe(values: ArrayLike, high_is_good: bool, seed: int = 0) -> dict[str, float]:
-    """Mean, standard deviation (ddof 0), median, interval, and where the worst 30 percent begin.
+def describe(values: ArrayLike, higher_is_better: bool, seed: int = 0) -> dict[str, float]:
+    """Compute mean, standard deviation (ddof 0), median, tail quantile and interval of the mean.
 
     Returns:
-        ``mean``, ``sd``, ``median``, ``worst30`` (the 30th percentile where high is good, the 70th
-        elsewhere), ``low`` and ``high`` (95 percent of the mean, :func:`interval`).
+        ``mean``, ``sd``, ``median``, ``worst30`` (the 30th percentile if higher is better, the
+        70th otherwise), ``low`` and ``high`` (95 percent, :func:`bootstrap_interval`).
+
+    >>> round(describe([0.6, 0.7, 0.8, np.nan], higher_is_better=True)["worst30"], 2)
+    0.66
     """
-    sample = known(values)
+    sample = drop_nan(values)
     names = ("mean", "sd", "median", "worst30", "low", "high")
     if not sample.size:
         return dict.fromkeys(names, np.nan)
-    worst = np.quantile(sample, 0.3 if high_is_good else 0.7)
-    found = (sample.mean(), sample.std(), np.median(sample), worst, *interval(sample, seed))
-    return dict(zip(names, map(float, found), strict=True))
+    worst = np.quantile(sample, 0.3 if higher_is_better else 0.7)
+    interval = bootstrap_interval(sample, seed)
+    statistics = (sample.mean(), sample.std(), np.median(sample), worst, *interval)
+    return dict(zip(names, map(float, statistics), strict=True))
 
 
-def wilcoxon(values: ArrayLike, reference: ArrayLike) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test of the differences case by case.
+def wilcoxon_p_value(values: ArrayLike, reference: ArrayLike) -> float:
+    """Compute the two-sided p-value of Wilcoxon's signed-rank test of paired scores.
 
-    Cases that either lacks are left out; p is 1 where no two scores differ, NaN without cases.
+    Cases that are NaN in either are left out; p is 1 if no two scores differ, NaN without cases.
     """
-    differences = known(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
+    differences = drop_nan(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
     if not differences.size:
         return np.nan
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def holm(p: ArrayLike) -> Values:
-    """P-values adjusted for their number m (Holm, Scand. J. Statistics 1979), NaN staying NaN.
+def adjust_holm(p: ArrayLike) -> Values:
+    """Adjust p-values for multiple testing (Holm, Scand. J. Statistics 1979); NaN stays NaN.
 
-    In rising order, the k-th of 0, 1, ... becomes the greatest of (m - j) p_j over j <= k, and
-    at most 1.
+    In ascending order, the k-th of m becomes the maximum of (m - j) p_j over j <= k, counted from
+    0, and at most 1.
+
+    >>> adjust_holm([0.01, 0.04, 0.03])
+    array([0.03, 0.06, 0.06])
     """
     values = np.array(p, np.float64)
-    order = np.argsort(values)[: known(values).size]  # NaN sorts last
+    order = np.argsort(values)[: drop_nan(values).size]  # NaN sorts last
     steps = (len(order) - np.arange(len(order))) * values[order]
     values[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return values
 
 
-def wins(scores: Mapping[str, ArrayLike], high_is_good: bool) -> dict[str, int]:
-    """How many others each method beats: Wilcoxon's rank-sum test, p < 0.05, in its favour."""
-    sign = 1 if high_is_good else -1
-    samples = {method: sign * known(values) for method, values in scores.items()}
+def count_wins(scores: Mapping[str, ArrayLike], higher_is_better: bool) -> dict[str, int]:
+    """Count the other methods each method beats: rank-sum test, p < 0.05, in its favour."""
+    sign = 1 if higher_is_better else -1
+    samples = {method: sign * drop_nan(values) for method, values in scores.items()}
 
-    def beats(one: Values, other: Values) -> bool:
+    def is_better(one: Values, other: Values) -> bool:
         if not (one.size and other.size):
             return bool(one.size > other.size)
-        found = stats.ranksums(one, other)
-        return bool(found.statistic > 0 and found.pvalue < LEVEL)
+        test = stats.ranksums(one, other)
+        return bool(test.statistic > 0 and test.pvalue < SIGNIFICANCE_LEVEL)
 
     return {
-        name: sum(beats(mine, other) for rival, other in samples.items() if rival != name)
-        for name, mine in samples.items()
+        method: sum(is_better(sample, samples[other]) for other in samples if other != method)
+        for method, sample in samples.items()
     }
 
 
-def metric_scores(scores: Mapping[str, ArrayLike], high_is_good: bool) -> dict[str, float]:
-    """Learn2Reg's score in one metric: 0.1 for the fewest :func:`wins` to 1 for the most.
+def compute_metric_scores(
+    scores: Mapping[str, ArrayLike], higher_is_better: bool
+) -> dict[str, float]:
+    """Compute Learn2Reg's score of each method in one metric, 0.1 for the fewest wins to 1.
 
-    Equally spaced over the order of the methods, equals sharing the mean of their places; a method
-    without the metric has 0.1.
+    Scores are equally spaced over the ranks by :func:`count_wins`; ties share their mean rank.  A
+    method without the metric has 0.1.
     """
-    counts = wins(scores, high_is_good)
-    place = stats.rankdata(list(counts.values())) - 1  # equals share their mean
-    span = (HIGHEST - LOWEST) / max(len(counts) - 1, 1)
+    wins = count_wins(scores, higher_is_better)
+    ranks = stats.rankdata(list(wins.values())) - 1  # ties share their mean
+    step = (MAX_SCORE - MIN_SCORE) / max(len(wins) - 1, 1)
     return {
-        name: float(LOWEST + span * at) if known(scores[name]).size else LOWEST
-        for name, at in zip(counts, place, strict=True)
+        method: float(MIN_SCORE + step * rank) if drop_nan(scores[method]).size else MIN_SCORE
+        for method, rank in zip(wins, ranks, strict=True)
     }
 
 
-def rank_score(by_metric: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Learn2Reg's overall score: the geometric mean over metrics of :func:`metric_scores`."""
+def compute_rank_scores(by_metric: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Compute Learn2Reg's overall score: the geometric mean of the scores in all metrics.
+
+    Args:
+        by_metric: Results of :func:`compute_metric_scores`, all of the same methods.
+    """
     return {
-        name: float(stats.gmean([scores[name] for scores in by_metric])) for name in by_metric[0]
+        method: float(stats.gmean([scores[method] for scores in by_metric]))
+        for method in by_metric[0]
     }
 
 
-def hardest(initial: ArrayLike, share: float = 0.3) -> NDArray[np.bool_]:
-    """Which scores belong to the ``share`` that was lowest before registration (Dice30); equals
-    of the last one belong to it, NaN does not.
+def select_hardest(initial: ArrayLike, share: float = 0.3) -> NDArray[np.bool_]:
+    """Select the ``share`` of scores that were lowest before registration (for Dice30).
+
+    Ties with the last selected score are included, NaN is not.
     """
     values = np.asarray(initial, np.float64)
-    return values <= np.quantile(known(values), share) if known(values).size else values < 0
+    sample = drop_nan(values)
+    return values <= np.quantile(sample, share) if sample.size else values < 0

@@ -12,81 +12,89 @@ Mask = NDArray[np.bool_]
 Distances = NDArray[np.floating]
 
 
-def _crop(*masks: Mask) -> tuple[Mask, ...]:
-    """The masks in the smallest box that holds them all."""
-    either = np.logical_or.reduce(masks)
+def _crop_to_masks(*masks: Mask) -> tuple[Mask, ...]:
+    """Crop masks to the smallest box that holds them all."""
+    union = np.logical_or.reduce(masks)
     occupied = [
-        np.flatnonzero(either.any(tuple(set(range(either.ndim)) - {axis})))
-        for axis in range(either.ndim)
+        np.flatnonzero(union.any(tuple(set(range(union.ndim)) - {axis})))
+        for axis in range(union.ndim)
     ]
     box = tuple(slice(along[0], along[-1] + 1) for along in occupied)
     return tuple(mask[box] for mask in masks)
 
 
-def boxes(
+def find_label_boxes(
     fixed: NDArray[np.integer], warped: NDArray[np.integer], labels: Iterable[int]
 ) -> dict[int, tuple[slice, ...]]:
-    """The smallest box that holds a label in both volumes; the whole grid if one has it not."""
-    whole = (slice(None),) * fixed.ndim
-    found = [find_objects(volume) for volume in (fixed, warped)]
+    """Return the smallest box that holds each label in both volumes.
 
-    def box(label: int) -> tuple[slice, ...]:
-        pair = [one[label - 1] for one in found if 0 < label <= len(one)]
+    The box of a label that one of them lacks is the whole grid.
+    """
+    whole = (slice(None),) * fixed.ndim
+    boxes = [find_objects(volume) for volume in (fixed, warped)]
+
+    def join_boxes(label: int) -> tuple[slice, ...]:
+        pair = [one[label - 1] for one in boxes if 0 < label <= len(one)]
         if len(pair) < 2 or None in pair:
             return whole
         return tuple(
             slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*pair, strict=True)
         )
 
-    return {label: box(label) for label in labels}
+    return {label: join_boxes(label) for label in labels}
 
 
-def _diagonal(shape: tuple[int, ...], spacing: NDArray) -> float:
-    """The greatest distance two voxels of a grid can have, in the unit of the spacing."""
+def _compute_diagonal(shape: tuple[int, ...], spacing: NDArray) -> float:
+    """Return the largest distance of two voxels of a grid, in the unit of the spacing."""
     return float(np.linalg.norm((np.array(shape) - 1) * spacing))
 
 
 def surface_distances(fixed: Mask, warped: Mask, spacing: NDArray) -> tuple[Distances, Distances]:
-    """Distance of each structure's surface voxels to the nearest surface voxel of the other.
+    """Compute the distance of each structure's surface voxels to the other's nearest one.
 
-    A surface voxel is one with a face on the outside; beyond the image is outside.
+    A surface voxel has a face towards the outside; beyond the image is outside.
 
     Args:
         fixed: (*spatial), not empty.
-        warped: (*spatial); if it is empty, each surface is put a whole diagonal of the grid away,
-            so that a structure lost costs the most a structure can.
-        spacing: (D,) width of a voxel, in the unit of the answer.
+        warped: (*spatial).  If it is empty, both distances are the grid's diagonal, the largest
+            possible value.
+        spacing: (D,) voxel size; the result has its unit.
 
     Returns:
         Distances from ``fixed`` to ``warped``, and from ``warped`` to ``fixed``.
+
+    >>> fixed, warped = np.eye(8, dtype=bool)[[1]], np.eye(8, dtype=bool)[[4]]
+    >>> surface_distances(fixed, warped, spacing=np.array([1.0, 2.0]))
+    (array([6.]), array([6.]))
     """
     if not warped.any():
-        lost = np.array([_diagonal(fixed.shape, spacing)])
-        return lost, lost
-    surfaces = [mask & ~binary_erosion(mask) for mask in _crop(fixed, warped)]
+        diagonal = np.array([_compute_diagonal(fixed.shape, spacing)])
+        return diagonal, diagonal
+    surfaces = [mask & ~binary_erosion(mask) for mask in _crop_to_masks(fixed, warped)]
     points = [np.argwhere(surface) * spacing for surface in surfaces]
     trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
     return trees[1].query(points[0])[0], trees[0].query(points[1])[0]
 
 
-def hausdorff95(there: Distances, back: Distances) -> float:
-    """The greater of the two directed 95th percentiles of :func:`surface_distances`."""
-    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+def hausdorff95(fixed_to_warped: Distances, warped_to_fixed: Distances) -> float:
+    """Return the larger directed 95th percentile of :func:`surface_distances`."""
+    return float(max(np.percentile(fixed_to_warped, 95), np.percentile(warped_to_fixed, 95)))
 
 
-def average_surface_distance(there: Distances, back: Distances) -> float:
-    """Mean of :func:`surface_distances` over the surface voxels of both structures."""
-    return float(np.concatenate([there, back]).mean())
+def average_surface_distance(fixed_to_warped: Distances, warped_to_fixed: Distances) -> float:
+    """Return the mean of :func:`surface_distances` over the surface voxels of both structures."""
+    return float(np.concatenate([fixed_to_warped, warped_to_fixed]).mean())
 
 
-def hausdorff95_l2r(fixed: Mask, warped: Mask) -> float:
-    """HD95 in voxels by the package the Learn2Reg evaluator calls, percentiles weighted by area.
+def hausdorff95_learn2reg(fixed: Mask, warped: Mask) -> float:
+    """Compute HD95 in voxels as the Learn2Reg evaluator does, by the same package.
 
-    Surface elements sit on the corners between voxels.  For an empty ``warped`` the evaluator
-    answers infinity, or stops under NumPy 2: here it is the diagonal of the grid.
+    Percentiles are weighted by area; surface elements lie on the corners between voxels.  For an
+    empty ``warped`` the evaluator returns infinity, or fails with NumPy 2; here the result is the
+    grid's diagonal.
     """
     spacing = np.ones(fixed.ndim)
     if not warped.any():
-        return _diagonal(fixed.shape, spacing)
+        return _compute_diagonal(fixed.shape, spacing)
     distances = surface_distance.compute_surface_distances(fixed, warped, spacing)
     return float(surface_distance.compute_robust_hausdorff(distances, 95.0))

@@ -1,8 +1,8 @@
-"""From one record for each case and method to the tables people read and programs parse.
+"""Per-case, per-label and summary tables from one record for each case and method.
 
-A record is a flat dict: ``case``, ``method``, then numbers: a metric's name carries its unit
-(``hd95_mm``), and what follows a slash is a label (``dice/1``).  NaN means "not defined for this
-case" and is left out of means; standard deviations divide by n (ddof 0), as Learn2Reg does.
+A record is a flat dict: ``case``, ``method``, then metric values.  A metric's name ends in its unit
+(``hd95_mm``); a suffix after a slash is a label (``dice/1``).  NaN means "not defined for this
+case" and is excluded from means; standard deviations use ddof 0, as Learn2Reg does.
 """
 
 import json
@@ -19,10 +19,11 @@ from regnet_lab.errors import UserError
 from regnet_lab.utils.atomic_io import write_text
 
 Record = Mapping[str, Any]
+TextTable = Sequence[Sequence[str]]  # rows of text, the header first
 
 IDENTITY = "identity"
-COST = ("seconds", "peak_mb")  # what an answer costs; the columns after those of its quality
-HEADERS = {  # a metric's name without its unit: what readers call it, decimals
+COST_COLUMNS = ("seconds", "peak_mb")  # listed after the metrics
+METRIC_FORMATS = {  # metric without its unit: displayed name, decimals
     "dice": ("Dice", 3),
     "dice30": ("Dice30", 3),
     "hd95": ("HD95", 2),
@@ -42,8 +43,8 @@ HEADERS = {  # a metric's name without its unit: what readers call it, decimals
 UNITS = {"mm": "mm", "vox": "voxels", "percent": "%", "mb": "MB"}
 
 
-def _unique(records: Sequence[Record]) -> list[Record]:
-    """The first record of each (method, case): DDP repeats cases to fill its last batch."""
+def _drop_duplicates(records: Sequence[Record]) -> list[Record]:
+    """Return the first record of each (method, case): DDP repeats cases to fill its last batch."""
     if not records:
         raise UserError("There is nothing to report: no case was evaluated; check the data split.")
     unique: dict[tuple[str, str], Record] = {}
@@ -52,39 +53,43 @@ def _unique(records: Sequence[Record]) -> list[Record]:
     return list(unique.values())
 
 
-def cases(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each method and case, without the values of single labels.
+def build_case_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row for each method and case, without the values of single labels.
 
     Raises:
         UserError: There are no records.
     """
-    rows = [{k: v for k, v in r.items() if "/" not in k} for r in _unique(records)]
+    rows = [{k: v for k, v in r.items() if "/" not in k} for r in _drop_duplicates(records)]
     frame = pd.DataFrame(rows)
     metrics = [name for name in frame if name not in ("case", "method")]
-    return frame[["case", "method", *sorted(metrics, key=COST.__contains__)]]
+    return frame[["case", "method", *sorted(metrics, key=COST_COLUMNS.__contains__)]]
 
 
-def labels(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each case, method and label, one column for each metric known by label."""
+def build_label_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row for each case, method and label, one column for each per-label metric."""
     rows: dict[tuple[str, str, int], dict[str, float]] = {}
-    for record in _unique(records):
-        for key in filter(lambda k: "/" in k, record):
-            metric, label = key.rsplit("/", 1)
-            rows.setdefault((record["case"], record["method"], int(label)), {})[metric] = record[
-                key
-            ]
+    for record in _drop_duplicates(records):
+        for key, value in record.items():
+            metric, slash, label = key.rpartition("/")
+            if slash:
+                row = rows.setdefault((record["case"], record["method"], int(label)), {})
+                row[metric] = value
     keys = ["case", "method", "label"]
-    listed = [dict(zip(keys, key, strict=True), **values) for key, values in rows.items()]
-    return pd.DataFrame(listed) if listed else pd.DataFrame(columns=keys)
+    table = [dict(zip(keys, key, strict=True), **values) for key, values in rows.items()]
+    return pd.DataFrame(table) if table else pd.DataFrame(columns=keys)
 
 
-def summary(records: Sequence[Record]) -> pd.DataFrame:
-    """One row for each method, identity first: ``cases``, then ``<metric>_mean``, ``<metric>_std``.
+def summarize(records: Sequence[Record]) -> pd.DataFrame:
+    """Return one row for each method, identity first: ``cases``, ``<metric>_mean``, ``_std``.
 
     Raises:
         UserError: There are no records.
+
+    >>> records = [{"case": c, "method": "net", "dice": d} for c, d in (("a", 0.8), ("b", 0.6))]
+    >>> summarize(records).loc["net"].round(3).to_dict()
+    {'cases': 2.0, 'dice_mean': 0.7, 'dice_std': 0.1}
     """
-    frame = cases(records)
+    frame = build_case_table(records)
     groups = frame.groupby("method", sort=False)
     table = groups.size().to_frame("cases")
     for metric in frame.select_dtypes("number"):
@@ -93,111 +98,144 @@ def summary(records: Sequence[Record]) -> pd.DataFrame:
     return table.loc[sorted(table.index, key=lambda method: method != IDENTITY)]
 
 
+def list_metrics(table: pd.DataFrame) -> list[str]:
+    """Return the metrics of a summary or a leaderboard, in the order of its columns."""
+    return [str(name).removesuffix("_mean") for name in table if str(name).endswith("_mean")]
+
+
 def split_unit(metric: str) -> tuple[str, str]:
-    """``hd95_mm`` as name and unit; no unit where the name does not end in one."""
+    """Split a metric's name and unit; the unit is empty if the name does not end in one.
+
+    >>> split_unit("hd95_mm"), split_unit("dice")
+    (('hd95', 'mm'), ('dice', ''))
+    """
     name, _, unit = metric.rpartition("_")
     return (name, UNITS[unit]) if unit in UNITS else (metric, "")
 
 
-def known(name: str) -> tuple[str, int] | None:
-    """What readers call a metric without its unit, and its decimals: ``mae_axis0``, MAE axis0."""
+def find_format(name: str) -> tuple[str, int] | None:
+    """Return the displayed name and the decimals of a metric without its unit, if it has any."""
     if name.startswith("mae_"):
         return name.replace("mae_", "MAE ").replace("_", " "), 2
-    return HEADERS.get(name)
+    return METRIC_FORMATS.get(name)
 
 
-def header(metric: str) -> str:
-    """``hd95_mm`` as readers know it, HD95 (mm); a name not known is shown as it is."""
+def format_header(metric: str) -> str:
+    """Return a metric's displayed name with its unit; an unknown metric stays as it is.
+
+    >>> format_header("hd95_mm")
+    'HD95 (mm)'
+    """
     name, unit = split_unit(metric)
-    if (found := known(name)) is None:
+    if (known_format := find_format(name)) is None:
         return metric
-    return f"{found[0]} ({unit})" if unit else found[0]
+    return f"{known_format[0]} ({unit})" if unit else known_format[0]
 
 
-def _metrics(table: pd.DataFrame) -> list[str]:
-    return [name.removesuffix("_mean") for name in table if name.endswith("_mean")]
+def format_number(metric: str, value: float | None) -> str:
+    """Format a value with the decimals of its metric; a dash for NaN or None."""
+    if not isinstance(value, int | float) or math.isnan(value):
+        return "-"
+    known_format = find_format(split_unit(metric)[0])
+    return f"{value:.{known_format[1]}f}" if known_format else f"{value:.4g}"
 
 
-def _cell(metric: str, mean: float, std: float) -> str:
-    """Mean ± std with the decimals the metric deserves; a dash where no case defines it."""
+def format_mean_std(metric: str, mean: float, std: float) -> str:
+    """Format ``mean ± std`` with the decimals of the metric; a dash if the mean is NaN."""
     if math.isnan(mean):
         return "-"
-    found = known(split_unit(metric)[0])
-    style = f".{found[1]}f" if found else ".4g"
-    return f"{mean:{style}} ± {std:{style}}"
+    return f"{format_number(metric, mean)} ± {format_number(metric, std)}"
 
 
-def grid(table: pd.DataFrame) -> list[list[str]]:
-    """The summary as text, header row first."""
-    metrics = _metrics(table)
+def format_summary(table: pd.DataFrame) -> list[list[str]]:
+    """Format a summary as rows of text, header first."""
+    metrics = list_metrics(table)
     rows = [
         [str(method), str(row["cases"].astype(int))]
-        + [_cell(metric, row[f"{metric}_mean"], row[f"{metric}_std"]) for metric in metrics]
+        + [format_mean_std(m, row[f"{m}_mean"], row[f"{m}_std"]) for m in metrics]
         for method, row in table.iterrows()
     ]
-    return [["method", "cases", *map(header, metrics)], *rows]
+    return [["method", "cases", *map(format_header, metrics)], *rows]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A summary as a Markdown table whose columns also line up as plain text."""
-    return markdown_grid(grid(table))
-
-
-def markdown_grid(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the header first, as such a table."""
+def to_markdown(rows: TextTable) -> str:
+    """Format rows of text as a Markdown table with aligned columns, the first to the left."""
     cells = [[text.replace("|", r"\|") for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    first, *rest = widths
-    rule = ["-" * first, *("-" * (width - 1) + ":" for width in rest)]
+    first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
     lines = [
-        [row[0].ljust(first), *map(str.rjust, row[1:], rest)]
+        [row[0].ljust(first), *map(str.rjust, row[1:], others)]
         for row in (cells[0], rule, *cells[1:])
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(table: pd.DataFrame) -> Table:
-    """A summary for the terminal: one column for each method, so that it fits a narrow one."""
-    methods, *rows = zip(*grid(table), strict=True)
+def to_latex(rows: TextTable) -> str:
+    """Format rows of text as a LaTeX tabular (package booktabs)."""
+    text = _to_frame(rows).to_latex(
+        index=False, escape=True, column_format="l" + "r" * (len(rows[0]) - 1)
+    )
+    return text.replace("±", r"$\pm$").replace("<", "$<$")
+
+
+def to_html(rows: TextTable) -> str:
+    """Format rows of text as an HTML table."""
+    return _to_frame(rows).to_html(index=False, border=0)
+
+
+def _to_frame(rows: TextTable) -> pd.DataFrame:
+    return pd.DataFrame(rows[1:], columns=list(rows[0]))
+
+
+def summary_to_markdown(table: pd.DataFrame) -> str:
+    """Format a summary as a Markdown table."""
+    return to_markdown(format_summary(table))
+
+
+def summary_to_rich(table: pd.DataFrame) -> Table:
+    """Format a summary for the terminal, transposed so that it fits narrow ones."""
+    methods, *rows = zip(*format_summary(table), strict=True)
     rich = Table(title="mean ± standard deviation over cases")
-    for place, name in enumerate(["", *methods[1:]]):
-        rich.add_column(escape(name), justify="right" if place else "left")
+    for column, name in enumerate(["", *methods[1:]]):
+        rich.add_column(escape(name), justify="right" if column else "left")
     for row in rows:
         rich.add_row(*map(escape, row))
     return rich
 
 
-def as_dict(table: pd.DataFrame) -> dict[str, Any]:
-    """A summary as plain numbers for JSON; what is not finite becomes None.
+def summary_to_dict(table: pd.DataFrame) -> dict[str, Any]:
+    """Convert a summary to plain numbers for JSON; values that are not finite become None.
 
     Returns:
-        ``{"cases": n, method: {metric: {"mean": x, "std": y}}}``, n the most any method saw.
+        ``{"cases": n, method: {metric: {"mean": x, "std": y}}}``, n the largest number of cases of
+        any method.
     """
 
-    def number(value: float) -> float | None:
+    def to_number(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
 
     methods = {
         str(method): {
-            metric: {key: number(row[f"{metric}_{key}"]) for key in ("mean", "std")}
-            for metric in _metrics(table)
+            metric: {key: to_number(row[f"{metric}_{key}"]) for key in ("mean", "std")}
+            for metric in list_metrics(table)
         }
         for method, row in table.iterrows()
     }
     return {"cases": int(table["cases"].max()), **methods}
 
 
-def write(records: Sequence[Record], folder: str | Path) -> None:
-    """``cases.csv``, ``labels.csv`` where there are labels, ``summary.json`` and ``summary.md``.
+def write_tables(records: Sequence[Record], folder: str | Path) -> None:
+    """Write ``cases.csv``, ``labels.csv`` (if there are labels), ``summary.json``, ``summary.md``.
 
     Raises:
-        UserError: There are no records, or ``folder`` cannot be written to.
+        UserError: There are no records, or ``folder`` is not writable.
     """
-    table, by_label = summary(records), labels(records)
     folder = Path(folder)
-    write_text(folder / "cases.csv", cases(records).to_csv(index=False))
-    (folder / "labels.csv").unlink(missing_ok=True)  # an earlier report's
-    if len(by_label):
-        write_text(folder / "labels.csv", by_label.to_csv(index=False))
-    write_text(folder / "summary.json", json.dumps(as_dict(table), indent=2, allow_nan=False))
-    write_text(folder / "summary.md", markdown(table))
+    table, label_table = summarize(records), build_label_table(records)
+    write_text(folder / "cases.csv", build_case_table(records).to_csv(index=False))
+    (folder / "labels.csv").unlink(missing_ok=True)  # of an earlier evaluation
+    if len(label_table):
+        write_text(folder / "labels.csv", label_table.to_csv(index=False))
+    summary = json.dumps(summary_to_dict(table), indent=2, allow_nan=False)
+    write_text(folder / "summary.json", summary)
+    write_text(folder / "summary.md", summary_to_markdown(table))

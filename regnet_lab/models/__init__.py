@@ -1,6 +1,6 @@
 """Models: ``model(fixed, moving) -> list of displacement fields``, coarse to fine.
 
-Images are (B, 1, *spatial); each field is (B, D, *its own grid) in voxels of that grid.
+Images are (B, 1, *spatial); each field is (B, D, *grid) in voxels of its own grid.
 """
 
 from regnet_lab.models.affine import Affine as Affine
@@ -21,10 +21,10 @@ from regnet_lab.models.regnet_2019 import RegNetUNet as RegNetUNet
 from regnet_lab.models.shared_pyramid import SharedPyramid as SharedPyramid
 from regnet_lab.models.voxelmorph import VoxelMorph as VoxelMorph
 from regnet_lab.models.wrappers import Chain as Chain
-from regnet_lab.models.wrappers import Diffeomorphic as Diffeomorphic
+from regnet_lab.models.wrappers import DiffeomorphicModel as DiffeomorphicModel
+from regnet_lab.models.wrappers import IterativeRefinement as IterativeRefinement
 from regnet_lab.models.wrappers import MultiStage as MultiStage
-from regnet_lab.models.wrappers import Pretrained as Pretrained
-from regnet_lab.models.wrappers import Refined as Refined
-from regnet_lab.models.wrappers import Repeated as Repeated
-from regnet_lab.models.wrappers import SliceWise as SliceWise
-from regnet_lab.models.wrappers import Tiled as Tiled
+from regnet_lab.models.wrappers import PretrainedModel as PretrainedModel
+from regnet_lab.models.wrappers import ResidualRefinement as ResidualRefinement
+from regnet_lab.models.wrappers import SliceWiseModel as SliceWiseModel
+from regnet_lab.models.wrappers import TiledModel as TiledModel

@@ -1,7 +1,7 @@
-"""DIRV-Net: unrolled descent on a learned energy of the residual image and of the displacement.
+"""DIRV-Net: unrolled descent on a learned energy of the residual image and the displacement.
 
 After the public TensorFlow implementation of DIRV-Net; variational networks: Hammernik et al., MRM
-2018; Kobler et al., GCPR 2017.  What differs from it: docs/dirvnet.md.
+2018; Kobler et al., GCPR 2017.  Differences: docs/dirvnet.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models.field_of_experts import Activation, FieldOfExperts, PiecewiseLinear
-from regnet_lab.ops.bspline import ControlGrid
+from regnet_lab.ops.bspline import ControlPointGrid
 
 
-class Level(nn.Module):
-    """The units of one pyramid level.
+class PyramidLevel(nn.Module):
+    """The variational units of one pyramid level.
 
-    With control values c, u = A c their displacement and r = moving(x + u) - fixed the residual,
-    unit t makes, ``beta`` being zero without momentum,
+    With control values c, their displacement u = A c and the residual r = moving(x + u) - fixed,
+    unit t computes (``beta`` is zero without momentum)
 
         c_(t+1) = c_t - |alpha_t| (A^T (D_t(r) grad moving(x + u)) + R_t(c_t))
                   + beta_t (c_t - c_(t-1))
 
     Args:
-        data: D, fields of experts on the residual; each serves as many units as the next.
-        regularisers: R, fields of experts on the control values.
+        data: Fields of experts D on the residual, each shared by equally many consecutive units.
+        regularisers: Fields of experts R on the control values.
         units: Number of units.
-        steps: Range from which alpha is drawn at the start.
-        momentum: beta at the start, or none.
+        steps: Range of the uniform initialisation of alpha.
+        momentum: Initial beta, or none.
     """
 
     def __init__(
@@ -48,40 +48,40 @@ class Level(nn.Module):
             self.momentum = nn.Parameter(torch.full([units], momentum))
 
     def forward(
-        self, fixed: Tensor, moving: Tensor, control: Tensor, grid: ControlGrid
+        self, fixed: Tensor, moving: Tensor, control: Tensor, grid: ControlPointGrid
     ) -> tuple[list[Tensor], Tensor]:
-        """Displacements u after every unit, and the last control values."""
+        """Return the displacement after every unit, and the last control values."""
         units, change, fields = len(self.steps), torch.zeros_like(control), []
-        u = grid.dense(control)
+        u = grid.evaluate(control)
         for t, alpha in enumerate(self.steps.abs()):
             expert = t * len(self.data) // units
             warped = ops.warp(moving, u)
             force = self.data[expert](warped - fixed) * ops.gradient(warped)[:, 0]
-            slope = grid.adjoint(force) + self.regularisers[expert](control)
+            slope = grid.apply_adjoint(force) + self.regularisers[expert](control)
             beta = 0 if self.momentum is None else self.momentum[t]
             change = beta * change - alpha * slope
             control = control + change
-            u = grid.dense(control)
+            u = grid.evaluate(control)
             fields.append(u)
         return fields, control
 
 
 class DIRVNet(nn.Module):
-    """One field for every unit of every level, coarse to fine.
+    """Variational network over a pyramid; returns one field for every unit, coarse to fine.
 
     Args:
         ndim: 2 or 3.
-        levels: Pyramid levels, each half as large as the next; every one has weights of its own.
+        levels: Pyramid levels, each half as large as the next; each has its own weights.
         units: Variational units of each level.
-        shared: Consecutive units of a level that have the same filters and activations.
+        shared_units: Consecutive units of a level that share filters and activations.
         filters: Filters of each channel of a field of experts.
-        data_kernel: Width of the filters of the residual.
-        regulariser_kernel: Width of the filters of the displacement, control points.
-        activation: Makes the activations of a number of filters.
-        spacing: Voxels between control points, or a number for each axis.
-        degree: 1: linear interpolation between control points; 3: cubic B-splines.
-        steps: Range from which the step sizes are drawn.
-        momentum: Null: gradient descent; otherwise heavy ball (Polyak), this much at the start.
+        data_kernel_size: Size of the filters of the residual, voxels.
+        regulariser_kernel_size: Size of the filters of the displacement, control points.
+        activation: Creates the activations of a number of filters.
+        control_point_spacing: Voxels between control points, for all axes or for each.
+        spline_degree: 1: linear interpolation between control points; 3: cubic B-splines.
+        step_size_range: Range of the uniform initialisation of the step sizes.
+        momentum: Null: gradient descent; otherwise initial momentum of the heavy ball (Polyak).
     """
 
     def __init__(
@@ -89,41 +89,49 @@ class DIRVNet(nn.Module):
         ndim: int,
         levels: int = 1,
         units: int = 7,
-        shared: int = 1,
+        shared_units: int = 1,
         filters: int = 16,
-        data_kernel: int = 7,
-        regulariser_kernel: int = 5,
+        data_kernel_size: int = 7,
+        regulariser_kernel_size: int = 5,
         activation: Callable[[int], Activation] = PiecewiseLinear,
-        spacing: int | Sequence[int] = 4,
-        degree: int = 1,
-        steps: tuple[float, float] = (0.0, 0.1),
+        control_point_spacing: int | Sequence[int] = 4,
+        spline_degree: int = 1,
+        step_size_range: tuple[float, float] = (0.0, 0.1),
         momentum: float | None = None,
     ) -> None:
         super().__init__()
-        if ndim not in (2, 3) or units % shared:
+        if ndim not in (2, 3) or units % shared_units:
             raise UserError(
-                f"ndim={ndim}, units={units}, shared={shared}: DIRVNet has 2 or 3 dimensions, and "
-                "units in groups of equal size."
+                f"ndim={ndim}, units={units}, shared_units={shared_units}: ndim must be 2 or 3, "
+                "and units a multiple of shared_units."
             )
-        self.spacing = [spacing] * ndim if isinstance(spacing, int) else list(spacing)
-        self.degree = degree
-        ControlGrid([2] * ndim, self.spacing, degree)
+        self.control_point_spacing = (
+            [control_point_spacing] * ndim
+            if isinstance(control_point_spacing, int)
+            else list(control_point_spacing)
+        )
+        self.spline_degree = spline_degree
+        ControlPointGrid([2] * ndim, self.control_point_spacing, spline_degree)
 
-        def experts(channels: int, kernel: int) -> list[FieldOfExperts]:
+        def make_experts(channels: int, kernel: int) -> list[FieldOfExperts]:
             return [
                 FieldOfExperts(ndim, channels, filters, kernel, activation)
-                for _ in range(units // shared)
+                for _ in range(units // shared_units)
             ]
 
         self.levels = nn.ModuleList(
-            Level(
-                experts(1, data_kernel), experts(ndim, regulariser_kernel), units, steps, momentum
+            PyramidLevel(
+                make_experts(1, data_kernel_size),
+                make_experts(ndim, regulariser_kernel_size),
+                units,
+                step_size_range,
+                momentum,
             )
             for _ in range(levels)
         )
 
-    def grids(self, shape: Sequence[int]) -> list[ControlGrid]:
-        """The control points of each level of an image, coarse to fine.
+    def make_control_grids(self, shape: Sequence[int]) -> list[ControlPointGrid]:
+        """Return the control points of each level of an image, coarse to fine.
 
         Raises:
             UserError: The coarsest level would be a single voxel wide.
@@ -134,21 +142,26 @@ class DIRVNet(nn.Module):
                 f"An image of {' x '.join(map(str, shape))} voxels is too small for "
                 f"{len(shapes)} levels: lower model.levels."
             )
-        return [ControlGrid(level, self.spacing, self.degree) for level in shapes]
+        return [
+            ControlPointGrid(level, self.control_point_spacing, self.spline_degree)
+            for level in shapes
+        ]
 
-    def representable(self, u: Tensor) -> Tensor:
-        """The field nearest to u (B, D, *spatial), in least squares, that this model can give."""
-        grid = self.grids(u.shape[2:])[-1]
-        return grid.dense(grid.fit(u))
+    def project_field(self, u: Tensor) -> Tensor:
+        """Return the least-squares projection of u (B, D, *spatial) on the model's fields."""
+        grid = self.make_control_grids(u.shape[2:])[-1]
+        return grid.evaluate(grid.fit(u))
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
-        grids = self.grids(fixed.shape[2:])
-        control = torch.zeros(len(fixed), len(self.spacing), *grids[0].points).to(fixed)
-        coarser, fields = grids[0], []
+        grids = self.make_control_grids(fixed.shape[2:])
+        control = torch.zeros(
+            len(fixed), len(self.control_point_spacing), *grids[0].control_shape
+        ).to(fixed)
+        previous_grid, fields = grids[0], []
         for level, grid in zip(self.levels, grids, strict=True):
-            control = grid.refined(control, coarser)
+            control = grid.refine(control, previous_grid)
             images = ops.resize(fixed, grid.shape), ops.resize(moving, grid.shape)
             units, control = level(*images, control, grid)
             fields += units
-            coarser = grid
+            previous_grid = grid
         return fields

@@ -16,48 +16,51 @@ from regnet_lab.ops import full_precision
 
 
 class Activation(nn.Module):
-    """A function of its own for every filter, given by its values at equally spaced knots.
+    """A learned function for every filter, given by its values at equally spaced knots.
 
     Args:
         filters: Number F of functions.
-        knots: Number K of knots of each.
-        region: Where the first and the last knot lie.
-        deviation: Standard deviation of the values at the start, cut at twice as much.
-        slope: What they deviate from: slope * x.
+        num_knots: Number K of knots of each function.
+        knot_range: Position of the first and the last knot.
+        init_std: Standard deviation of the initial values, truncated at twice as much.
+        init_slope: Initial slope: the values deviate from slope * x.
     """
 
     def __init__(
         self,
         filters: int,
-        knots: int = 24,
-        region: tuple[float, float] = (-1.0, 1.0),
-        deviation: float = 0.01,
-        slope: float = 0.0,
+        num_knots: int = 24,
+        knot_range: tuple[float, float] = (-1.0, 1.0),
+        init_std: float = 0.01,
+        init_slope: float = 0.0,
     ) -> None:
         super().__init__()
-        low, high = region
-        if knots < 2 or low >= high:
+        low, high = knot_range
+        if num_knots < 2 or low >= high:
             raise UserError(
-                f"knots={knots}, region={list(region)}: give 2 or more, from low to high."
+                f"num_knots={num_knots}, knot_range={list(knot_range)}: give at least 2 knots, "
+                "from low to high."
             )
-        self.knots, self.region, self.step = knots, (low, high), (high - low) / (knots - 1)
-        noise = nn.init.trunc_normal_(torch.empty(filters, knots))  # cut at 2
-        self.values = nn.Parameter(deviation * noise + slope * self.positions())
+        self.num_knots = num_knots
+        self.knot_range = (low, high)
+        self.step = (high - low) / (num_knots - 1)
+        noise = nn.init.trunc_normal_(torch.empty(filters, num_knots))  # cut at 2
+        self.values = nn.Parameter(init_std * noise + init_slope * self.compute_knot_positions())
 
-    def positions(self) -> Tensor:
-        """(K,) where the knots lie."""
-        return torch.linspace(*self.region, self.knots)
+    def compute_knot_positions(self) -> Tensor:
+        """Return the positions (K,) of the knots."""
+        return torch.linspace(*self.knot_range, self.num_knots)
 
 
 class PiecewiseLinear(Activation):
-    """Linear interpolation between the knots, constant beyond them."""
+    """Linear interpolation between the knots, constant outside."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply function f to channel f of (B, F, *spatial)."""
-        low, _ = self.region
-        t = ((x - low) / self.step).clamp(0, self.knots - 1)
-        below = t.detach().floor().clamp(max=self.knots - 2)
-        first = self.knots * torch.arange(x.shape[1], device=x.device)
+        low, _ = self.knot_range
+        t = ((x - low) / self.step).clamp(0, self.num_knots - 1)
+        below = t.detach().floor().clamp(max=self.num_knots - 2)
+        first = self.num_knots * torch.arange(x.shape[1], device=x.device)
         index = (below.long() + first.view(1, -1, *[1] * (x.ndim - 2))).flatten()
         values = self.values.flatten()
         left, right = values.index_select(0, index), values.index_select(0, index + 1)
@@ -65,38 +68,39 @@ class PiecewiseLinear(Activation):
 
 
 class RadialBasis(Activation):
-    """A Gaussian at every knot, as wide (sigma) as knots are apart: sum_k w_k exp(-(x - g_k)^2 / 2
-    sigma^2).
+    """Sum of Gaussians at the knots g_k: sum_k w_k exp(-(x - g_k)^2 / 2 sigma^2).
 
-    Its terms are summed again for the gradient instead of being kept, K times the image.
+    Sigma is the distance of the knots.  The terms, K times the image, are recomputed
+    in the backward pass instead of being stored.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply function f to channel f of (B, F, *spatial)."""
-        return checkpoint(self.bells, x, self.values, use_reentrant=False)
+        return checkpoint(self.sum_gaussians, x, self.values, use_reentrant=False)
 
-    def bells(self, x: Tensor, values: Tensor) -> Tensor:
-        per_filter = values.T.reshape(self.knots, 1, -1, *[1] * (x.ndim - 2))
+    def sum_gaussians(self, x: Tensor, values: Tensor) -> Tensor:
+        """Return the sum of the Gaussians weighted by ``values`` (F, K)."""
+        per_filter = values.T.reshape(self.num_knots, 1, -1, *[1] * (x.ndim - 2))
         total = torch.zeros_like(x)
-        for weight, knot in zip(per_filter, self.positions().tolist(), strict=True):
+        for weight, knot in zip(per_filter, self.compute_knot_positions().tolist(), strict=True):
             total = total + weight * torch.exp(-0.5 * ((x - knot) / self.step) ** 2)
         return total
 
 
 class FieldOfExperts(nn.Module):
-    """The derivative of an energy sum_f sum_x rho_f((k_f * z)(x)) of every channel z by itself.
+    """The derivative of an energy sum_f sum_x rho_f((k_f * z)(x)) of every channel z.
 
-    It is sum_f k_f^T phi_f(k_f * z), phi_f being rho_f',
-    with k_f * z the convolution by a learned filter, zero outside the grid, and k_f^T its adjoint.
+    It is sum_f k_f^T phi_f(k_f * z) with phi_f = rho_f', k_f * z the convolution by a learned
+    filter, zero outside the grid, and k_f^T its adjoint.
 
     Args:
         ndim: 2 or 3.
-        channels: Channels of z, each with filters of its own.
+        channels: Channels of z, each with its own filters.
         filters: Filters of a channel.
-        kernel: Width of a filter, odd.
-        activation: Makes ``phi`` for a number of filters.
+        kernel: Size of a filter, odd.
+        activation: Creates the functions ``phi`` for a number of filters.
 
-    Filters start normal with deviation (D / filters)^(1 / D) / kernel.
+    Filters are initialised as normal with deviation (D / filters)^(1 / D) / kernel.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class FieldOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         if kernel % 2 == 0:
-            raise UserError(f"A filter of {kernel} voxels has no centre: give it an odd width.")
+            raise UserError(f"A filter of {kernel} voxels has no centre: choose an odd size.")
         self.channels = channels
         deviation = (ndim / filters) ** (1 / ndim) / kernel
         self.kernels = nn.Parameter(
@@ -119,7 +123,7 @@ class FieldOfExperts(nn.Module):
 
     @full_precision
     def forward(self, z: Tensor) -> Tensor:
-        """(B, channels, *spatial) to the same."""
+        """Map (B, channels, *spatial) to the same shape."""
         ndim, padding = z.ndim - 2, self.kernels.shape[-1] // 2
         correlate = {2: F.conv2d, 3: F.conv3d}[ndim]
         adjoint = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[ndim]

@@ -1,136 +1,157 @@
-"""The networks that come with the project: a file of tensors each, and a card of what it is.
+"""General-purpose registration with the pretrained weights distributed with the project.
 
-``python -m regnet_lab.shipped outputs/<run> weights/general_3d.pt`` makes both of a run.  The card,
-``general_3d.json``, has the file's SHA-256, the model's configuration, the voxels it was trained on
-and how it was made; a file that its card does not know is not loaded.
+The weights of a network are a safetensors file with a JSON card beside it.  The card has the
+file's SHA-256, the model's configuration, the number of voxels it was trained on and how it was
+made; a file that differs from its card is not loaded.  ``python -m regnet_lab.cli.package_weights``
+writes both from a training run.
 """
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import OmegaConf
+import safetensors.torch
 from torch import Tensor, nn
 
 from regnet_lab import ops
-from regnet_lab.config.compose import ROOTS
-from regnet_lab.config.instantiate import build
 from regnet_lab.errors import UserError
-from regnet_lab.models import SliceWise
+from regnet_lab.models.shared_pyramid import SharedPyramid
+from regnet_lab.models.wrappers import SliceWiseModel
+from regnet_lab.utils.paths import RESOURCE_ROOTS
+from regnet_lab.utils.voxel_budget import enlarge_voxels
 
-PREFIX = "model."  # of the model's weights in a checkpoint
+FOLDERS = tuple(root / "weights" for root in RESOURCE_ROOTS)
+SUFFIX = ".safetensors"
+NETWORKS = {"regnet_lab.models.SharedPyramid": SharedPyramid}  # a card may name
+MIN_SIDE = 16  # voxels; shorter sides are not downsampled
 
 
-FOLDERS = tuple(root / "weights" for root in ROOTS)
-
-
-FEWEST = 16  # voxels that a short axis keeps when images are made smaller
-
-
-def shipped(name: str) -> Path:
-    """The file of a network, in the repository or where it was installed.
+def find_weights(name: str) -> Path:
+    """Return the weights file of a network, in the repository or where it was installed.
 
     Raises:
         UserError: It is in neither.
     """
     for folder in FOLDERS:
-        if (folder / f"{name}.pt").is_file():
-            return folder / f"{name}.pt"
+        if (path := folder / f"{name}{SUFFIX}").is_file():
+            return path
     raise UserError(
-        f"{FOLDERS[0] / name}.pt is missing: fetch the repository again, or use model=identity."
+        f"{FOLDERS[0] / name}{SUFFIX} is missing: restore it from the repository, or use "
+        "model=identity."
     )
 
 
-def load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a file, and its card.
+def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the network of a weights file, and its card.
 
     Raises:
-        UserError: One of the two is missing or damaged, or they do not belong together.
+        UserError: One of the two files is missing or damaged, or they do not belong together.
     """
     try:
         content = path.read_bytes()
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        known = card["sha256"]
+        sha256, settings = card["sha256"], dict(card["model"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: it or its card {path.stem}.json cannot be read.") from error
-    if hashlib.sha256(content).hexdigest() != known:
+        raise UserError(f"{path} or its card {path.stem}.json cannot be read.") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            f"{path}: is damaged or another than its card {path.stem}.json describes; "
-            "fetch both again."
+            f"{path} is damaged or differs from its card {path.stem}.json; restore both files."
         )
-    model = build(OmegaConf.create(card["model"]))
+    target = settings.pop("_target_", None)
+    if target not in NETWORKS:
+        raise UserError(
+            f"{path}: model {target} is refused; a card may name {', '.join(NETWORKS)}."
+        )
     try:
-        model.load_state_dict(torch.load(io.BytesIO(content), "cpu", weights_only=True))
+        model = NETWORKS[target](**settings)
+        model.load_state_dict(safetensors.torch.load(content))
     except Exception as error:
-        raise UserError(f"{path}: does not hold the weights of the model on its card.") from error
+        raise UserError(f"{path} does not hold the weights of the model on its card.") from error
     return model, card
 
 
-def bounded(shape: Sequence[int], voxels: int) -> list[int]:
-    """A grid over the same field of view of about ``voxels`` at most, all sides made smaller by
-    one factor; a side of few voxels keeps them.
+def limit_voxels(shape: Sequence[int], voxels: int) -> list[int]:
+    """Return a grid over the same field of view with about ``voxels`` at most.
+
+    All sides shrink by one factor; sides do not shrink below ``MIN_SIDE``.
+
+    >>> limit_voxels((256, 256, 10), 200_000)
+    [141, 141, 10]
     """
-    size, factor = list(shape), 1.0
-    while math.prod(size) > voxels and max(size) > FEWEST:
-        factor *= 1.02
-        size = [max(round(n / factor), min(n, FEWEST)) for n in shape]
-    return size
+
+    def shrink(factor: float) -> list[int]:
+        return [max(round(n / factor), min(n, MIN_SIDE)) for n in shape]
+
+    def count(factor: float) -> int:
+        size = shrink(factor)
+        return math.prod(size) if max(size) > MIN_SIDE else 0  # nothing left to shrink
+
+    return shrink(enlarge_voxels(1.0, count, voxels))
 
 
-class General(nn.Module):
-    """The shipped networks for images of any contrast, organ and size.
+class GeneralModel(nn.Module):
+    """The pretrained networks, for images of any contrast, organ and size.
 
-    A network looks at images averaged to a bounded number of voxels, and again at more of them if
-    they have more, the moving one warped by what was found before.  Volumes of few thick slices go
-    slice by slice through the network of slices, if there is one.
+    A network registers images downsampled to a bounded number of voxels, then, if they have more,
+    at a higher resolution, starting from the displacement so far.  Volumes of few thick slices are
+    registered slice by slice by the 2D network, if it is loaded.
 
     Args:
-        ndim: 2 or 3, of the images to come; null: both, and a network for each.
-        growth: Voxels a network is given each time, over those it was trained on.
-        thin: A volume has few slices if a side is that many times shorter than the next.
+        ndim: 2 or 3, the dimensions of the images; null: load both networks.
+        voxel_factors: Voxels of each pass, relative to those the network was trained on.
+        thin_volume_ratio: Register slice by slice if a side is shorter than the next by this
+            factor.
 
     Raises:
         UserError: A file is missing or damaged.
     """
 
     def __init__(
-        self, ndim: int | None = None, growth: Sequence[float] = (1.5, 4.0), thin: float = 5.0
+        self,
+        ndim: int | None = None,
+        voxel_factors: Sequence[float] = (1.5, 4.0),
+        thin_volume_ratio: float = 5.0,
     ) -> None:
         super().__init__()
-        loaded = {str(n): load(shipped(f"general_{n}d")) for n in ([ndim] if ndim else (2, 3))}
+        loaded = {
+            str(n): load_network(find_weights(f"general_{n}d"))
+            for n in ([ndim] if ndim else (2, 3))
+        }
         self.networks = nn.ModuleDict({n: model for n, (model, _) in loaded.items()})
         self.voxels = {
-            n: [int(factor * card["voxels"]) for factor in growth]
+            n: [int(factor * card["voxels"]) for factor in voxel_factors]
             for n, (_, card) in loaded.items()
         }
-        self.thin = thin
+        self.thin_volume_ratio = thin_volume_ratio
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
-        """Raises RuntimeError for images of other dimensions than those to come."""
+        """Return one field for each pass.
+
+        Raises:
+            RuntimeError: No network for images of so many dimensions is loaded.
+        """
         sides = sorted(fixed.shape[2:])
         ndim = str(len(sides))
-        if ndim == "3" and "2" in self.networks and self.thin * sides[0] < sides[1]:
-            return [self.slice_wise(fixed, moving, fixed.shape[2:].index(sides[0]))]
+        if ndim == "3" and "2" in self.networks and self.thin_volume_ratio * sides[0] < sides[1]:
+            return [self.register_slices(fixed, moving, fixed.shape[2:].index(sides[0]))]
         if ndim not in self.networks:
             raise RuntimeError(f"this is a network of {' or '.join(self.voxels)} dimensions")
         fields: list[Tensor] = []
-        grids = [tuple(bounded(fixed.shape[2:], voxels)) for voxels in self.voxels[ndim]]
+        grids = [tuple(limit_voxels(fixed.shape[2:], voxels)) for voxels in self.voxels[ndim]]
         for shape in dict.fromkeys(grids):
-            still = fixed.new_zeros(len(fixed), len(sides), *shape)
-            before = ops.resize_field(fields[-1], shape) if fields else still
-            near = ops.warp(ops.resize(moving, shape), before)
-            found = self.networks[ndim](ops.resize(fixed, shape), near)[-1]
-            fields.append(ops.compose(ops.resize_field(found, shape), before))
+            zero = fixed.new_zeros(len(fixed), len(sides), *shape)
+            total = ops.resize_field(fields[-1], shape) if fields else zero
+            warped = ops.warp(ops.resize(moving, shape), total)
+            residual = self.networks[ndim](ops.resize(fixed, shape), warped)[-1]
+            fields.append(ops.compose(ops.resize_field(residual, shape), total))
         return fields
 
-    def slice_wise(self, fixed: Tensor, moving: Tensor, axis: int) -> Tensor:
-        """The field of volumes whose slices lie across an axis."""
-        last = [image.movedim(axis + 2, -1) for image in (fixed, moving)]
-        u = SliceWise(self, chunk=8)(*last)[-1]
+    def register_slices(self, fixed: Tensor, moving: Tensor, axis: int) -> Tensor:
+        """Return the field of volumes whose slices are orthogonal to ``axis``."""
+        images = [image.movedim(axis + 2, -1) for image in (fixed, moving)]
+        u = SliceWiseModel(self, slices_per_batch=8)(*images)[-1]
         order = [a for a in range(3) if a != axis] + [axis]
         return u[:, [order.index(a) for a in range(3)]].movedim(-1, axis + 2)

@@ -1,11 +1,13 @@
-"""GraDIRN: unrolled gradient descent on an image energy, with a learned regulariser step.
+"""GraDIRN: unrolled gradient descent on an image energy with a learned regularisation step.
 
 Qiu, Hammernik, Qin, Chen, Rueckert: Embedding gradient-based optimization in image registration
 networks, MICCAI 2022 (arXiv 2112.03915).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.models.layers import convolution, initialise_flow
+from regnet_lab.models.layers import init_flow_layer, make_convolution
 from regnet_lab.ops.similarity import mean_squares
 
-SEEN: dict[str, Callable[..., list[Tensor]]] = {
+REGULARISER_INPUTS: dict[str, Callable[..., list[Tensor]]] = {
     "explicit": lambda u, fixed, moving, warped: [u, fixed, warped],
     "implicit": lambda u, fixed, moving, warped: [u, fixed, moving],
     "none": lambda u, fixed, moving, warped: [u],
@@ -24,7 +26,7 @@ SEEN: dict[str, Callable[..., list[Tensor]]] = {
 
 
 class Regulariser(nn.Sequential):
-    """The learned step: ``layers`` convolutions of width ``channels``, leaky rectifiers between."""
+    """The learned step: ``layers`` convolutions of ``channels`` channels with leaky ReLUs."""
 
     def __init__(
         self, ndim: int, inputs: int, layers: int, channels: int, flow_deviation: float
@@ -32,24 +34,24 @@ class Regulariser(nn.Sequential):
         widths = [inputs, *[channels] * (layers - 1), ndim]
         modules: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layer = convolution(ndim, before, after)
+            layer = make_convolution(ndim, before, after)
             nn.init.kaiming_uniform_(layer.weight, a=0.2)
             modules += [layer, nn.LeakyReLU(0.2)]
         super().__init__(*modules[:-1])
-        initialise_flow(layer, flow_deviation)
+        init_flow_layer(layer, flow_deviation)
 
 
-class Still(nn.Module):
-    """No learned step: what is left is gradient descent on the image energy."""
+class NoRegulariser(nn.Module):
+    """A zero step, which leaves gradient descent on the image energy alone."""
 
-    def forward(self, seen: Tensor) -> Tensor:
-        return seen.new_zeros(())
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.new_zeros(())
 
 
 class Block(nn.Module):
     """One regulariser and one step size, shared by the iterations of a block.
 
-    u <- u - tau scale dE/du(u) - R(u, images), with E in units of a sum over voxels.
+    u <- u - tau scale dE/du(u) - R(u, images), with E as a sum over voxels.
     """
 
     def __init__(self, regulariser: nn.Module, tau: float, learn_tau: bool) -> None:
@@ -59,128 +61,176 @@ class Block(nn.Module):
 
 
 class GraDIRN(nn.Module):
-    """One field for every iteration, over levels from coarse to fine.
+    """Unrolled registration over levels, coarse to fine; returns one field for every iteration.
 
     Args:
         ndim: 2 or 3.
-        blocks: Blocks at each level, coarse to fine; each has weights of its own.
-        repeats: Iterations of each block of a level.
+        blocks: Blocks at each level, coarse to fine; each has its own weights.
+        iterations: Iterations of each block of a level.
         energy: E(fixed, warped), one number a case as in :mod:`regnet_lab.ops.similarity`.
-        tau: Step size shared out over all iterations; ``learn_tau`` lets training change it.
-        tau_scale: Factor on tau, which makes it learn faster.
-        images: What the regulariser sees beside u: ``explicit`` the fixed and the warped image,
-            ``implicit`` the fixed and the moving one, ``none`` nothing.
+        step_size: Total step size, divided by the number of iterations (plus one).
+        learn_step_size: Train the step sizes.
+        step_size_scale: Factor on the step size, which makes it learn faster.
+        regulariser_input: Input of the regulariser besides u: ``explicit`` the fixed and the warped
+            image, ``implicit`` the fixed and the moving image, ``none`` no image.
         layers: Convolutions of a regulariser; 0: no learned step.
-        channels: Width of a regulariser.
-        flow_deviation: Standard deviation of a regulariser's last weights at the start.  The
-            published Kaiming initialisation starts at displacements of 58 voxels on 48 x 64 x 48.
-        shared: The k-th blocks of all levels are one and the same.
-        unroll: Factor on ``repeats`` outside training, and in it without ``draw``.
-        draw: Fewest and most iterations of each block of a level in training, drawn uniformly
-            for every level of every pass; null: always ``repeats``.
-        halvings: Outside training, a step that does not lower the energy of a case is halved up
-            to so many times and then left out; 0: every step is taken as it is.
-        checkpointing: Keep only the fields between iterations in training, not what an iteration
-            needs for its gradient, and compute that again on the way back.
+        channels: Channels of a regulariser.
+        flow_init_std: Standard deviation of the initial weights of a regulariser's last layer.
+            The published Kaiming initialisation gives displacements of 58 voxels on 48 x 64 x 48.
+        share_levels: Share the k-th block among all levels.
+        eval_iteration_factor: Factor on ``iterations`` outside training, and in training without
+            ``train_iterations``.
+        train_iterations: Minimum and maximum iterations of each block in training, drawn uniformly
+            for every level of every pass; null: always ``iterations``.
+        line_search_steps: Outside training, halve a step that does not lower the energy of a case
+            up to so many times, then skip it; 0: take every step unchanged.
+        gradient_checkpointing: In training, store only the fields between iterations and recompute
+            the rest in the backward pass.
 
     Raises:
-        UserError: ``images`` or ``draw`` is none of these.
+        UserError: ``regulariser_input`` or ``train_iterations`` is invalid.
 
-    The energy's gradient is taken by autograd inside ``forward``, so the model also needs its
-    graph at evaluation: run the trainer with ``inference_mode=False``.
+    ``forward`` takes the energy's gradient by autograd, so evaluation needs a graph, too: run the
+    trainer with ``inference_mode=False``.
     """
 
     def __init__(
         self,
         ndim: int,
         blocks: Sequence[int] = (1, 1, 1),
-        repeats: Sequence[int] = (3, 3, 3),
+        iterations: Sequence[int] = (3, 3, 3),
         energy: Callable[[Tensor, Tensor], Tensor] = mean_squares,
-        tau: float = 0.5,
-        learn_tau: bool = True,
-        tau_scale: float = 10.0,
-        images: str = "explicit",
+        step_size: float = 0.5,
+        learn_step_size: bool = True,
+        step_size_scale: float = 10.0,
+        regulariser_input: str = "explicit",
         layers: int = 5,
         channels: int = 32,
-        flow_deviation: float = 1e-3,
-        shared: bool = False,
-        unroll: float = 1.0,
-        draw: Sequence[int] | None = None,
-        halvings: int = 0,
-        checkpointing: bool = False,
+        flow_init_std: float = 1e-3,
+        share_levels: bool = False,
+        eval_iteration_factor: float = 1.0,
+        train_iterations: Sequence[int] | None = None,
+        line_search_steps: int = 0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if images not in SEEN:
-            raise UserError(f"images={images}: the regulariser sees one of {', '.join(SEEN)}.")
-        if draw is not None and not (len(draw) == 2 and 1 <= draw[0] <= draw[1]):
-            raise UserError(f"draw={list(draw)}: give the fewest and the most iterations, [1, 6].")
-        self.energy, self.tau_scale, self.seen = energy, tau_scale, SEEN[images]
-        self.repeats, self.unroll, self.draw = list(repeats), unroll, draw
-        self.halvings, self.checkpointing = halvings, checkpointing
-        steps = sum(b * r for b, r in zip(blocks, repeats, strict=True))
-        inputs = ndim if images == "none" else ndim + 2
+        if regulariser_input not in REGULARISER_INPUTS:
+            raise UserError(
+                f"regulariser_input={regulariser_input}: choose one of "
+                f"{', '.join(REGULARISER_INPUTS)}."
+            )
+        if train_iterations is not None and not (
+            len(train_iterations) == 2 and 1 <= train_iterations[0] <= train_iterations[1]
+        ):
+            raise UserError(
+                f"train_iterations={list(train_iterations)}: give the minimum and the maximum, "
+                "such as [1, 6]."
+            )
+        self.energy = energy
+        self.step_size_scale = step_size_scale
+        self.select_inputs = REGULARISER_INPUTS[regulariser_input]
+        self.iterations = list(iterations)
+        self.eval_iteration_factor = eval_iteration_factor
+        self.train_iterations = train_iterations
+        self.line_search_steps = line_search_steps
+        self.gradient_checkpointing = gradient_checkpointing
+        steps = sum(b * r for b, r in zip(blocks, iterations, strict=True))
+        inputs = ndim if regulariser_input == "none" else ndim + 2
 
-        def row(length: int) -> list[Block]:
-            steps_taken = [
-                Regulariser(ndim, inputs, layers, channels, flow_deviation) if layers else Still()
-                for _ in range(length)
+        def make_regulariser() -> nn.Module:
+            if not layers:
+                return NoRegulariser()
+            return Regulariser(ndim, inputs, layers, channels, flow_init_std)
+
+        def make_blocks(count: int) -> list[Block]:
+            regularisers = [make_regulariser() for _ in range(count)]
+            return [
+                Block(regulariser, step_size / (steps + 1), learn_step_size)
+                for regulariser in regularisers
             ]
-            return [Block(regulariser, tau / (steps + 1), learn_tau) for regulariser in steps_taken]
 
-        common = row(max(blocks)) if shared else []
-        self.levels = nn.ModuleList(nn.ModuleList(common[:b] if shared else row(b)) for b in blocks)
-        self.passes: Tensor | None  # counted, so that a run that was resumed draws on
-        self.register_buffer("passes", None if draw is None else torch.zeros((), dtype=torch.long))
+        common = make_blocks(max(blocks)) if share_levels else []
+        self.levels = nn.ModuleList(
+            nn.ModuleList(common[:count] if share_levels else make_blocks(count))
+            for count in blocks
+        )
+        self.passes: Tensor | None  # saved, so that a resumed run continues the draws
+        self.register_buffer(
+            "passes", None if train_iterations is None else torch.zeros((), dtype=torch.long)
+        )
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         coarse_to_fine = reversed(range(len(self.levels)))
         shapes = [[-(-n // 2**k) for n in fixed.shape[2:]] for k in coarse_to_fine]
         u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *shapes[0])
         fields = []
-        for level, repeats, shape in zip(self.levels, self.iterations(), shapes, strict=True):
+        for level, repeats, shape in zip(
+            self.levels, self.choose_iterations(), shapes, strict=True
+        ):
             f, m = ops.resize(fixed, shape), ops.resize(moving, shape)
             u = ops.resize_field(u, shape)
-            for block in level:  # type: ignore[attr-defined]
+            for block in cast(Sequence[Block], level):
                 for _ in range(repeats):
-                    u = self.advance(block, f, m, u)
+                    u = self.run_iteration(block, f, m, u)
                     fields.append(u)
         return fields
 
-    def iterations(self) -> list[int]:
-        """How often each block of a level runs in this pass, coarse to fine."""
-        if not self.training or self.draw is None or self.passes is None:
-            return [max(1, round(r * self.unroll)) for r in self.repeats]
+    def choose_iterations(self) -> list[int]:
+        """Return the iterations of each block of a level for this pass, coarse to fine."""
+        if not self.training or self.train_iterations is None or self.passes is None:
+            return [max(1, round(r * self.eval_iteration_factor)) for r in self.iterations]
         generator = torch.Generator().manual_seed(int(self.passes))
         self.passes += 1
-        fewest, most = self.draw
-        return torch.randint(fewest, most + 1, (len(self.levels),), generator=generator).tolist()
+        low, high = self.train_iterations
+        return torch.randint(low, high + 1, (len(self.levels),), generator=generator).tolist()
 
-    def advance(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
-        """An iteration, its intermediate values kept or not."""
-        given = (block, fixed, moving, u)
-        if self.training and self.checkpointing:
-            return checkpoint(self.iterate, *given, use_reentrant=False, preserve_rng_state=False)
-        return self.iterate(*given)
+    @contextmanager
+    def override_iterations(
+        self, factor: float, line_search_steps: int | None = None
+    ) -> Iterator[None]:
+        """Run ``factor`` times the trained iterations within a ``with`` block.
 
-    def iterate(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
-        """Both steps, the data term's and the learned one, start from the old u."""
+        Args:
+            factor: Factor on the iterations of every block.
+            line_search_steps: Halvings of a step that does not lower the energy; null: unchanged.
+        """
+        original = self.eval_iteration_factor, self.line_search_steps
+        self.eval_iteration_factor = factor
+        if line_search_steps is not None:
+            self.line_search_steps = line_search_steps
+        try:
+            yield
+        finally:
+            self.eval_iteration_factor, self.line_search_steps = original
+
+    def run_iteration(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
+        """Run an iteration, with gradient checkpointing where wanted."""
+        arguments = (block, fixed, moving, u)
+        if self.training and self.gradient_checkpointing:
+            return checkpoint(
+                self.descend, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        return self.descend(*arguments)
+
+    def descend(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
+        """Return u after a step of the data term and a learned step, both taken at u."""
         with torch.enable_grad():
             u = u if u.requires_grad else u.detach().requires_grad_()
             warped = ops.warp(moving, u)
             energy = self.energy(fixed, warped).sum() * fixed[0].numel()
             (slope,) = torch.autograd.grad(energy, u, create_graph=self.training, retain_graph=True)
-        learned = block.regulariser(torch.cat(self.seen(u, fixed, moving, warped), 1))
-        step = block.tau * self.tau_scale * slope + learned.to(u.dtype)
-        return u - (step if self.training else self.shortened(fixed, moving, u, step))
+        learned = block.regulariser(torch.cat(self.select_inputs(u, fixed, moving, warped), 1))
+        step = block.tau * self.step_size_scale * slope + learned.to(u.dtype)
+        return u - (step if self.training else self.search_line(fixed, moving, u, step))
 
-    def shortened(self, fixed: Tensor, moving: Tensor, u: Tensor, step: Tensor) -> Tensor:
-        """The step of each case, halved until its energy falls, or zero; whole without halvings."""
-        if not self.halvings:
+    def search_line(self, fixed: Tensor, moving: Tensor, u: Tensor, step: Tensor) -> Tensor:
+        """Halve the step of each case until its energy falls; zero it if it never does."""
+        if not self.line_search_steps:
             return step
         before = self.energy(fixed, ops.warp(moving, u))
         share = torch.ones_like(before)  # (B,)
-        for left in range(self.halvings, -1, -1):
-            tried = share.view(-1, *[1] * (u.ndim - 1)) * step
-            rises = self.energy(fixed, ops.warp(moving, u - tried)) >= before
-            share = torch.where(rises, share / 2 if left else 0 * share, share)
+        for remaining in range(self.line_search_steps, -1, -1):
+            trial = share.view(-1, *[1] * (u.ndim - 1)) * step
+            rises = self.energy(fixed, ops.warp(moving, u - trial)) >= before
+            share = torch.where(rises, share / 2 if remaining else 0 * share, share)
         return share.view(-1, *[1] * (u.ndim - 1)) * step

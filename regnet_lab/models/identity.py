@@ -1,10 +1,10 @@
-"""No registration at all: the row every table begins with."""
+"""No registration: the reference row of every table."""
 
 from torch import Tensor, nn
 
 
 class Identity(nn.Module):
-    """Answer every pair with a displacement of zero."""
+    """A model that returns zero displacement for every pair."""
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         shape = fixed.shape[2:]

@@ -1,4 +1,4 @@
-"""Convolutions that do not care whether the image has two or three dimensions."""
+"""Layers that work on 2D and 3D images."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,11 @@ from regnet_lab import ops
 from regnet_lab.errors import UserError
 
 
-class OnSmallGrids(nn.Module):
-    """Let a convolution that reaches further than the grid run in float32 on a CPU.
+class SmallGridConvolution(nn.Module):
+    """Mixin that runs a convolution in float32 on a CPU if its kernel exceeds the grid.
 
-    In bfloat16 its weight's gradient is garbage there: oneDNN reads memory that is not its own
-    (torch 2.13 with AVX-512; 3^3 on a 2 x 2 x 2 grid).
+    In bfloat16 the gradient of its weight is then wrong: oneDNN reads out of bounds (torch 2.13
+    with AVX-512; 3^3 on a 2 x 2 x 2 grid).
     """
 
     weight: Tensor
@@ -27,55 +27,71 @@ class OnSmallGrids(nn.Module):
         return super().forward(x)
 
 
-class Conv2d(OnSmallGrids, nn.Conv2d):
-    """PyTorch's, on grids of any size."""
+class Conv2d(SmallGridConvolution, nn.Conv2d):
+    """``torch.nn.Conv2d`` for grids of any size."""
 
 
-class Conv3d(OnSmallGrids, nn.Conv3d):
-    """PyTorch's, on grids of any size."""
+class Conv3d(SmallGridConvolution, nn.Conv3d):
+    """``torch.nn.Conv3d`` for grids of any size."""
 
 
 Convolution = Conv2d | Conv3d
-CONV: dict[int, type[Convolution]] = {2: Conv2d, 3: Conv3d}
+CONVOLUTIONS: dict[int, type[Convolution]] = {2: Conv2d, 3: Conv3d}
 
 
-def convolution(ndim: int, inputs: int, outputs: int, stride: int = 1) -> Convolution:
-    """A 3^D convolution, padded so that stride 1 keeps the grid.
+def make_convolution(
+    ndim: int, inputs: int, outputs: int, stride: int = 1, dilation: int = 1
+) -> Convolution:
+    """Create a 3^D convolution, padded so that stride 1 keeps the grid.
 
     Raises:
         UserError: ``ndim`` is neither 2 nor 3.
     """
-    if ndim not in CONV:
+    if ndim not in CONVOLUTIONS:
         raise UserError(f"ndim={ndim}: images have 2 or 3 dimensions.")
-    return CONV[ndim](inputs, outputs, 3, stride, padding=1)
+    return CONVOLUTIONS[ndim](inputs, outputs, 3, stride, dilation, dilation)
 
 
 class InstanceNorm(nn.Module):
-    """Each channel of each case to mean 0 and deviation 1 over its voxels, were it only one."""
+    """Instance normalisation without parameters; also works on one voxel."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[2:])
 
 
-def displacement(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """What the layers give, the last of them in float32: half precision would round a displacement
-    of 5 voxels to 1/32 (bfloat16), and the differences of neighbours with it.
+def predict_displacement(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Apply layers, the last of them in float32.
+
+    Half precision would round a displacement of 5 voxels to 1/32 (bfloat16), and the derivatives
+    with it.
     """
     return ops.full_precision(layers[-1])(layers[:-1](x))
 
 
-def activated(
-    ndim: int, inputs: int, outputs: int, stride: int = 1, normalised: bool = False
+def make_conv_block(
+    ndim: int,
+    inputs: int,
+    outputs: int,
+    stride: int = 1,
+    normalised: bool = False,
+    dilation: int = 1,
 ) -> nn.Sequential:
-    """A 3^D convolution, instance normalisation if wanted, and a leaky rectifier of slope 0.2."""
+    """Create a 3^D convolution, optional instance normalisation and leaky ReLU of slope 0.2."""
     norm = [InstanceNorm()] if normalised else []
     return nn.Sequential(
-        convolution(ndim, inputs, outputs, stride), *norm, nn.LeakyReLU(0.2, inplace=True)
+        make_convolution(ndim, inputs, outputs, stride, dilation),
+        *norm,
+        nn.LeakyReLU(0.2, inplace=True),
     )
 
 
-def initialise_flow(layer: Convolution, deviation: float) -> nn.Module:
-    """Start a layer that gives displacements near zero: weights N(0, deviation^2), no offset."""
+def zero_bias(layer: nn.Module) -> None:
+    """Set the bias of a layer to zero."""
+    nn.init.zeros_(layer.get_parameter("bias"))
+
+
+def init_flow_layer(layer: Convolution, deviation: float) -> nn.Module:
+    """Initialise a layer for displacements near zero: weights N(0, deviation^2), zero bias."""
     nn.init.normal_(layer.weight, std=deviation)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    zero_bias(layer)
     return layer

@@ -1,4 +1,4 @@
-"""The VoxelMorph U-Net, every paper's baseline.
+"""VoxelMorph: a U-Net that predicts a displacement field.
 
 Balakrishnan, Zhao, Sabuncu, Guttag, Dalca: VoxelMorph: a learning framework for deformable
 medical image registration, IEEE TMI 2019 (arXiv 1809.05231).
@@ -12,23 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regnet_lab import ops
-from regnet_lab.models.layers import activated, convolution, initialise_flow
+from regnet_lab.models.layers import init_flow_layer, make_conv_block, make_convolution
 
 
 class VoxelMorph(nn.Module):
-    """One field on the fixed grid, from a U-Net that takes images of any size.
+    """U-Net for images of any size that returns one field on the fixed grid.
 
     Args:
         ndim: 2 or 3.
-        stem: Widths of the convolutions at full resolution before the first stride.
-        down: Widths of the strided convolutions, each halving the grid.
-        up: Widths of the convolutions of each decoder stage; after each stage the features go up
-            by two (nearest) and the encoder's features of that grid are appended.
-        out: Widths of the convolutions at full resolution.
-        flow_deviation: Standard deviation of the flow layer's first weights; the published 1e-5
+        stem: Channels of the convolutions at full resolution before the first stride.
+        down: Channels of the strided convolutions, each halving the grid.
+        up: Channels of the convolutions of each decoder stage.  After each stage the features are
+            upsampled by two (nearest) and concatenated with the encoder's features of that grid.
+        out: Channels of the convolutions at full resolution.
+        flow_init_std: Standard deviation of the flow layer's initial weights.  The published 1e-5
             spends the first hundreds of steps near zero.
-        normalised: Put instance normalisation, without parameters, before each rectifier of the
-            encoder; the published network has none.  In the decoder it would take away the mean
+        encoder_norm: Apply instance normalisation, without parameters, before each activation of
+            the encoder; the published network has none.  In the decoder it would remove the mean
             over the image, and with it translations.
 
     The defaults are the network GraDIRN is compared with; stem (), down (16, 32, 32, 32),
@@ -42,32 +42,32 @@ class VoxelMorph(nn.Module):
         down: Sequence[int] = (32, 32, 32, 32),
         up: Sequence[Sequence[int]] = ((32,), (32,), (32,), (32,)),
         out: Sequence[int] = (16, 16),
-        flow_deviation: float = 1e-3,
-        normalised: bool = True,
+        flow_init_std: float = 1e-3,
+        encoder_norm: bool = True,
     ) -> None:
         super().__init__()
 
-        def chain(
+        def make_chain(
             width: int, widths: Sequence[int], normalised: bool = False
         ) -> tuple[nn.Sequential, int]:
-            joints = [width, *widths]
-            layers = [activated(ndim, a, b, 1, normalised) for a, b in pairwise(joints)]
-            return nn.Sequential(*layers), joints[-1]
+            channels = [width, *widths]
+            layers = [make_conv_block(ndim, a, b, 1, normalised) for a, b in pairwise(channels)]
+            return nn.Sequential(*layers), channels[-1]
 
-        self.stem, width = chain(2, stem, normalised)
+        self.stem, width = make_chain(2, stem, encoder_norm)
         widths = [width]
         self.down = nn.ModuleList()
-        for after in down:
-            self.down.append(activated(ndim, widths[-1], after, 2, normalised))
-            widths.append(after)
+        for channels in down:
+            self.down.append(make_conv_block(ndim, widths[-1], channels, 2, encoder_norm))
+            widths.append(channels)
         width = widths.pop()
         self.up = nn.ModuleList()
         for stage, skip in zip(up, reversed(widths), strict=True):
-            block, width = chain(width, stage)
+            block, width = make_chain(width, stage)
             self.up.append(block)
             width += skip
-        self.out, width = chain(width, out)
-        self.flow = initialise_flow(convolution(ndim, width, ndim), flow_deviation)
+        self.out, width = make_chain(width, out)
+        self.flow = init_flow_layer(make_convolution(ndim, width, ndim), flow_init_std)
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         features = [self.stem(torch.cat([fixed, moving], 1))]

@@ -1,7 +1,7 @@
-"""Sums over boxes, and the squared correlation in them, without a convolution.
+"""Sums over boxes and the squared correlation within them.
 
-A box sum is one banded matrix product for each axis, and the bands are narrow: an axis is cut into
-blocks, each of which needs its own voxels and half a window on either side.
+A box sum is one banded matrix product per axis.  Each axis is cut into blocks that only need
+their own voxels and half a window on either side, which is faster than a convolution.
 """
 
 from collections.abc import Iterator
@@ -10,70 +10,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regnet_lab import ops
+from regnet_lab.ops.precision import full_precision
 
-BLOCK = 32  # voxels; measured on CPUs, where a whole axis is 1.2 to 4 times as slow
+BLOCK_VOXELS = 32  # measured on CPUs, where whole axes take 1.2 to 4 times as long
 
 
-def window_matrix(n: int, window: int, padding: str, like: Tensor) -> Tensor:
-    """(n, n) banded matrix that sums ``window`` neighbours along an axis; ``padding`` says what
-    the neighbours beyond the border are: ``zeros`` or ``replicate`` (the outermost voxel).
+def compute_window_matrix(n: int, window: int, padding: str, like: Tensor) -> Tensor:
+    """Compute the banded matrix (n, n) that sums ``window`` neighbours along an axis.
+
+    Neighbours beyond the border are ``zeros``, or the outermost voxel with padding ``replicate``.
     """
-    at = torch.arange(n, device=like.device)
+    index = torch.arange(n, device=like.device)
     offsets = torch.arange(window, device=like.device) - (window - 1) // 2
-    neighbour = at[:, None] + offsets  # (n, window)
+    neighbour = index[:, None] + offsets  # (n, window)
     inside = (neighbour >= 0) & (neighbour < n)
     weight = inside if padding == "zeros" else torch.ones_like(inside)
     band = torch.zeros(n, n, dtype=like.dtype, device=like.device)
     return band.scatter_add_(1, neighbour.clamp(0, n - 1), weight.to(like.dtype))
 
 
-def _blocks(n: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Rows of a band, block by block, and the columns in which they are not zero."""
-    for first in range(0, n, BLOCK):
-        last = min(first + BLOCK, n)
+def _iterate_blocks(n: int, window: int) -> Iterator[tuple[slice, slice]]:
+    """Yield blocks of rows of a band and the columns in which they are not zero."""
+    for first in range(0, n, BLOCK_VOXELS):
+        last = min(first + BLOCK_VOXELS, n)
         yield slice(first, last), slice(max(first - window // 2, 0), min(last + window // 2, n))
 
 
-def _along(image: Tensor, axis: int, band: Tensor, window: int) -> Tensor:
-    """The banded matrix times every line along an axis."""
+def _apply_banded(image: Tensor, axis: int, band: Tensor, window: int) -> Tensor:
+    """Multiply every line along an axis by a banded matrix."""
     n = image.shape[axis]
     lines = image.reshape(-1, n, image.shape[axis + 1 :].numel())  # (before, n, after)
     out = torch.empty_like(lines, memory_format=torch.contiguous_format)
-    for rows, columns in _blocks(n, window):
-        part = band[rows, columns]
+    for rows, columns in _iterate_blocks(n, window):
+        block = band[rows, columns]
         if axis == image.ndim - 1:
-            torch.mm(lines[:, columns, 0], part.T, out=out[:, rows, 0])
+            torch.mm(lines[:, columns, 0], block.T, out=out[:, rows, 0])
         else:
-            torch.bmm(part.expand(len(lines), -1, -1), lines[:, columns], out=out[:, rows])
+            torch.bmm(block.expand(len(lines), -1, -1), lines[:, columns], out=out[:, rows])
     return out.view(image.shape)
 
 
-@ops.full_precision
-def _summed(image: Tensor, window: int, padding: str, transposed: bool = False) -> Tensor:
+@full_precision
+def _sum_boxes(image: Tensor, window: int, padding: str, transposed: bool = False) -> Tensor:
+    """Compute :func:`box_sum`, or with ``transposed`` its adjoint, without autograd."""
     for axis in range(2, image.ndim):
-        band = window_matrix(image.shape[axis], window, padding, image)
-        image = _along(image, axis, band.T if transposed else band, window)
+        band = compute_window_matrix(image.shape[axis], window, padding, image)
+        image = _apply_banded(image, axis, band.T if transposed else band, window)
     return image
 
 
 class _BoxSum(torch.autograd.Function):
-    """Linear, so that its gradient is the transposed sum, and so on without end."""
+    """Box sum whose gradient is the adjoint box sum, differentiable any number of times."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, window: int, padding: str, transposed: bool) -> Tensor:
-        ctx.how = window, padding, transposed
-        return _summed(image, window, padding, transposed)
+        ctx.options = window, padding, transposed
+        return _sum_boxes(image, window, padding, transposed)
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        window, padding, transposed = ctx.how
-        return _BoxSum.apply(slope, window, padding, not transposed), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        window, padding, transposed = ctx.options
+        return _BoxSum.apply(grad, window, padding, not transposed), None, None, None
 
 
 def box_sum(image: Tensor, window: int, padding: str = "zeros") -> Tensor:
-    """Sum over a window^D box around every voxel of (B, C, *spatial); padding ``zeros`` or
-    ``replicate``.  Differentiable any number of times.
+    """Sum over a box of side ``window`` around every voxel of (B, C, *spatial).
+
+    Padding is ``zeros`` or ``replicate``.  Differentiable any number of times.
+
+    >>> box_sum(torch.ones(1, 1, 3, 3), window=3)[0, 0]
+    tensor([[4., 6., 4.],
+            [6., 9., 6.],
+            [4., 6., 4.]])
     """
     return _BoxSum.apply(image, window, padding, False)
 
@@ -81,8 +89,9 @@ def box_sum(image: Tensor, window: int, padding: str = "zeros") -> Tensor:
 def squared_correlation(
     fixed: Tensor, warped: Tensor, window: int, padding: str, epsilon: float
 ) -> Tensor:
-    """cc(x) = S^2(fw) / (S(ff) S(ww) + epsilon), sums S of centred products over a box around x:
-    the plain form, differentiable any number of times.
+    """Compute cc(x) = S^2(fw) / (S(ff) S(ww) + epsilon), with box sums S of centered products.
+
+    Plain form, differentiable any number of times.
     """
     count = window ** (fixed.ndim - 2)
     maps = (fixed, warped, fixed * fixed, warped * warped, fixed * warped)
@@ -93,26 +102,28 @@ def squared_correlation(
     return cross**2 / (variance_f * variance_w + epsilon)
 
 
-def mean_squared_correlation(
+def weighted_squared_correlation(
     fixed: Tensor, warped: Tensor, weight: Tensor, window: int, padding: str, epsilon: float
 ) -> Tensor:
-    """Sum of weight cc over all voxels of each case, (B,); cc as in :func:`squared_correlation`.
+    """Compute the sum over voxels of weight times :func:`squared_correlation`, (B,).
 
-    The gradients are in closed form and made along with the value: three more box sums for one
-    image, five for both, and one map kept for each.
+    Gradients are in closed form and computed with the value: three more box sums for one image,
+    five for both, and one stored map for each.
 
     Args:
         fixed: (B, C, *spatial).
-        warped: The same shape.
-        weight: Anything that multiplies those maps; no gradient.
+        warped: (B, C, *spatial).
+        weight: Broadcastable to the images; gets no gradient.
         window: Side of the box.
         padding: ``zeros`` or ``replicate``.
-        epsilon: Keeps flat places from 0 / 0.
+        epsilon: Avoids 0 / 0 in constant regions.
     """
-    return _MeanSquaredCorrelation.apply(fixed, warped, weight, window, padding, epsilon)
+    return _WeightedSquaredCorrelation.apply(fixed, warped, weight, window, padding, epsilon)
 
 
-class _MeanSquaredCorrelation(torch.autograd.Function):
+class _WeightedSquaredCorrelation(torch.autograd.Function):
+    """Value and closed-form gradients of :func:`weighted_squared_correlation`."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -123,15 +134,15 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
         padding: str,
         epsilon: float,
     ) -> Tensor:
-        share = -1 / window ** (fixed.ndim - 2)
+        scale = -1 / window ** (fixed.ndim - 2)
 
         def total(image: Tensor, transposed: bool = False) -> Tensor:
-            return _summed(image, window, padding, transposed)
+            return _sum_boxes(image, window, padding, transposed)
 
         f, w = total(fixed), total(warped)
-        cross = total(fixed * warped).addcmul_(f, w, value=share)
-        raw_f = total(fixed * fixed).addcmul_(f, f, value=share)
-        raw_w = total(warped * warped).addcmul_(w, w, value=share)
+        cross = total(fixed * warped).addcmul_(f, w, value=scale)
+        raw_f = total(fixed * fixed).addcmul_(f, f, value=scale)
+        raw_w = total(warped * warped).addcmul_(w, w, value=scale)
         variance_f, variance_w = raw_f.clamp(min=0), raw_w.clamp(min=0)
         inverse = (variance_f * variance_w).add_(epsilon).reciprocal_()
         ratio = cross * inverse
@@ -142,43 +153,52 @@ class _MeanSquaredCorrelation(torch.autograd.Function):
         if not needs_f and not needs_w:
             return value
 
-        # d cc = 2 ratio dS(fw) - cc inverse (variance_w dS(ff) + variance_f dS(ww)), centred
-        to_product = (2 * ratio).mul_(weight)
-        steep = inverse.mul_(cc).mul_(weight).neg_()
-        along_product = total(to_product, True)
+        # d cc = 2 ratio dS(fw) - cc inverse (variance_w dS(ff) + variance_f dS(ww)), centered
+        grad_product = (2 * ratio).mul_(weight)
+        factor = inverse.mul_(cc).mul_(weight).neg_()
+        adjoint_product = total(grad_product, True)
 
-        def slope(
-            one: Tensor, other: Tensor, own: Tensor, beside: Tensor, raw: Tensor, variance: Tensor
+        def gradient(
+            image: Tensor,
+            other: Tensor,
+            image_sum: Tensor,
+            other_sum: Tensor,
+            raw: Tensor,
+            other_variance: Tensor,
         ) -> Tensor:
-            """Gradient to image ``one``, with the sums and variances of the one and the other."""
-            to_square = (steep * variance).mul_(raw >= 0)
-            to_sum = (to_product * beside).addcmul_(to_square, own, value=2).mul_(share)
+            """Compute the gradient with respect to ``image``."""
+            grad_square = (factor * other_variance).mul_(raw >= 0)
+            grad_sum = (
+                (grad_product * other_sum).addcmul_(grad_square, image_sum, value=2).mul_(scale)
+            )
             return (
-                total(to_sum, True)
-                .addcmul_(one, total(to_square, True), value=2)
-                .addcmul_(other, along_product)
+                total(grad_sum, True)
+                .addcmul_(image, total(grad_square, True), value=2)
+                .addcmul_(other, adjoint_product)
             )
 
-        ctx.numbers = window, padding, epsilon
+        ctx.options = window, padding, epsilon
         ctx.save_for_backward(
             fixed,
             warped,
             weight,
-            slope(fixed, warped, f, w, raw_f, variance_w) if needs_f else None,
-            slope(warped, fixed, w, f, raw_w, variance_f) if needs_w else None,
+            gradient(fixed, warped, f, w, raw_f, variance_w) if needs_f else None,
+            gradient(warped, fixed, w, f, raw_w, variance_f) if needs_w else None,
         )
         return value
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        fixed, warped, weight, to_fixed, to_warped = ctx.saved_tensors
-        each = slope.view(-1, *[1] * (fixed.ndim - 1))
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        fixed, warped, weight, grad_fixed, grad_warped = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        per_case = grad.view(-1, *[1] * (fixed.ndim - 1))
         if not torch.is_grad_enabled():
-            known = (None if g is None else each * g for g in (to_fixed, to_warped))
-            return *known, None, None, None, None
-        wanted = [x for x, need in zip((fixed, warped), ctx.needs_input_grad, strict=False) if need]
-        cc = squared_correlation(fixed, warped, *ctx.numbers)
-        found = torch.autograd.grad(cc, wanted, (each * weight).expand_as(cc), create_graph=True)
-        gradients = iter(found)
-        known = (next(gradients) if need else None for need in ctx.needs_input_grad[:2])
-        return *known, None, None, None, None
+            grads = [None if g is None else per_case * g for g in (grad_fixed, grad_warped)]
+            return *grads, None, None, None, None
+        inputs = [x for x, need in zip((fixed, warped), needed, strict=True) if need]
+        cc = squared_correlation(fixed, warped, *ctx.options)
+        computed = iter(
+            torch.autograd.grad(cc, inputs, (per_case * weight).expand_as(cc), create_graph=True)
+        )
+        grads = [next(computed) if need else None for need in needed]
+        return *grads, None, None, None, None

@@ -1,4 +1,4 @@
-"""Compose, integrate, invert and differentiate displacement fields; affine displacement fields."""
+"""Composition, integration, inversion and derivatives of displacement fields; affine fields."""
 
 from collections.abc import Sequence
 
@@ -6,23 +6,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regnet_lab.ops.sampling import Field, Image, full_precision, identity_grid, sample_at, warp
+from regnet_lab.ops.precision import full_precision
+from regnet_lab.ops.sampling import Field, Image, identity_grid, sample_at, warp
+
+FIXED_POINT_ITERATIONS = 4  # of invert, before Levenberg-Marquardt steps
 
 
 @full_precision
 def compose(first: Field, then: Field) -> Field:
-    """Displacement w of one map after another: id + w = (id + then) o (id + first).
+    """Compose two displacement fields: id + w = (id + then) o (id + first).
 
     w(x) = first(x) + then(x + first(x)), so warp(m, w) = warp(warp(m, then), first).
+
+    >>> shift = torch.ones(1, 2, 3, 3)
+    >>> compose(shift, shift).unique()
+    tensor([2.])
     """
     return first + warp(then, first)
 
 
 @full_precision
 def integrate(velocity: Field, steps: int = 7) -> Field:
-    """Flow at time one of a stationary velocity field: exp(v) = (exp(v / 2^steps))^(2^steps).
+    """Integrate a stationary velocity field to time one: exp(v) = (exp(v / 2^steps))^(2^steps).
 
-    Scaling and squaring (Arsigny et al., MICCAI 2006); voxels in, voxels out.
+    Scaling and squaring (Arsigny et al., MICCAI 2006).
+
+    Args:
+        velocity: (B, D, *spatial) voxels.
+        steps: Number of squarings.
+
+    Returns:
+        The displacement (B, D, *spatial) in voxels.
+
+    >>> x = torch.arange(-4.0, 5.0)
+    >>> v = torch.stack([0.1 * x[:, None].expand(9, 9), torch.zeros(9, 9)])[None]
+    >>> round(integrate(v)[0, 0, 5, 0].item(), 3)  # exp(0.1) - 1 at x = 1
+    0.105
     """
     u = velocity / 2**steps
     for _ in range(steps):
@@ -32,80 +51,95 @@ def integrate(velocity: Field, steps: int = 7) -> Field:
 
 @full_precision
 def invert(u: Field, iterations: int = 30, tolerance: float = 1e-4) -> Field:
-    """Displacement v with (id + u) o (id + v) = id, without a gradient.
+    """Invert a displacement field: find v with (id + u) o (id + v) = id, without a gradient.
 
-    Voxel by voxel: first the fixed point v <- -u(x + v) (Chen et al., Med. Phys. 2008), which is
-    cheap but fails where u changes by more than a voxel per voxel, long before anything folds;
-    then Levenberg and Marquardt's method for r(v) = v + u(x + v) = 0 with the Jacobian I + du/dx
-    at x + v: v <- v - (J^T J + l)^-1 J^T r, l falling where that makes |r| smaller and rising
-    elsewhere.  A step is taken only where it makes |r| smaller.
+    Each voxel is solved separately.  The first iterations are the fixed point v <- -u(x + v) (Chen
+    et al., Med. Phys. 2008), which is cheap but diverges where u changes by more than a voxel per
+    voxel, even without folding.  The following ones solve r(v) = v + u(x + v) = 0 by the
+    Levenberg-Marquardt method with the Jacobian J = I + du/dx at x + v:
+    v <- v - (J^T J + l)^-1 J^T r, where l decreases if that makes |r| smaller and increases
+    otherwise.  Steps that make |r| larger are rejected.
 
-    A voxel rests when its |r| is not above ``tolerance``, voxels; ``compose(v, u)`` is r, and
-    stays above it where a map folds, or comes from outside the grid.
+    Args:
+        u: (B, D, *spatial) voxels.
+        iterations: Most iterations per voxel.
+        tolerance: |r| in voxels below which a voxel has converged.  ``compose(v, u)`` is r; it
+            stays larger where the map folds or where x + v lies outside the grid.
+
+    Returns:
+        v, (B, D, *spatial) voxels.
+
+    >>> v = invert(torch.ones(1, 2, 5, 5))
+    >>> v.unique()
+    tensor([-1.])
     """
-    return torch.cat([_inverse(case, iterations, tolerance) for case in u.detach().split(1)])
+    return torch.cat([_invert_case(case, iterations, tolerance) for case in u.detach().split(1)])
 
 
-SWEEPS = 4  # of the fixed point
-
-
-def _inverse(u: Field, iterations: int, tolerance: float) -> Field:
-    """:func:`invert` of one case; only voxels that do not rest are looked at."""
+def _invert_case(u: Field, iterations: int, tolerance: float) -> Field:
+    """Invert one case (1, D, *spatial), iterating only over voxels that have not converged."""
     ndim, eye = u.shape[1], torch.eye(u.shape[1]).to(u)
     slopes = gradient(u).flatten(1, 2)
     x = identity_grid(u.shape[2:], u).flatten(2).mT  # (1, N, D), as all below
     v = -u.flatten(2).mT
     r, damping = v + sample_at(u, x + v), torch.full_like(v[..., :1], 1e-3)
-    left = torch.arange(x.shape[1], device=u.device)
-    for turn in range(iterations):
-        left = left[r[0, left].norm(dim=1) > tolerance]
-        if not len(left):
+    active = torch.arange(x.shape[1], device=u.device)
+    for iteration in range(iterations):
+        active = active[r[0, active].norm(dim=1) > tolerance]
+        if not len(active):
             break
-        old, off, soft = v[:, left], r[:, left], damping[:, left]
-        step = off
-        if turn >= SWEEPS:
-            jacobian = sample_at(slopes, x[:, left] + old).unflatten(-1, (ndim, ndim)) + eye
-            normal = jacobian.mT @ jacobian + soft[..., None] * eye
-            step = torch.linalg.solve(normal, jacobian.mT @ off[..., None])[..., 0]
-        tried = old - step
-        missed = tried + sample_at(u, x[:, left] + tried)
-        better = missed.norm(dim=-1, keepdim=True) < off.norm(dim=-1, keepdim=True)
-        v[:, left], r[:, left] = torch.where(better, tried, old), torch.where(better, missed, off)
-        if turn >= SWEEPS:
-            damping[:, left] = torch.where(better, soft / 4, soft * 8).clamp(1e-7, 1e7)
+        v_old, r_old, damping_old = v[:, active], r[:, active], damping[:, active]
+        step = r_old
+        if iteration >= FIXED_POINT_ITERATIONS:
+            jacobian = sample_at(slopes, x[:, active] + v_old).unflatten(-1, (ndim, ndim)) + eye
+            normal = jacobian.mT @ jacobian + damping_old[..., None] * eye
+            step = torch.linalg.solve(normal, jacobian.mT @ r_old[..., None])[..., 0]
+        v_new = v_old - step
+        r_new = v_new + sample_at(u, x[:, active] + v_new)
+        better = r_new.norm(dim=-1, keepdim=True) < r_old.norm(dim=-1, keepdim=True)
+        v[:, active] = torch.where(better, v_new, v_old)
+        r[:, active] = torch.where(better, r_new, r_old)
+        if iteration >= FIXED_POINT_ITERATIONS:
+            damping[:, active] = torch.where(better, damping_old / 4, damping_old * 8).clamp(
+                1e-7, 1e7
+            )
     return v.mT.reshape(u.shape)
 
 
 def gradient(x: Image) -> Float[Tensor, "b c d *spatial"]:
-    """Central differences (x[i+1] - x[i-1]) / 2 along every axis, one-sided at the border."""
+    """Compute central differences (x[i+1] - x[i-1]) / 2 along every axis, one-sided at the border.
+
+    Returns:
+        (B, C, D, *spatial), the derivative along axis d in channel d.
+    """
     return torch.stack(torch.gradient(x, dim=list(range(2, x.ndim))), dim=2)
 
 
 def forward_difference(x: Image) -> Float[Tensor, "b c d *inner"]:
-    """x[i+1] - x[i] along every axis, on the grid without each axis's last voxel."""
+    """Compute x[i+1] - x[i] along every axis, on the grid without the last voxel of each axis."""
     axes = range(2, x.ndim)
 
-    def inner(y: Tensor, skip: int = 0) -> Tensor:
+    def crop_other_axes(y: Tensor, kept: int) -> Tensor:
         for axis in axes:
-            y = y if axis == skip else y.narrow(axis, 0, x.shape[axis] - 1)
+            y = y if axis == kept else y.narrow(axis, 0, x.shape[axis] - 1)
         return y
 
-    return torch.stack([inner(x.diff(dim=axis), skip=axis) for axis in axes], dim=2)
+    return torch.stack([crop_other_axes(x.diff(dim=axis), axis) for axis in axes], dim=2)
 
 
 def determinant(matrix: Float[Tensor, "b d e *spatial"]) -> Float[Tensor, "b *spatial"]:
-    """Determinant of a field of D x D matrices, by Laplace's expansion along the first row."""
+    """Compute the determinant of a field of D x D matrices by Laplace expansion."""
 
     def minor(columns: list[int]) -> Tensor:
-        """That of the last rows in as many columns."""
+        """Compute the determinant of these columns in as many of the last rows."""
         row = matrix[:, matrix.shape[1] - len(columns)]
         total = row[:, columns[0]]
         if len(columns) == 1:
             return total
         total = total * minor(columns[1:])
         for k, column in enumerate(columns[1:], start=1):
-            rest = row[:, column] * minor(columns[:k] + columns[k + 1 :])
-            total = total - rest if k % 2 else total + rest
+            term = row[:, column] * minor(columns[:k] + columns[k + 1 :])
+            total = total - term if k % 2 else total + term
         return total
 
     return minor(list(range(matrix.shape[2])))
@@ -113,12 +147,16 @@ def determinant(matrix: Float[Tensor, "b d e *spatial"]) -> Float[Tensor, "b *sp
 
 @full_precision
 def jacobian_determinant(u: Field, scheme: str = "central") -> Float[Tensor, "b *inner"]:
-    """det(I + du/dx): local change of volume, zero or below where the map folds.
+    """Compute det(I + du/dx), the local change of volume; zero or negative where the map folds.
 
     Args:
-        u: (B, D, *spatial) displacement in voxels of its grid.
-        scheme: ``central`` differences, on the whole grid, or ``forward`` ones, on the grid
-            without each axis's last voxel; central ones cannot see a fold one voxel wide.
+        u: (B, D, *spatial) displacement in voxels.
+        scheme: ``central`` differences, on the whole grid, or ``forward`` differences, on the grid
+            without the last voxel of each axis.  Central differences miss folds one voxel wide.
+
+    >>> u = 0.1 * identity_grid((4, 4), torch.zeros(1))  # expansion by 10 % along both axes
+    >>> round(jacobian_determinant(u)[0, 2, 2].item(), 4)
+    1.21
     """
     slope = {"central": gradient, "forward": forward_difference}[scheme](u)
     unit = torch.eye(u.shape[1], dtype=slope.dtype, device=slope.device)
@@ -129,12 +167,26 @@ def jacobian_determinant(u: Field, scheme: str = "central") -> Float[Tensor, "b 
 def transform_points(
     matrix: Float[Tensor, "*b e e"], points: Float[Tensor, "*b n d"]
 ) -> Float[Tensor, "*b n d"]:
-    """Apply a homogeneous (D+1, D+1) matrix, such as world-to-voxel, to points (..., N, D)."""
+    """Apply a homogeneous matrix (D+1, D+1), such as world-to-voxel, to points (..., N, D)."""
     return points @ matrix[..., :-1, :-1].mT + matrix[..., None, :-1, -1]
 
 
 def affine_field(matrix: Float[Tensor, "b e e"], shape: Sequence[int]) -> Field:
-    """Displacement u(x) = A x + t - x of a voxel-to-voxel affine map on a grid of ``shape``."""
+    """Compute the displacement u(x) = A x + t - x of an affine map between voxels of one grid.
+
+    Args:
+        matrix: (B, D+1, D+1) homogeneous matrix [A t; 0 1].
+        shape: Voxels along each axis.
+
+    Returns:
+        (B, D, *shape) in voxels.
+
+    >>> shift = torch.tensor([[[1.0, 0, 2], [0, 1, 0], [0, 0, 1]]])
+    >>> affine_field(shift, (1, 2))
+    tensor([[[[2., 2.]],
+    <BLANKLINE>
+             [[0., 0.]]]])
+    """
     x = identity_grid(shape, matrix)
     moved = transform_points(matrix, x.flatten(2).transpose(1, 2).expand(len(matrix), -1, -1))
     return moved.transpose(1, 2).view(len(matrix), -1, *shape) - x

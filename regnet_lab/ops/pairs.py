@@ -1,6 +1,7 @@
-"""The two values every part of the code speaks about: what goes into a model and what comes out."""
+"""Operations on a whole pair: apply a displacement, swap its images, resize it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -8,50 +9,51 @@ from regnet_lab import ops
 from regnet_lab.types import Pair, Registration
 
 
-def registered(pair: Pair, fields: Sequence[Tensor]) -> Registration:
-    """What ``fields`` make of a pair: the last one, carried to the fixed grid, is applied."""
+def apply_displacement(pair: Pair, fields: Sequence[Tensor]) -> Registration:
+    """Warp the moving image by the last of ``fields``, resized to the fixed grid."""
     *coarse, last = fields
     u = ops.resize_field(last, pair["fixed"].shape[2:])
     return Registration([*coarse, u], ops.warp(pair["moving"], u))
 
 
-def swapped(pair: Pair, _: Registration | None = None) -> Pair:
-    """The pair with its sides exchanged; what displaces it then is not known."""
+def swap_pair(pair: Pair, _: Registration | None = None) -> Pair:
+    """Return the pair with fixed and moving exchanged; a true displacement is dropped."""
     other = {"fixed": "moving", "moving": "fixed"}
-    back: dict[str, object] = {}
+    swapped: dict[str, Any] = {"spacing": pair["spacing"]}
     for key, value in pair.items():
-        side, *kind = key.split("_")
+        side, *part = key.split("_")
         if side in other:
-            back["_".join([other[side], *kind])] = value
-    names = [f"the way back of {name}" for name in pair["name"]]
-    return Pair(**back, spacing=pair["spacing"], name=names)  # type: ignore[typeddict-item]
+            swapped["_".join([other[side], *part])] = value
+    swapped["name"] = [f"{name} (swapped)" for name in pair["name"]]
+    return cast(Pair, swapped)
 
 
-def returned(pair: Pair, out: Registration) -> Pair:
-    """The way back of a cycle: bring the warped image, labels and mask home to the moving ones.
+def cycle_pair(pair: Pair, out: Registration) -> Pair:
+    """Return the backward pair of a cycle: the warped image is registered to the moving image.
 
-    Where points lie in the warped image, only the inverse of the displacement would tell.
+    Labels and mask of the new moving image are the warped ones of the old.  It has no landmarks,
+    because mapping them would need the inverse of the displacement.
     """
-    back = swapped(pair)
-    back["moving"] = out.warped
-    for kind in ("labels", "mask", "points"):
-        back.pop(f"moving_{kind}", None)  # type: ignore[misc]
+    swapped: dict[str, Any] = {**swap_pair(pair), "moving": out.warped}
+    for part in ("labels", "mask", "points"):
+        swapped.pop(f"moving_{part}", None)
     u = out.displacement.detach()
-    if "fixed_labels" in back:
-        back["moving_labels"] = ops.warp(back["fixed_labels"], u, "nearest", "zeros")
-    if "fixed_mask" in back:
-        back["moving_mask"] = ops.warp(back["fixed_mask"], u, "nearest", "zeros")
-    return back
+    for part in ("labels", "mask"):
+        if f"fixed_{part}" in swapped:
+            swapped[f"moving_{part}"] = ops.warp(swapped[f"fixed_{part}"], u, "nearest", "zeros")
+    return cast(Pair, swapped)
 
 
-def resized(pair: Pair, shape: Sequence[int]) -> Pair:
-    """The same pair on another grid: images averaged, labels and masks nearest, points and known
-    displacement in the new voxels.
+def resize_pair(pair: Pair, shape: Sequence[int]) -> Pair:
+    """Resample a pair to another grid over the same field of view.
+
+    Images are averaged or interpolated, labels and masks take the nearest voxel, landmarks and the
+    true displacement are converted to the new voxels.
     """
     scale = pair["spacing"].new_tensor(
         [new / old for new, old in zip(shape, pair["fixed"].shape[2:], strict=True)]
     )
-    rules = {
+    rules: dict[str, Callable[[Any, Sequence[int]], Any]] = {
         "fixed": ops.resize,
         "moving": ops.resize,
         "displacement": ops.resize_field,
@@ -61,4 +63,4 @@ def resized(pair: Pair, shape: Sequence[int]) -> Pair:
     for side in ("fixed", "moving"):
         rules[f"{side}_labels"] = rules[f"{side}_mask"] = ops.resize_nearest
         rules[f"{side}_points"] = lambda points, _: (points + 0.5) * scale - 0.5
-    return Pair(**{key: rules[key](value, shape) for key, value in pair.items()})  # type: ignore
+    return cast(Pair, {key: rules[key](value, shape) for key, value in pair.items()})

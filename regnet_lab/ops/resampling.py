@@ -1,4 +1,4 @@
-"""Resize images, label maps and displacement fields to another grid of the same field of view."""
+"""Resizing of images, label maps and displacement fields over the same field of view."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,37 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from regnet_lab.ops.sampling import Field, Image, _per_axis, full_precision
+from regnet_lab.ops.precision import full_precision
+from regnet_lab.ops.sampling import Field, Image, _expand_per_axis
 
 
-def _resampling(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
-    """Weights that carry an axis of ``old`` cells to ``new`` ones of the same total length.
+@full_precision
+def apply_along_axes(x: Image, matrices: Sequence[Tensor | None]) -> Float[Tensor, "b c *new"]:
+    """Multiply every line along spatial axis k of (B, C, *n) by matrix k.
 
-    Down: each new cell is the average of the old ones it covers.  Up: linear interpolation
-    between old centres, constant beyond the outermost.
+    Args:
+        x: (B, C, *n).
+        matrices: One (new_k, n_k) for each spatial axis; None leaves the axis unchanged.
+
+    Returns:
+        (B, C, *new).
+
+    >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> apply_along_axes(x, [None, torch.ones(1, 2)])
+    tensor([[[[3.],
+              [7.]]]])
+    """
+    for axis, matrix in enumerate(matrices, start=2):
+        if matrix is not None:
+            x = (x.movedim(axis, -1) @ matrix.to(x).T).movedim(-1, axis)
+    return x
+
+
+def compute_resize_matrix(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
+    """Compute the weights that resample an axis of ``old`` cells to ``new`` of equal total length.
+
+    Smaller: each new cell is the average of the old cells it covers.  Larger: linear interpolation
+    between old cell centers, constant beyond the outermost.
     """
     ratio = old / new
     cells = torch.arange(old, dtype=like.dtype, device=like.device)
@@ -21,21 +44,29 @@ def _resampling(old: int, new: int, like: Tensor) -> Float[Tensor, "new old"]:
     if new < old:
         overlap = torch.minimum(edge + ratio, cells + 1) - torch.maximum(edge, cells)
         return overlap.clamp(min=0) / ratio
-    centre = (edge + ratio / 2 - 0.5).clamp(0, old - 1)
-    return (1 - (centre - cells).abs()).clamp(min=0)
+    center = (edge + ratio / 2 - 0.5).clamp(0, old - 1)
+    return (1 - (center - cells).abs()).clamp(min=0)
 
 
 @full_precision
 def resize(image: Image, shape: Sequence[int]) -> Float[Tensor, "b c *out"]:
-    """The same field of view on another grid: cell averages going down, linear going up."""
-    for axis, (old, new) in enumerate(zip(image.shape[2:], shape, strict=True), start=2):
-        if old != new:
-            image = (image.movedim(axis, -1) @ _resampling(old, new, image).T).movedim(-1, axis)
-    return image
+    """Resample an image to another grid over the same field of view.
+
+    Axes that become smaller are averaged over cells, axes that become larger are interpolated
+    linearly.
+
+    >>> resize(torch.tensor([[[[1.0, 3.0, 5.0, 7.0]]]]), (1, 2))
+    tensor([[[[2., 6.]]]])
+    """
+    sizes = zip(image.shape[2:], shape, strict=True)
+    return apply_along_axes(
+        image,
+        [None if old == new else compute_resize_matrix(old, new, image) for old, new in sizes],
+    )
 
 
 def resize_nearest(labels: Shaped[Tensor, "b c *spatial"], shape: Sequence[int]) -> Tensor:
-    """The same field of view on another grid, every new centre taking the cell it falls in."""
+    """Resample labels to another grid over the same field of view, each center by its old cell."""
     for axis, (old, new) in enumerate(zip(labels.shape[2:], shape, strict=True), start=2):
         index = ((torch.arange(new, device=labels.device) + 0.5) * old / new).long()
         labels = labels.index_select(axis, index)
@@ -44,6 +75,10 @@ def resize_nearest(labels: Shaped[Tensor, "b c *spatial"], shape: Sequence[int])
 
 @full_precision
 def resize_field(u: Field, shape: Sequence[int]) -> Float[Tensor, "b d *out"]:
-    """Carry a displacement to another grid and express it in that grid's voxels."""
+    """Resample a displacement field to another grid and rescale it to that grid's voxels.
+
+    >>> resize_field(torch.ones(1, 2, 4, 4), (8, 4))[0, :, 0, 0]
+    tensor([2., 1.])
+    """
     factor = [new / old for new, old in zip(shape, u.shape[2:], strict=True)]
-    return resize(u, shape) * _per_axis(factor, u)
+    return resize(u, shape) * _expand_per_axis(factor, u)

@@ -1,54 +1,64 @@
-"""How unlike two images are: pure functions, lower is better, in D dimensions.
+"""Dissimilarity measures of two images, in 2D and 3D; lower is better.
 
-Each takes ``fixed`` and ``warped`` (B, 1, *spatial) with intensities of about [0, 1] and, if
-wanted, a ``mask`` of the same shape (1 where the fixed image counts), computes in float32, and
-returns one number for each case, (B,).
+Each takes ``fixed`` and ``warped`` (B, 1, *spatial) with intensities of about [0, 1] and optionally
+a ``mask`` of the same shape (1 where the fixed image counts), computes in float32, and returns one
+value per case, (B,).
 """
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from regnet_lab import ops
-from regnet_lab.ops.box_filter import box_sum, mean_squared_correlation
+from regnet_lab.ops.box_filter import box_sum, weighted_squared_correlation
+from regnet_lab.ops.fields import gradient
+from regnet_lab.ops.precision import full_precision
 
 Image = Float[Tensor, "b c *spatial"]
 Mask = Shaped[Tensor, "b c *spatial"]
 PerCase = Float[Tensor, " b"]
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of a map over everything but the batch, weighted by the mask."""
+def _average_over_mask(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Average a map over everything but the batch, weighted by the mask."""
     if mask is None:
         return values.flatten(1).mean(1)
     weight = mask.to(values.dtype).expand_as(values).flatten(1)
     return (values.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1e-6)
 
 
-@ops.full_precision
+@full_precision
 def mean_squares(fixed: Image, warped: Image, mask: Mask | None = None) -> PerCase:
-    """Mean of (f - w)^2 over the voxels (SSD divided by their number)."""
-    return _mean((fixed - warped).square(), mask)
+    """Compute the mean of (f - w)^2 over the voxels.
+
+    >>> mean_squares(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), 0.5))
+    tensor([0.2500])
+    """
+    return _average_over_mask((fixed - warped).square(), mask)
 
 
-@ops.full_precision
+@full_precision
 def global_ncc(
     fixed: Image, warped: Image, mask: Mask | None = None, epsilon: float = 1e-5
 ) -> PerCase:
-    """1 - cov(f, w)^2 / (var f var w + epsilon): 0 for any linear relation, at most 1.
+    """Compute 1 - cov(f, w)^2 / (var f var w + epsilon), between 0 (linear relation) and 1.
 
-    The squared global correlation of GraDIRN's ``ncc`` (Qiu et al., MICCAI 2022).
+    One minus the squared global correlation, ``ncc`` of GraDIRN (Qiu et al., MICCAI 2022).
+
+    >>> image = torch.linspace(0, 1, 9).view(1, 1, 3, 3)
+    >>> bool(global_ncc(image, 1 - 0.5 * image) < 0.01)
+    True
     """
 
-    def centred(image: Tensor) -> Tensor:
-        return image - _mean(image, mask).view(-1, *[1] * (image.ndim - 1))
+    def center(image: Tensor) -> Tensor:
+        return image - _average_over_mask(image, mask).view(-1, *[1] * (image.ndim - 1))
 
-    f, w = centred(fixed), centred(warped)
-    covariance = _mean(f * w, mask)
-    return 1 - covariance**2 / (_mean(f * f, mask) * _mean(w * w, mask) + epsilon)
+    f, w = center(fixed), center(warped)
+    covariance = _average_over_mask(f * w, mask)
+    variance_f, variance_w = _average_over_mask(f * f, mask), _average_over_mask(w * w, mask)
+    return 1 - covariance**2 / (variance_f * variance_w + epsilon)
 
 
-@ops.full_precision
+@full_precision
 def local_ncc(
     fixed: Image,
     warped: Image,
@@ -57,11 +67,15 @@ def local_ncc(
     padding: str = "zeros",
     epsilon: float = 1e-5,
 ) -> PerCase:
-    """1 - mean of the squared correlation in a window^D box around every voxel.
+    """Compute 1 - mean squared correlation in a box of side ``window`` around every voxel.
 
-    cc = S^2(fw) / (S(ff) S(ww) + epsilon) with sums S of centred products over the box
-    (Avants et al., MedIA 2008; the form used by VoxelMorph, FAIM and the pyramid).  With ``zeros``
-    the image continues as zero beyond its border, with ``replicate`` as its outermost voxel.
+    cc = S^2(fw) / (S(ff) S(ww) + epsilon) with sums S of centered products over the box (Avants et
+    al., MedIA 2008; the form used by VoxelMorph, FAIM and the pyramid).  Beyond the border the
+    image is zero (padding ``zeros``) or equal to its outermost voxel (``replicate``).
+
+    >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> bool(local_ncc(image, 2 - 3 * image, padding="replicate") < 1e-3)
+    True
     """
     if mask is None:
         weight = fixed.new_tensor(1 / fixed[0].numel())
@@ -69,31 +83,33 @@ def local_ncc(
         mask = mask.to(fixed.dtype).expand_as(fixed)
         inside = mask.flatten(1).sum(1).clamp(min=1e-6)
         weight = mask / inside.view(-1, *[1] * (fixed.ndim - 1))
-    return 1 - mean_squared_correlation(fixed, warped, weight, window, padding, epsilon)
+    return 1 - weighted_squared_correlation(fixed, warped, weight, window, padding, epsilon)
 
 
-def _parzen(image: Tensor, bins: int) -> Tensor:
-    """(B, N, bins) share of each voxel in each histogram bin of [0, 1], Gaussian window."""
-    centres = torch.linspace(0, 1, bins, dtype=image.dtype, device=image.device)
+def _compute_parzen_weights(image: Tensor, bins: int) -> Tensor:
+    """Compute the weight (B, N, bins) of each voxel in each bin of [0, 1], Gaussian window."""
+    centers = torch.linspace(0, 1, bins, dtype=image.dtype, device=image.device)
     sigma = 0.5 / (bins - 1)
-    share = torch.exp(-0.5 * ((image.flatten(1)[..., None] - centres) / sigma) ** 2)
-    return share / share.sum(-1, keepdim=True)
+    weight = torch.exp(-0.5 * ((image.flatten(1)[..., None] - centers) / sigma) ** 2)
+    return weight / weight.sum(-1, keepdim=True)
 
 
-def _joint_histogram(
+def _compute_joint_histogram(
     fixed: Tensor, warped: Tensor, mask: Tensor | None, bins: int
 ) -> Float[Tensor, "b bins bins"]:
-    f, w = (_parzen(image.clamp(0, 1), bins) for image in (fixed, warped))
+    """Compute the joint histogram of two images, each with sum 1."""
+    f, w = (_compute_parzen_weights(image.clamp(0, 1), bins) for image in (fixed, warped))
     weight = torch.ones_like(fixed) if mask is None else mask.to(f.dtype)
     weight = weight.flatten(1) / weight.flatten(1).sum(1, keepdim=True).clamp(min=1e-6)
     return (f * weight[..., None]).transpose(1, 2) @ w
 
 
-def _entropy(probability: Tensor) -> Tensor:
+def _compute_entropy(probability: Tensor) -> Tensor:
+    """Compute the entropy of each case in nats."""
     return -(probability * (probability + 1e-7).log()).flatten(1).sum(1)
 
 
-@ops.full_precision
+@full_precision
 def mutual_information(
     fixed: Image,
     warped: Image,
@@ -101,35 +117,39 @@ def mutual_information(
     bins: int = 32,
     normalised: bool = False,
 ) -> PerCase:
-    """-I(f; w) = H(f, w) - H(f) - H(w) in nats, or with ``normalised`` -(H(f) + H(w)) / H(f, w).
+    """Compute the negative mutual information H(f, w) - H(f) - H(w) in nats.
 
-    Joint histogram by Parzen windows (Viola and Wells, IJCV 1997): Gaussians of half a bin on
-    ``bins`` centres over [0, 1]; normalised after Studholme et al., Pattern Recognition 1999.
+    With ``normalised``, -(H(f) + H(w)) / H(f, w) (Studholme et al., Pattern Recognition 1999).  The
+    joint histogram uses Parzen windows (Viola and Wells, IJCV 1997): Gaussians with a standard
+    deviation of half a bin at ``bins`` centers over [0, 1].
     """
-    joint = _joint_histogram(fixed, warped, mask, bins)
-    marginals = _entropy(joint.sum(1)) + _entropy(joint.sum(2))
-    together = _entropy(joint)
-    return -marginals / together.clamp(min=1e-6) if normalised else together - marginals
+    joint = _compute_joint_histogram(fixed, warped, mask, bins)
+    marginals = _compute_entropy(joint.sum(1)) + _compute_entropy(joint.sum(2))
+    joint_entropy = _compute_entropy(joint)
+    if normalised:
+        return -marginals / joint_entropy.clamp(min=1e-6)
+    return joint_entropy - marginals
 
 
-@ops.full_precision
+@full_precision
 def normalised_gradient_field(
     fixed: Image, warped: Image, mask: Mask | None = None, edge: float = 0.05
 ) -> PerCase:
-    """Mean of 1 - <grad f, grad w>_e^2 / (|grad f|_e^2 |grad w|_e^2), with |g|_e^2 = |g|^2 + e^2
-    and <g, h>_e = <g, h> + e^2 (Haber and Modersitzki, MICCAI 2006); ``edge`` e in intensity
-    per voxel: smaller slopes count as noise.
+    """Compute the mean of 1 - <grad f, grad w>_e^2 / (|grad f|_e^2 |grad w|_e^2).
+
+    |g|_e^2 = |g|^2 + e^2 and <g, h>_e = <g, h> + e^2 (Haber and Modersitzki, MICCAI 2006).
+    ``edge`` is e in intensity per voxel: smaller gradients count as noise.
     """
-    f, w = (ops.gradient(image) for image in (fixed, warped))  # (B, 1, D, *spatial)
+    f, w = (gradient(image) for image in (fixed, warped))  # (B, 1, D, *spatial)
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(2) + edge**2
 
-    return _mean(1 - product(f, w) ** 2 / (product(f, f) * product(w, w)), mask)
+    return _average_over_mask(1 - product(f, w) ** 2 / (product(f, f) * product(w, w)), mask)
 
 
 def _shift(image: Tensor, offset: list[int]) -> Tensor:
-    """image(x + offset), the outermost voxels continued."""
+    """Return image(x + offset), with the outermost voxels replicated."""
     for axis, step in enumerate(offset, start=2):
         index = torch.arange(image.shape[axis], device=image.device) + step
         image = image.index_select(axis, index.clamp(0, image.shape[axis] - 1))
@@ -137,12 +157,15 @@ def _shift(image: Tensor, offset: list[int]) -> Tensor:
 
 
 def mind_ssc(image: Image, radius: int = 1, dilation: int = 1) -> Float[Tensor, "b k *spatial"]:
-    """MIND self-similarity context descriptor (Heinrich et al., MICCAI 2013).
+    """Compute the MIND self-similarity context descriptor (Heinrich et al., MICCAI 2013).
 
-    Compares the patches (side 2 radius + 1) around every two face neighbours, at distance
-    ``dilation``, that lie around a corner from one another: 2 D (D - 1) channels, 12 in 3D and 4
-    in 2D.  exp(-d / v) with d the patch distance less its minimum over channels, and v the mean d,
-    kept within [0.001, 1000] times its mean over the image.
+    Each channel compares the patches (side 2 radius + 1) around two neighbours of the voxel, at
+    distance ``dilation`` along two different axes: 2 D (D - 1) channels, 12 in 3D and 4 in 2D.  Its
+    value is exp(-d / v), where d is the patch distance minus its minimum over channels, and v is
+    the mean of d over channels, clamped to [0.001, 1000] times its mean over the image.
+
+    >>> mind_ssc(torch.rand(1, 1, 6, 6, 6)).shape
+    torch.Size([1, 12, 6, 6, 6])
     """
     ndim = image.ndim - 2
     unit = torch.eye(ndim, dtype=torch.long)
@@ -163,7 +186,7 @@ def mind_ssc(image: Image, radius: int = 1, dilation: int = 1) -> Float[Tensor, 
     return torch.exp(-distance / variance.clamp(min=1e-12))
 
 
-@ops.full_precision
+@full_precision
 def mind(
     fixed: Image,
     warped: Image,
@@ -171,6 +194,6 @@ def mind(
     radius: int = 1,
     dilation: int = 1,
 ) -> PerCase:
-    """Mean squared difference of the two MIND-SSC descriptors: for images of unlike contrast."""
+    """Compute the mean squared difference of MIND-SSC descriptors, for different contrasts."""
     difference = mind_ssc(fixed, radius, dilation) - mind_ssc(warped, radius, dilation)
-    return _mean(difference.square(), mask)
+    return _average_over_mask(difference.square(), mask)

@@ -1,4 +1,4 @@
-"""The grid on which a model works on a user's images."""
+"""The grid on which a model registers a user's images."""
 
 import math
 from collections.abc import Sequence
@@ -8,98 +8,116 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.data.io.cases import Scan
-from regnet_lab.data.preprocessing.functional import centred_grid
-from regnet_lab.data.preprocessing.grids import factors
+from regnet_lab.data.io.cases import LoadedCase
+from regnet_lab.data.preprocessing.functional import compute_centered_grid
+from regnet_lab.data.preprocessing.grids import compute_spacing_ratio
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame
+from regnet_lab.spatial.image_grid import ImageGrid
+from regnet_lab.utils.voxel_budget import enlarge_voxels
 
-THICK = 2.0  # times as long as the finest: a spacing at which slices are better not resampled
-STRAIGHT = 0.01  # cosine between array and world axes below which they run the same way
-
-
-def nearest_ras(frame: Frame) -> Frame:
-    """The same voxels with array axes turned and flipped to run most nearly right, front, top."""
-    turn = nibabel.io_orientation(frame.affine)
-    affine = frame.affine @ nibabel.orientations.inv_ornt_aff(turn, frame.shape)
-    return Frame(tuple(frame.shape[axis] for axis in np.argsort(turn[:, 0])), affine)
+THICK_SLICE_RATIO = 2.0  # of largest to smallest spacing; such images are not resampled obliquely
+OBLIQUE_COSINE = 0.01  # cosine between array and world axes below which they count as parallel
+ORIENTATIONS = ("world", "ras", "image")
 
 
-def is_oblique(frame: Frame) -> bool:
-    """Whether a frame nearest RAS runs askew through the world, and has no thick slices."""
-    own = coordinates.spacing(frame.affine)
-    cosines = frame.affine[:3, :3] / own - np.eye(3)
-    return bool(own.max() < THICK * own.min() and np.abs(cosines).max() > STRAIGHT)
+def get_grid(case: LoadedCase) -> ImageGrid:
+    """Return the grid of an image."""
+    return ImageGrid(case.image.shape, case.affine)
 
 
-def upright(frame: Frame, known: NDArray[np.bool_]) -> Frame:
-    """The smallest box along the world's axes that holds the known voxels of a 3D frame, in
-    voxels as long as its finest.
+def reorient_to_ras(grid: ImageGrid) -> ImageGrid:
+    """Permute and flip array axes so that they run as nearly as possible to right, front, top."""
+    orientation = nibabel.io_orientation(grid.affine)
+    affine = grid.affine @ nibabel.orientations.inv_ornt_aff(orientation, grid.shape)
+    return ImageGrid(tuple(grid.shape[axis] for axis in np.argsort(orientation[:, 0])), affine)
+
+
+def is_oblique(grid: ImageGrid) -> bool:
+    """Check whether a grid nearest RAS is oblique in the world and has no thick slices."""
+    cosines = grid.affine[:3, :3] / grid.spacing - np.eye(3)
+    thin = grid.spacing.max() < THICK_SLICE_RATIO * grid.spacing.min()
+    return bool(thin and np.abs(cosines).max() > OBLIQUE_COSINE)
+
+
+def compute_world_grid(grid: ImageGrid, valid: NDArray[np.bool_]) -> ImageGrid:
+    """Compute the smallest isotropic grid along the world axes that contains the valid voxels.
+
+    Its spacing is the finest of ``grid``, which must be 3D.
     """
-    lines = known.any(2)
-    ends = known.argmax(2), known.shape[2] - 1 - known[..., ::-1].argmax(2)
+    lines = valid.any(2)
+    ends = valid.argmax(2), valid.shape[2] - 1 - valid[..., ::-1].argmax(2)
     voxels = [np.column_stack([*np.nonzero(lines), end[lines]]) for end in ends]
-    places = coordinates.transform(frame.affine, np.concatenate(voxels))
-    spacing = coordinates.spacing(frame.affine).min()
-    low, high = places.min(0), places.max(0)
+    points = coordinates.apply_affine(grid.affine, np.concatenate(voxels))
+    spacing = grid.spacing.min()
+    low, high = points.min(0), points.max(0)
     shape = np.rint((high - low) / spacing).astype(int) + 1
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = (low + high - (shape - 1) * spacing) / 2
-    return Frame(tuple(shape.tolist()), affine)
+    return ImageGrid(tuple(shape.tolist()), affine)
 
 
 @dataclass(frozen=True)
-class ModelGrid:
-    """Where the grid on which a model works lies, about the middle of the fixed image.
+class InferenceGrid:
+    """Rule for the grid on which a model works, centered on the fixed image.
 
     Args:
-        shape: Its voxels along the first axes; it grows to cover the image; null: just that.
-        spacing: Millimetres per voxel, one number or one for each of the first axes; null: the
-            fixed image's own.
-        axes: Of 3D images.  ``world``: to the right, front and top of the world, whatever the
-            fixed image's own, over what was seen of it, so that a model is shown the same
-            anatomy however it is stored; images with slices more than twice as thick as their
-            voxels are wide are turned as by ``ras``: array axes are turned and flipped to run
-            most nearly to the right, front and top.  ``image``: as they are.
-        largest: Voxels at most, by a coarser spacing, where none is given.
+        shape: Smallest number of voxels along the first axes; the grid grows to cover the image.
+            None: as many as cover it.
+        spacing: mm per voxel, one number or one for each of the first axes; None: that of the
+            fixed image.
+        orientation: Of 3D grids.  ``world``: along the axes of the world, over the valid voxels
+            of the fixed image, so that the model sees the same anatomy however the image is
+            stored; thick-slice images are treated as with ``ras``.  ``ras``: the array axes of
+            the fixed image, permuted and flipped to nearest RAS.  ``image``: as stored.
+        max_voxels: Largest number of voxels where no spacing is given; it is then coarsened.
     """
 
     shape: Sequence[int] | None = None
     spacing: float | Sequence[float] | None = None
-    axes: str = "ras"
-    largest: int | None = None
+    orientation: str = "ras"
+    max_voxels: int | None = None
 
-    def place(self, fixed: Scan, known: NDArray[np.bool_] | None = None) -> Frame:
-        """The grid for a fixed image, of which all or the ``known`` voxels are no padding.
+    def compute_grid(self, fixed: LoadedCase, valid: NDArray[np.bool_] | None = None) -> ImageGrid:
+        """Compute the grid for a fixed image.
 
-        Raises:
-            UserError: ``axes`` or ``spacing`` is none.
+        Args:
+            fixed: The fixed image.
+            valid: Its voxels that are not padding; None: all.
         """
-        if self.axes not in ("world", "ras", "image"):
-            raise UserError(f"grid.axes={self.axes} must be world, ras or image.")
-        own = Frame(fixed.image.shape, fixed.affine)
-        if self.axes != "image" and own.ndim == 3:
-            turned = nearest_ras(own)
-            if self.axes == "world" and is_oblique(turned):
-                turned = upright(own, np.ones(own.shape, bool) if known is None else known)
-            own = turned
-        return self._about(own)
+        if self.orientation not in ORIENTATIONS:
+            raise UserError(
+                f"grid.orientation={self.orientation} must be {', '.join(ORIENTATIONS[:-1])} or "
+                f"{ORIENTATIONS[-1]}."
+            )
+        grid = get_grid(fixed)
+        if self.orientation == "image" or grid.ndim != 3:
+            return self._resample(grid)
+        ras = reorient_to_ras(grid)
+        if self.orientation == "world" and is_oblique(ras):
+            valid = np.ones(grid.shape, bool) if valid is None else valid
+            return self._resample(compute_world_grid(grid, valid))
+        return self._resample(ras)
 
-    def _about(self, own: Frame) -> Frame:
-        spacing, extent = coordinates.spacing(own.affine, own.ndim), own.shape
-        ratio = factors(self._spacing(spacing, extent), spacing)
-        covering, _ = centred_grid(extent, ratio)
-        given = [*(self.shape or ()), *covering[len(self.shape or ()) :]]
-        shape, matrix = centred_grid(extent, ratio, np.maximum(given, covering).tolist())
-        return Frame(shape, own.affine @ coordinates.embedded(matrix))
+    def _resample(self, grid: ImageGrid) -> ImageGrid:
+        """Compute the grid with the required spacing and shape about the center of ``grid``."""
+        ratio = compute_spacing_ratio(self._choose_spacing(grid), grid.spacing)
+        covering, _ = compute_centered_grid(grid.shape, ratio)
+        required = [*(self.shape or ()), *covering[len(self.shape or ()) :]]
+        shape, matrix = compute_centered_grid(
+            grid.shape, ratio, np.maximum(required, covering).tolist()
+        )
+        return ImageGrid(shape, grid.affine @ coordinates.embed_in_3d(matrix))
 
-    def _spacing(self, own: NDArray, extent: Sequence[int]) -> list[float]:
+    def _choose_spacing(self, grid: ImageGrid) -> list[float]:
+        """Return the required spacing, or the finest with at most ``max_voxels`` voxels."""
         if self.spacing is not None:
-            given = np.ravel(self.spacing).tolist()
-            few = given * len(own) if len(given) == 1 else given
-            return [*few, *own.tolist()[len(few) :]]
-        finest = own.min()
-        while self.largest and math.prod(extent * own / np.maximum(own, finest)) > self.largest:
-            finest *= 1.02
-        return np.maximum(own, finest).tolist()
+            spacing = np.ravel(self.spacing).tolist()
+            spacing = spacing * grid.ndim if len(spacing) == 1 else spacing
+            return [*spacing, *grid.spacing.tolist()[len(spacing) :]]
+        finest = enlarge_voxels(
+            grid.spacing.min(),
+            lambda size: math.prod(grid.shape * grid.spacing / np.maximum(grid.spacing, size)),
+            self.max_voxels or math.inf,
+        )
+        return np.maximum(grid.spacing, finest).tolist()

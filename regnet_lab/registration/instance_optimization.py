@@ -1,6 +1,6 @@
-"""Fitting the answer to one pair: gradient steps on the field, or on the network, for it alone.
+"""Instance optimization: fitting the displacement field or the network to a single pair.
 
-A refinement is called with the pair and the model and returns a displacement (1, D, *grid) in
+An optimizer is called with the pair and the model and returns a displacement (1, D, *grid) in
 voxels of its own grid.
 """
 
@@ -14,154 +14,173 @@ from torch import Tensor, nn
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.losses import Loss
-from regnet_lab.ops.pairs import registered, resized
-from regnet_lab.types import Pair, Registration
+from regnet_lab.losses import Loss, Similarity, compute_objective
+from regnet_lab.ops.pairs import apply_displacement, resize_pair
+from regnet_lab.types import Pair, Registration, update_pair
+from regnet_lab.utils.voxel_budget import enlarge_voxels
 
 
-def objective(losses: Mapping[str, Loss], pair: Pair, out: Registration) -> Tensor:
-    """Sum of weight times term.
-
-    Raises:
-        UserError: It is not finite.
-    """
-    total = torch.stack([term.weight * term(pair, out) for term in losses.values()]).sum()
+def compute_finite_objective(losses: Mapping[str, Loss], pair: Pair, out: Registration) -> Tensor:
+    """Compute the sum of weighted losses; raise UserError if it is not finite."""
+    total = compute_objective(losses, pair, out)["loss"]
     if not torch.isfinite(total):
         raise UserError(
-            f"{pair['name'][0]}: the objective of refine became {total.item()}; lower refine.rate."
+            f"{pair['name'][0]}: the objective of the instance optimization became "
+            f"{total.item()}; lower optimizer.lr."
         )
     return total
 
 
-def steps(count: int, deadline: float) -> Iterator[int]:
-    """Numbers from 0, ``count`` of them or until the clock strikes."""
+def iterate_until(count: int, deadline: float) -> Iterator[int]:
+    """Yield 0, ..., count - 1, but stop once the monotonic clock has passed ``deadline``."""
     for step in range(count):
         if time.monotonic() > deadline:
             return
         yield step
 
 
-def _deadline(seconds: float | None) -> float:
+def compute_deadline(seconds: float | None) -> float:
+    """Return the value of the monotonic clock in so many seconds; None: infinity."""
     return time.monotonic() + (math.inf if seconds is None else seconds)
 
 
-def level_shapes(
-    shape: Sequence[int], spacing: Sequence[float], levels: int, largest: int
+def compute_level_shapes(
+    shape: Sequence[int], spacing: Sequence[float], levels: int, max_voxels: int
 ) -> list[list[int]]:
-    """Grids over one field of view, coarse to fine, each twice as fine as the one before.
+    """Compute grid shapes over one field of view, coarse to fine, each twice as fine as the last.
 
-    The finest has at most ``largest`` voxels.  An axis with larger voxels than the others keeps
-    them until those have grown as large.
+    Axes with larger voxels than the others are not shrunk until those have become as large.
+
+    Args:
+        shape: Voxels along each axis.
+        spacing: mm per voxel along each axis.
+        levels: Number of shapes.
+        max_voxels: Largest number of voxels of the finest shape.
+
+    >>> compute_level_shapes((64, 64, 10), (1.0, 1.0, 4.0), levels=3, max_voxels=10**6)
+    [[16, 16, 10], [32, 32, 10], [64, 64, 10]]
     """
     finest = min(spacing)
 
-    def at(factor: float) -> list[int]:
-        sides = zip(shape, spacing, strict=True)
-        return [max(2, round(n * s / max(s, factor * finest))) for n, s in sides]
+    def shrink(factor: float) -> list[int]:
+        axes = zip(shape, spacing, strict=True)
+        return [max(2, round(n * s / max(s, factor * finest))) for n, s in axes]
 
-    factor = 1.0
-    while math.prod(at(factor)) > largest:
-        factor *= 1.02
-    return [at(factor * 2**k) for k in reversed(range(levels))]
+    factor = enlarge_voxels(1.0, lambda factor: math.prod(shrink(factor)), max_voxels)
+    return [shrink(factor * 2**k) for k in reversed(range(levels))]
 
 
-def counted(pair: Pair, u: Tensor) -> Pair:
-    """The pair whose fixed mask leaves out what ``u`` takes beyond the moving image's mask."""
+def restrict_mask_to_overlap(pair: Pair, u: Tensor) -> Pair:
+    """Remove from the fixed mask all voxels that ``u`` maps outside the moving mask."""
     if "moving_mask" not in pair:
         return pair
-    there = ops.warp(pair["moving_mask"].float(), u.detach(), padding="zeros") > 0.5
-    ours = pair.get("fixed_mask", torch.ones_like(there)) > 0
-    return Pair(**(pair | {"fixed_mask": ours & there}))
+    inside = ops.warp(pair["moving_mask"].float(), u.detach(), padding="zeros") > 0.5
+    fixed_mask = pair.get("fixed_mask", torch.ones_like(inside)) > 0
+    return update_pair(pair, fixed_mask=fixed_mask & inside)
 
 
-class FieldOptimised:
-    """Adam on the displacement itself, from the model's answer, on grids from coarse to fine.
+class FieldOptimizer:
+    """Adam on the displacement field, starting from the model's, on grids from coarse to fine.
+
+    The coarse levels recover large displacements; after a good network fewer are needed.
 
     Args:
-        losses: Named terms of the objective; on each level the pair is on the level's grid, in
-            whose voxels displacements are.
-        steps: Of each level, coarse to fine.
-        rate: Voxels of the level's grid by which a step moves, about.
-        largest: Voxels of the finest grid, at most: what bounds time and memory.
-        pull: Weight of mean |u - u_model|^2, in voxels, against forgetting what a network learned.
-        seconds: Time after which to stop, wherever it is; null: after all steps.
-
-    The coarse levels find what lies far away; a good answer of a network needs fewer of them.
+        losses: Terms of the objective by name.  On each level the pair and displacements are on
+            the grid of the level, in its voxels.
+        steps: Number of steps on each level, coarse to fine.
+        lr: Learning rate, about the voxels of the level's grid per step.
+        max_voxels: Largest number of voxels of the finest grid; bounds time and memory.
+        proximal_weight: Weight of mean |u - u_model|^2, in voxels, which keeps u close to the
+            field of the model.
+        max_seconds: Time limit; None: all steps.
     """
 
     def __init__(
         self,
         losses: Mapping[str, Loss],
         steps: Sequence[int] = (50, 50, 50, 30),
-        rate: float = 0.2,
-        largest: int = 1_500_000,
-        pull: float = 0.0,
-        seconds: float | None = None,
+        lr: float = 0.2,
+        max_voxels: int = 1_500_000,
+        proximal_weight: float = 0.0,
+        max_seconds: float | None = None,
     ) -> None:
-        self.losses, self.steps, self.rate = dict(losses), list(steps), rate
-        self.largest, self.pull, self.seconds = largest, pull, seconds
-        self.masked = any(getattr(term, "masked", False) for term in losses.values())
+        self.losses, self.steps, self.lr = dict(losses), list(steps), lr
+        self.max_voxels, self.max_seconds = max_voxels, max_seconds
+        self.proximal_weight = proximal_weight
+        self.masked = any(isinstance(t, Similarity) and t.masked for t in losses.values())
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
-        deadline = _deadline(self.seconds)
+        """Optimize the field of the model for one pair."""
+        deadline = compute_deadline(self.max_seconds)
         with torch.no_grad():
-            answer = registered(pair, model(pair["fixed"], pair["moving"])).displacement
+            predicted = apply_displacement(pair, model(pair["fixed"], pair["moving"])).displacement
         spacing, shape = pair["spacing"][0].tolist(), pair["fixed"].shape[2:]
-        shapes = level_shapes(shape, spacing, len(self.steps), self.largest)
-        u = ops.resize_field(answer, shapes[0])
-        for size, count in zip(shapes, self.steps, strict=True):
-            at = resized(pair, size)
-            u = self.level(at, ops.resize_field(u, size), answer, count, deadline)
+        shapes = compute_level_shapes(shape, spacing, len(self.steps), self.max_voxels)
+        u = ops.resize_field(predicted, shapes[0])
+        for level_shape, steps in zip(shapes, self.steps, strict=True):
+            level_pair = resize_pair(pair, level_shape)
+            u = ops.resize_field(u, level_shape)
+            u = self.optimize_level(level_pair, u, predicted, steps, deadline)
         return u
 
-    def level(self, pair: Pair, u: Tensor, answer: Tensor, count: int, deadline: float) -> Tensor:
-        """Some steps on one grid."""
-        home = ops.resize_field(answer, u.shape[2:])
+    def optimize_level(
+        self, pair: Pair, u: Tensor, predicted: Tensor, steps: int, deadline: float
+    ) -> Tensor:
+        """Optimize the field on one grid.
+
+        Args:
+            pair: The pair on that grid.
+            u: Initial field on that grid.
+            predicted: Field of the model on its own grid.
+            steps: Number of steps.
+            deadline: See :func:`iterate_until`.
+        """
+        anchor = ops.resize_field(predicted, u.shape[2:])
         u = u.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([u], self.rate)
-        for _ in steps(count, deadline):
+        optimizer = torch.optim.Adam([u], self.lr)
+        for _ in iterate_until(steps, deadline):
             out = Registration([u], ops.warp(pair["moving"], u))
-            at = counted(pair, u) if self.masked else pair
-            total = objective(self.losses, at, out)
-            if self.pull:
-                total = total + self.pull * (u - home).square().sum(1).mean()
+            masked_pair = restrict_mask_to_overlap(pair, u) if self.masked else pair
+            total = compute_finite_objective(self.losses, masked_pair, out)
+            if self.proximal_weight:
+                total = total + self.proximal_weight * (u - anchor).square().sum(1).mean()
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
         return u.detach()
 
 
-class NetworkOptimised:
-    """Adam on a copy of the model's weights, so that its answer stays one that it can give.
+class NetworkOptimizer:
+    """Adam on a copy of the network's weights, so that its output stays a field of the network.
 
     Args:
-        losses: Named terms of the objective.
-        steps: How many.
-        rate: Of learning.
-        seconds: Time after which to stop; null: after all steps.
+        losses: Terms of the objective by name.
+        steps: Number of steps.
+        lr: Learning rate.
+        max_seconds: Time limit; None: all steps.
     """
 
     def __init__(
         self,
         losses: Mapping[str, Loss],
         steps: int = 50,
-        rate: float = 1e-4,
-        seconds: float | None = None,
+        lr: float = 1e-4,
+        max_seconds: float | None = None,
     ) -> None:
         self.losses, self.steps = dict(losses), steps
-        self.rate, self.seconds = rate, seconds
+        self.lr, self.max_seconds = lr, max_seconds
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
-        """Raises UserError if the model has no weights."""
-        deadline, tuned = _deadline(self.seconds), copy.deepcopy(model)
+        """Optimize the network for one pair; raise UserError if the model has no weights."""
+        deadline, tuned = compute_deadline(self.max_seconds), copy.deepcopy(model)
         weights = [w for w in tuned.parameters() if w.requires_grad]
         if not weights:
-            raise UserError("refine=network needs a trained network: give run=<folder>.")
-        optimizer = torch.optim.Adam(weights, self.rate)
-        for _ in steps(self.steps, deadline):
-            out = registered(pair, tuned(pair["fixed"], pair["moving"]))
+            raise UserError("optimizer=network needs a trained network: give run=<folder>.")
+        optimizer = torch.optim.Adam(weights, self.lr)
+        for _ in iterate_until(self.steps, deadline):
+            out = apply_displacement(pair, tuned(pair["fixed"], pair["moving"]))
             optimizer.zero_grad()
-            objective(self.losses, pair, out).backward()
+            compute_finite_objective(self.losses, pair, out).backward()
             optimizer.step()
         with torch.no_grad():
-            return registered(pair, tuned(pair["fixed"], pair["moving"])).displacement
+            return apply_displacement(pair, tuned(pair["fixed"], pair["moving"])).displacement

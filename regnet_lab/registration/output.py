@@ -1,127 +1,115 @@
-"""What a registration leaves behind, each file whole or not there."""
+"""Writing of registration results, all files or none."""
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-import nibabel
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
-from regnet_lab.data.io.cases import Scan
+from regnet_lab.data.io.cases import LoadedCase
 from regnet_lab.errors import UserError
-from regnet_lab.registration.pipeline import Answer, points_in_fixed, points_in_moving, warped
-from regnet_lab.registration.quality import Score, picture
+from regnet_lab.registration.mapping import (
+    map_points_to_fixed,
+    map_points_to_moving,
+    warp_array,
+)
+from regnet_lab.registration.pipeline import RegistrationResult
+from regnet_lab.registration.quality import QualityReport, draw_result
 from regnet_lab.spatial import coordinates, write_transforms
-from regnet_lab.spatial.writers import quiet
+from regnet_lab.spatial.writers import write_image
 
-AXES = ("x", "y", "z")
+AXIS_NAMES = ("x", "y", "z")
 
 
 @contextmanager
-def delivered(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write into, whose files are put there in the end.
+def atomic_directory(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files are moved to ``folder`` in the end.
 
-    If the block fails nothing is left behind, and what was there before is as it was.
+    If the block fails, ``folder`` is as before; a folder created here is removed again.
 
     Raises:
-        UserError: It cannot be written to, or is full.
+        UserError: The folder cannot be written or the disk is full.
     """
-    aside = folder.parent / f".{folder.name}.{uuid4().hex}.part"
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    temporary = folder.parent / f".{folder.name}.{uuid4().hex}.part"
+    created = [p for p in (folder, *folder.parents) if not p.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside.mkdir()
-        yield aside
-        for file in sorted(aside.iterdir()):
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.iterdir()):
             os.replace(file, folder / file.name)
-    except (OSError, RuntimeError) as error:  # SimpleITK's are the latter
+    except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({reason_of(error)}): choose another folder or make room."
+            f"{folder} cannot be written ({error.strerror or error}): choose another folder or "
+            "make room."
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        for path in made:
-            with suppress(OSError):  # it holds what was delivered
+        shutil.rmtree(temporary, ignore_errors=True)
+        for path in created:
+            with suppress(OSError):  # not empty: it holds the results
                 path.rmdir()
 
 
-def reason_of(error: Exception) -> str:
-    """Why, in the system's words, or in ITK's without its addresses."""
-    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
-    return re.sub(r"^ITK ERROR: |\(0x[0-9a-f]+\)", "", reason)
-
-
-def write_image(path: Path, array: NDArray, affine: coordinates.Matrix) -> None:
-    """An image of any dtype in its place, in the format the name says."""
-    if path.name.endswith((".nii", ".nii.gz")):
-        nibabel.save(coordinates.to_nifti(array, affine), path)
-    else:
-        with quiet():
-            sitk.WriteImage(coordinates.to_image(array, affine), str(path), True)
-
-
 def write_points(path: Path, points: NDArray, affine: coordinates.Matrix, space: str) -> None:
-    """Landmarks in voxels (N, D) as a CSV in ``space``: voxel, ras or lps."""
+    """Write landmarks (N, D) in voxels as a CSV in ``space``: voxel, ras or lps."""
     if space != "voxel":
         points = coordinates.voxel_to_world(affine, points)
         points = coordinates.flip_points(points) if space == "lps" else points
-    names = AXES[: points.shape[1]]
-    pd.DataFrame(points, columns=names).to_csv(path, index=False, float_format="%.6f")
+    columns = AXIS_NAMES[: points.shape[1]]
+    pd.DataFrame(points, columns=columns).to_csv(path, index=False, float_format="%.6f")
 
 
-def write_outcome(
+def write_results(
     folder: Path,
-    answer: Answer,
-    fixed: Scan,
-    moving: Scan,
+    result: RegistrationResult,
+    fixed: LoadedCase,
+    moving: LoadedCase,
     original: NDArray,
-    sheet: Score,
+    report: QualityReport,
     formats: Iterable[str] = ("itk",),
     suffix: str = ".nii.gz",
     points_space: str = "voxel",
 ) -> None:
-    """Write images, landmarks, transforms and the quality sheet.
+    """Write images, landmarks, transforms and the quality report.
 
     Args:
-        folder: Where; it must exist.
-        answer: The registration.
-        fixed: What was registered onto.
-        moving: What was registered.
-        original: The moving image in its own dtype and intensities.
-        sheet: Its quality.
+        folder: An existing folder.
+        result: The registration.
+        fixed: The fixed image.
+        moving: The moving image.
+        original: The moving image with its own dtype and intensities.
+        report: Its quality.
         formats: Of transforms, see :func:`regnet_lab.spatial.write_transforms`.
-        suffix: Of images.
-        points_space: Of landmarks.
+        suffix: File format of images.
+        points_space: Coordinates of landmarks: voxel, ras or lps.
     """
-    found = answer.deformation
-    write_image(folder / f"warped{suffix}", warped(original, found), fixed.affine)
+    deformation = result.deformation
+    write_image(folder / f"warped{suffix}", warp_array(original, deformation), fixed.affine)
     if moving.labels is not None:
-        labels = warped(moving.labels, found, linear=False)
+        labels = warp_array(moving.labels, deformation, linear=False)
         write_image(folder / f"warped_labels{suffix}", labels, fixed.affine)
     if fixed.points is not None:
-        there = points_in_moving(found, fixed.points)
-        write_points(folder / "fixed_points_in_moving.csv", there, moving.affine, points_space)
+        points = map_points_to_moving(deformation, fixed.points)
+        write_points(folder / "fixed_points_in_moving.csv", points, moving.affine, points_space)
     if moving.points is not None:
-        home = points_in_fixed(found, moving.points)
-        write_points(folder / "moving_points_in_fixed.csv", home, fixed.affine, points_space)
-    write_transforms(folder, found, formats)
-    text = json.dumps(tidy(sheet), indent=2, default=float)
+        points = map_points_to_fixed(deformation, moving.points)
+        write_points(folder / "moving_points_in_fixed.csv", points, fixed.affine, points_space)
+    write_transforms(folder, deformation, formats)
+    text = json.dumps(to_jsonable(report), indent=2, default=float)
     (folder / "quality.json").write_text(text, encoding="utf-8")
-    picture(answer).savefig(folder / "quality.png")
+    draw_result(result).savefig(folder / "quality.png")
 
 
-def tidy(value: object) -> object:
-    """Numbers and containers as JSON has them, which knows no NaN."""
+def to_jsonable(value: object) -> object:
+    """Replace non-finite numbers by None and keys by strings, as JSON requires."""
     if isinstance(value, dict):
-        return {str(key): tidy(inner) for key, inner in value.items()}
+        return {str(key): to_jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [tidy(inner) for inner in value]
+        return [to_jsonable(inner) for inner in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

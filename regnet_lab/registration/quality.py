@@ -1,11 +1,12 @@
-"""The quality sheet of one registration: numbers before and after, and a picture.
+"""The quality report of a registration: numbers before and after, and a figure.
 
-``headers`` is what the images' own coordinates say, ``aligned`` the linear map, ``registered`` the
-whole.  Lengths are in mm of the moving world, volumes counted on the fixed grid.
+Stages: ``headers`` (the images as their headers place them), ``aligned`` (linear map only) and
+``registered`` (linear map and displacement).  Lengths are in mm in the world of the moving image;
+volumes are counted on the fixed grid.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,117 +14,129 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from regnet_lab import metrics, ops
-from regnet_lab.data.io.cases import Scan
+from regnet_lab.data.io.cases import LoadedCase
 from regnet_lab.ops import similarity
-from regnet_lab.ops.pairs import registered, resized
-from regnet_lab.registration.instance_optimization import level_shapes
-from regnet_lab.registration.pipeline import Answer, points_in_moving, undeformed, warped
+from regnet_lab.ops.pairs import apply_displacement, resize_pair
+from regnet_lab.registration.instance_optimization import compute_level_shapes
+from regnet_lab.registration.mapping import linear_only, map_points_to_moving, warp_array
+from regnet_lab.registration.pipeline import RegistrationResult
 from regnet_lab.spatial import Deformation, coordinates
-from regnet_lab.visualization.panels import panel
+from regnet_lab.types import Pair
+from regnet_lab.visualization.panels import draw_registration
 
-VOXELS = 300_000  # on which likeness is measured
+SIMILARITY_VOXELS = 300_000  # of the grid on which similarity is measured
 
-Score = dict[str, Any]
+QualityReport = dict[str, Any]
 
 
-def likeness(answer: Answer) -> Score:
-    """Correlation, its mean over windows of 7 and mutual information (nats), aligned and
-    registered, on a grid of at most 300,000 voxels where no image had to be continued.
+def measure_similarity(result: RegistrationResult) -> QualityReport:
+    """Compute correlation, local correlation (window 7) and mutual information (nats).
+
+    Before and after the displacement, on a grid of at most ``SIMILARITY_VOXELS`` voxels.
     """
-    shape = answer.pair["fixed"].shape[2:]
-    spacing = answer.pair["spacing"][0].tolist()
-    (size,) = level_shapes(shape, spacing, 1, VOXELS)
-    pair = resized(answer.pair, size)
-    f, m = pair["fixed"].cpu(), pair["moving"].cpu()
-    w = ops.warp(m, ops.resize_field(answer.displacement.cpu(), size))
+    shape = result.pair["fixed"].shape[2:]
+    spacing = result.pair["spacing"][0].tolist()
+    (size,) = compute_level_shapes(shape, spacing, 1, SIMILARITY_VOXELS)
+    pair = resize_pair(result.pair, size)
+    fixed, moving = pair["fixed"].cpu(), pair["moving"].cpu()
+    warped = ops.warp(moving, ops.resize_field(result.displacement.cpu(), size))
     return {
         stage: {
-            "ncc": float(np.corrcoef(f.flatten().numpy(), image.flatten().numpy())[0, 1]),
-            "lncc": 1 - float(similarity.local_ncc(f, image, window=7, padding="replicate")),
-            "mi": -float(similarity.mutual_information(f, image)),
+            "ncc": float(np.corrcoef(fixed.flatten().numpy(), image.flatten().numpy())[0, 1]),
+            "lncc": 1 - float(similarity.local_ncc(fixed, image, window=7, padding="replicate")),
+            "mi": -float(similarity.mutual_information(fixed, image)),
         }
-        for stage, image in (("aligned", m), ("registered", w))
+        for stage, image in (("aligned", moving), ("registered", warped))
     }
 
 
-def regularity(found: Deformation, mask: NDArray | None) -> Score:
-    """Folds and spread of the logarithmic volume change, everywhere and within the mask."""
-    whole = metrics.interior_determinant(found.u)
-    length = np.linalg.norm(np.tensordot(found.fixed.lps[:-1, :-1], found.u, 1), axis=0)
-    score = {
-        "folds_percent": metrics.folds_percent(whole),
-        "sdlogj": metrics.sdlogj(whole),
+def measure_regularity(deformation: Deformation, mask: NDArray | None) -> QualityReport:
+    """Compute the percentage of folded voxels, SDlogJ and the length of the displacement."""
+    u = deformation.u
+    determinant = metrics.interior_determinant(u)
+    length = np.linalg.norm(np.tensordot(deformation.fixed.voxel_to_lps[:-1, :-1], u, 1), axis=0)
+    report = {
+        "folds_percent": metrics.folds_percent(determinant),
+        "sdlogj": metrics.sdlogj(determinant),
         "displacement_mean_mm": float(length.mean()),
         "displacement_max_mm": float(length.max()),
     }
     if mask is not None:
-        inside = metrics.interior_determinant(found.u, mask > 0)
-        score["folds_in_mask_percent"] = metrics.folds_percent(inside)
-    return score
+        inside = metrics.interior_determinant(u, mask > 0)
+        report["folds_in_mask_percent"] = metrics.folds_percent(inside)
+    return report
 
 
-def inverse_error(found: Deformation) -> Score:
-    """By how many mm the way there and back misses, over voxels whose way stays on the grid."""
-    missed = found.residual[np.isfinite(found.residual)]
-    if not missed.size:
+def measure_inverse_error(deformation: Deformation) -> QualityReport:
+    """Summarize the error of the inverse in mm, over voxels that map into the fixed grid."""
+    error = deformation.inverse_error[np.isfinite(deformation.inverse_error)]
+    if not error.size:
         return {}
     return {
-        "inverse_error_mean_mm": float(missed.mean()),
-        "inverse_error_p99_mm": float(np.percentile(missed, 99)),
-        "inverse_error_max_mm": float(missed.max()),
+        "inverse_error_mean_mm": float(error.mean()),
+        "inverse_error_p99_mm": float(np.percentile(error, 99)),
+        "inverse_error_max_mm": float(error.max()),
     }
 
 
-def stages(found: Deformation) -> dict[str, Deformation]:
-    """What the headers say, the linear map, and the whole."""
+def build_stages(deformation: Deformation) -> dict[str, Deformation]:
+    """Return the deformation of every stage by name."""
     return {
-        "headers": undeformed(found, aligned=False),
-        "aligned": undeformed(found, aligned=True),
-        "registered": found,
+        "headers": linear_only(deformation, aligned=False),
+        "aligned": linear_only(deformation),
+        "registered": deformation,
     }
 
 
-def overlap(found: Deformation, fixed: Scan, moving: Scan) -> Score:
-    """Dice of every label, on the fixed grid, at every stage."""
+def measure_overlap(
+    deformation: Deformation, fixed: LoadedCase, moving: LoadedCase
+) -> QualityReport:
+    """Compute the Dice of every label and its mean at every stage, if both images have labels."""
     if fixed.labels is None or moving.labels is None:
         return {}
-    score = {}
-    for stage, at in stages(found).items():
-        there = warped(moving.labels, at, linear=False)
-        by_label = metrics.dice(fixed.labels, moving.labels, there)
-        known = [value for value in by_label.values() if not math.isnan(value)]
-        score[stage] = {"mean": float(np.mean(known)) if known else math.nan} | by_label
-    return {"dice": score}
+    report = {}
+    for stage, stage_deformation in build_stages(deformation).items():
+        warped = warp_array(moving.labels, stage_deformation, linear=False)
+        by_label = metrics.dice(fixed.labels, moving.labels, warped)
+        defined = [value for value in by_label.values() if not math.isnan(value)]
+        report[stage] = {"mean": float(np.mean(defined)) if defined else math.nan} | by_label
+    return {"dice": report}
 
 
-def landmarks(found: Deformation, fixed: Scan, moving: Scan) -> Score:
-    """Distance of landmarks in the moving world, mm: mean and each, at every stage."""
+def measure_landmark_error(
+    deformation: Deformation, fixed: LoadedCase, moving: LoadedCase
+) -> QualityReport:
+    """Compute the distance of every landmark and their mean at every stage, if there are any."""
     if fixed.points is None or moving.points is None:
         return {}
-    score = {}
-    goal = coordinates.voxel_to_world(moving.affine, moving.points)
-    for stage, at in stages(found).items():
-        there = coordinates.voxel_to_world(moving.affine, points_in_moving(at, fixed.points))
-        distance = np.linalg.norm(there - goal, axis=1)
-        score[stage] = {"mean": float(distance.mean()), "each": distance.round(4).tolist()}
-    return {"tre_mm": score}
+    report = {}
+    target = coordinates.voxel_to_world(moving.affine, moving.points)
+    for stage, stage_deformation in build_stages(deformation).items():
+        voxels = map_points_to_moving(stage_deformation, fixed.points)
+        mapped = coordinates.voxel_to_world(moving.affine, voxels)
+        distance = np.linalg.norm(mapped - target, axis=1)
+        report[stage] = {"mean": float(distance.mean()), "each": distance.round(4).tolist()}
+    return {"tre_mm": report}
 
 
-def quality(answer: Answer, fixed: Scan, moving: Scan) -> Score:
-    """Everything that can be said about a registration; labels and landmarks where given."""
-    found = answer.deformation
+def assess_quality(
+    result: RegistrationResult, fixed: LoadedCase, moving: LoadedCase
+) -> QualityReport:
+    """Compute the quality report of a registration, as written to ``quality.json``."""
+    deformation = result.deformation
     return {
-        "similarity": likeness(answer),
-        **overlap(found, fixed, moving),
-        **landmarks(found, fixed, moving),
-        **regularity(found, fixed.mask),
-        **inverse_error(found),
-        "matrix": found.matrix.tolist(),
-        "seconds": answer.seconds,
+        "similarity": measure_similarity(result),
+        **measure_overlap(deformation, fixed, moving),
+        **measure_landmark_error(deformation, fixed, moving),
+        **measure_regularity(deformation, fixed.mask),
+        **measure_inverse_error(deformation),
+        "matrix": deformation.matrix.tolist(),
+        "seconds": result.seconds,
     }
 
 
-def picture(answer: Answer) -> Figure:
-    """The panel of the pair on the model's grid, the moving image already aligned."""
-    pair = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in answer.pair.items()}
-    return panel(pair, registered(pair, [answer.displacement.cpu()]))  # type: ignore[arg-type]
+def draw_result(result: RegistrationResult) -> Figure:
+    """Draw the overview of the pair on the grid of the model, after linear alignment."""
+    tensors = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in result.pair.items()}
+    pair = cast(Pair, tensors)
+    return draw_registration(pair, apply_displacement(pair, [result.displacement.cpu()]))

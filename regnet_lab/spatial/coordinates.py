@@ -1,9 +1,9 @@
-"""World coordinates: where voxels lie in millimetres, and between which conventions that is said.
+"""World coordinates and conversions between their conventions.
 
-An affine A (4, 4) takes homogeneous voxel indices to millimetres, RAS+ (x to the right, y to the
-front, z up), as nibabel has it.  A 2D image is a plane of that space: it uses columns 0, 1 and 3,
-and column 2 is the way out of the plane.  ITK, SimpleITK and elastix speak LPS+, which has x and y
-reversed.  Matrices are float64, points (N, D).
+An affine A (4, 4) maps homogeneous voxel indices to RAS+ mm (x to the right, y to the front, z up),
+as in nibabel.  A 2D image is a plane in 3D: it uses columns 0, 1 and 3, and column 2 points out of
+the plane.  ITK, SimpleITK and elastix use LPS+, with x and y reversed.  Matrices are float64,
+points are (N, D).
 """
 
 import nibabel
@@ -17,44 +17,48 @@ Matrix = NDArray[np.floating]
 Points = NDArray
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
-SINGULAR = 1e-6  # determinant of the unit directions of axes below which they span no space
+MIN_DETERMINANT = 1e-6  # of the axes' unit vectors; below it an affine counts as singular
 
 
-def spacing(affine: Matrix, ndim: int = 3) -> NDArray[np.float64]:
-    """Millimetres per voxel along each of the first ``ndim`` array axes: |A[:3, k]|."""
+def affine_to_spacing(affine: Matrix, ndim: int = 3) -> NDArray[np.float64]:
+    """Compute the spacing in mm along each of the first ``ndim`` array axes: |A[:3, k]|.
+
+    >>> affine_to_spacing(np.diag([-1.0, 1.0, 2.5, 1.0])).tolist()
+    [1.0, 1.0, 2.5]
+    """
     return np.linalg.norm(affine[:3, :ndim], axis=0)
 
 
-def is_regular(affine: Matrix) -> bool:
-    """Whether an affine is finite and can be inverted, at whatever spacing."""
-    size = spacing(affine)
+def is_invertible(affine: Matrix) -> bool:
+    """Check whether an affine is finite and invertible, at any spacing."""
+    size = affine_to_spacing(affine)
     volume = abs(np.linalg.det(affine[:3, :3] / np.maximum(size, 1e-300)))
-    return bool(np.isfinite(affine).all() and volume > SINGULAR)
+    return bool(np.isfinite(affine).all() and volume > MIN_DETERMINANT)
 
 
-def embedded(matrix: Matrix) -> Matrix:
-    """A homogeneous map (D+1, D+1) as one of space (4, 4), the identity along further axes."""
+def embed_in_3d(matrix: Matrix) -> Matrix:
+    """Embed a homogeneous matrix (D+1, D+1) in (4, 4), the identity along further axes."""
     ndim = len(matrix) - 1
-    kept = [*range(ndim), 3]
+    axes = [*range(ndim), 3]
     result = np.eye(4)
-    result[np.ix_(kept, kept)] = matrix
+    result[np.ix_(axes, axes)] = matrix
     return result
 
 
-def in_plane(matrix: Matrix, ndim: int) -> Matrix:
-    """Rows and columns of a (4, 4) map that the first ``ndim`` axes use: (ndim+1, ndim+1)."""
-    kept = [*range(ndim), 3]
-    return matrix[np.ix_(kept, kept)]
+def restrict_to_axes(matrix: Matrix, ndim: int) -> Matrix:
+    """Return the part (ndim+1, ndim+1) of a (4, 4) matrix that acts on the first ``ndim`` axes."""
+    axes = [*range(ndim), 3]
+    return matrix[np.ix_(axes, axes)]
 
 
-def voxel_to_voxel(fixed: Matrix, moving: Matrix, ndim: int = 3) -> Matrix:
-    """Voxels of one image to those of another at the same place: A_moving^-1 A_fixed.
+def voxel_to_voxel_matrix(fixed: Matrix, moving: Matrix, ndim: int = 3) -> Matrix:
+    """Compute the matrix A_moving^-1 A_fixed from voxels of one image to those of another.
 
-    Between planes (``ndim`` 2) a point goes to its orthogonal projection onto the moving one.
+    Between planes (``ndim`` 2) points are projected orthogonally onto the moving plane.
 
     Args:
-        fixed: (4, 4) affine of the image whose voxels come in.
-        moving: (4, 4) affine of the image whose voxels come out.
+        fixed: (4, 4) affine of the image with the input voxels.
+        moving: (4, 4) affine of the image with the output voxels.
         ndim: Axes of both arrays.
 
     Returns:
@@ -67,28 +71,33 @@ def voxel_to_voxel(fixed: Matrix, moving: Matrix, ndim: int = 3) -> Matrix:
     inverse = np.linalg.pinv(moving[:3, :ndim])
     matrix[:-1, :-1] = inverse @ fixed[:3, :ndim]
     matrix[:-1, -1] = inverse @ (fixed[:3, 3] - moving[:3, 3])
-    kept = abs(np.linalg.det(matrix)) * spacing(moving, ndim).prod() / spacing(fixed, ndim).prod()
-    if kept < SINGULAR:
+    spacing_ratio = affine_to_spacing(moving, ndim).prod(), affine_to_spacing(fixed, ndim).prod()
+    if abs(np.linalg.det(matrix)) * spacing_ratio[0] / spacing_ratio[1] < MIN_DETERMINANT:
         raise UserError(
             "The planes of two 2D images are perpendicular: one cannot be resampled to the other."
         )
     return matrix
 
 
-def transform(matrix: Matrix, points: Points) -> NDArray[np.float64]:
-    """A homogeneous map (D+1, D+1) of points (N, D)."""
+def apply_affine(matrix: Matrix, points: Points) -> NDArray[np.float64]:
+    """Apply a homogeneous matrix (D+1, D+1) to points (N, D)."""
     return points @ matrix[:-1, :-1].T + matrix[:-1, -1]
 
 
 def voxel_to_world(affine: Matrix, points: Points) -> NDArray[np.float64]:
-    """Millimetres RAS+ (N, 3) of voxel coordinates (N, D)."""
+    """Convert voxel coordinates (N, D) to RAS+ mm (N, 3).
+
+    >>> voxel_to_world(np.diag([2.0, 2.0, 3.0, 1.0]), np.array([[1, 1, 1]])).tolist()
+    [[2.0, 2.0, 3.0]]
+    """
     ndim = points.shape[1]
     return points @ affine[:3, :ndim].T + affine[:3, 3]
 
 
 def world_to_voxel(affine: Matrix, points: Points) -> NDArray[np.float64]:
-    """Voxel coordinates (N, D) of points (N, D) in millimetres RAS+; in 2D their z is 0, and what
-    lies beside the plane goes to its orthogonal projection.
+    """Convert points (N, D) in RAS+ mm to voxel coordinates (N, D).
+
+    2D points have z = 0 and are projected orthogonally onto the image plane.
     """
     ndim = points.shape[1]
     spatial = np.pad(points, ((0, 0), (0, 3 - ndim)))
@@ -96,17 +105,17 @@ def world_to_voxel(affine: Matrix, points: Points) -> NDArray[np.float64]:
 
 
 def flip_points(points: Points) -> NDArray[np.float64]:
-    """Points (N, D) in LPS+ given in RAS+, or back: x and y change sign."""
+    """Convert points (N, D) between RAS+ and LPS+ by changing the signs of x and y."""
     return points * RAS_TO_LPS.diagonal()[: points.shape[1]]
 
 
 def flip_matrix(matrix: Matrix) -> Matrix:
-    """A world-to-world map (4, 4) of RAS+ points as one of LPS+ points, or back: F M F."""
+    """Convert a world-to-world matrix (4, 4) between RAS+ and LPS+: F M F."""
     return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
-def affine_of(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
-    """Affine of what SimpleITK holds or is about to read, a 2D image lying in the plane z = 0.
+def affine_from_sitk(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
+    """Return the affine of a SimpleITK image or an opened reader; 2D images lie in the plane z = 0.
 
     A = F [R diag(s), o; 0 1] with ITK's direction R, spacing s and origin o, all LPS+.
     """
@@ -115,13 +124,15 @@ def affine_of(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
     lps = np.eye(ndim + 1)
     lps[:-1, :-1] = direction * image.GetSpacing()[:ndim]
     lps[:-1, -1] = image.GetOrigin()[:ndim]
-    return RAS_TO_LPS @ embedded(lps)
+    return RAS_TO_LPS @ embed_in_3d(lps)
 
 
-def to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
-    """An array (x, y), (x, y, z) or with further axes as a NIfTI of its own dtype at its place.
+def array_to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
+    """Convert an array to a NIfTI image of the same dtype.
 
-    ``affine`` (4, 4) to millimetres, RAS+, is set as both sform and qform.
+    Args:
+        array: (x, y), (x, y, z) or with further axes.
+        affine: (4, 4) to RAS+ mm, stored as sform and qform.
     """
     image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
@@ -130,19 +141,20 @@ def to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
     return image
 
 
-def to_image(array: NDArray, affine: Matrix) -> sitk.Image:
-    """An array (*spatial), axes in ITK's index order, as a SimpleITK image at its place.
+def array_to_sitk(array: NDArray, affine: Matrix) -> sitk.Image:
+    """Convert an array (*spatial), axes in ITK's index order, to a SimpleITK image.
 
     Raises:
-        UserError: A 2D array does not lie in the world's x-y plane.
+        UserError: A 2D array does not lie in the x-y plane of the world.
     """
     ndim = array.ndim
-    size = spacing(affine, ndim)
-    lps = in_plane(RAS_TO_LPS @ affine, ndim)
+    size = affine_to_spacing(affine, ndim)
+    lps = restrict_to_axes(RAS_TO_LPS @ affine, ndim)
     direction = lps[:-1, :-1] / size
     if not np.isclose(abs(np.linalg.norm(direction, axis=0)), 1).all():
         raise UserError(
-            "A 2D image outside the world's x-y plane has no place in ITK: write it as one slice."
+            "ITK cannot store a 2D image outside the x-y plane of the world: save it as a 3D image "
+            "of one slice."
         )
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
     image.SetSpacing(size.tolist())

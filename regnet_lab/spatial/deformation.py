@@ -1,4 +1,4 @@
-"""What a registration found, on the fixed image's own grid and between the two worlds."""
+"""The result of a registration: a linear map and a displacement field between two images."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,52 +9,59 @@ import torch
 
 from regnet_lab import ops
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame, Vectors, field_transform, matrix_transform
+from regnet_lab.spatial.image_grid import (
+    ImageGrid,
+    Vectors,
+    field_to_transform,
+    matrix_to_transform,
+)
 
 
 @dataclass(frozen=True)
 class Deformation:
-    """The map y = M (x + u(x)) of the fixed image's world to the moving image's.
+    """The map y = M (x + u(x)) from the world of the fixed image to that of the moving image.
 
     Args:
-        fixed: Frame of the fixed image.
-        moving: Frame of the moving image.
+        fixed: Grid of the fixed image.
+        moving: Grid of the moving image.
         matrix: M, (4, 4), RAS+ mm.
-        u: (D, *fixed.shape) float32 in voxels of the fixed frame.
+        u: (D, *fixed.shape) float32 in voxels of the fixed grid.
     """
 
-    fixed: Frame
-    moving: Frame
+    fixed: ImageGrid
+    moving: ImageGrid
     matrix: coordinates.Matrix
     u: Vectors
 
     @cached_property
-    def v(self) -> Vectors:
-        """The inverse of id + u, on the same grid in the same voxels."""
+    def inverse_u(self) -> Vectors:
+        """Return the inverse v of id + u, on the fixed grid in its voxels."""
         field = torch.from_numpy(self.u)[None]
         return ops.invert(field, tolerance=1e-3)[0].numpy()
 
     @cached_property
-    def residual(self) -> Vectors:
-        """(*fixed.shape) mm by which the way there and back misses each voxel.
+    def inverse_error(self) -> Vectors:
+        """Return |x - (id + v)(x + u(x))| in mm at every voxel, (*fixed.shape).
 
-        x - (id + v)(x + u(x)); NaN where x + u(x) leaves the grid, for there v is not known.
+        NaN where x + u(x) lies outside the grid, where v is not known.
         """
-        u, v = (torch.from_numpy(field)[None] for field in (self.u, self.v))
-        missed = np.tensordot(self.fixed.lps[:-1, :-1], ops.compose(u, v)[0].numpy(), 1)
-        there = (ops.identity_grid(u.shape[2:], u) + u)[0].numpy()
+        u, v = (torch.from_numpy(field)[None] for field in (self.u, self.inverse_u))
+        error = np.tensordot(self.fixed.voxel_to_lps[:-1, :-1], ops.compose(u, v)[0].numpy(), 1)
+        mapped = (ops.identity_grid(u.shape[2:], u) + u)[0].numpy()
         last = np.reshape(self.fixed.shape, (-1, *[1] * self.fixed.ndim)) - 1
-        inside = ((there >= 0) & (there <= last)).all(0)
-        return np.where(inside, np.linalg.norm(missed, axis=0), np.nan)
+        inside = ((mapped >= 0) & (mapped <= last)).all(0)
+        return np.where(inside, np.linalg.norm(error, axis=0), np.nan)
 
     @cached_property
     def forward(self) -> sitk.CompositeTransform:
-        """From the fixed to the moving world: resamples the moving image onto the fixed one."""
-        linear = matrix_transform(self.matrix, self.fixed.ndim)
-        return sitk.CompositeTransform([linear, field_transform(self.fixed.millimetres(self.u))])
+        """Return the transform from fixed to moving world, which resamples the moving image."""
+        linear = matrix_to_transform(self.matrix, self.fixed.ndim)
+        displacement = field_to_transform(self.fixed.displacement_to_mm(self.u))
+        return sitk.CompositeTransform([linear, displacement])
 
     @cached_property
     def backward(self) -> sitk.CompositeTransform:
-        """From the moving to the fixed world, (id + v) o M^-1."""
-        linear = matrix_transform(np.linalg.inv(self.matrix), self.fixed.ndim)
-        return sitk.CompositeTransform([field_transform(self.fixed.millimetres(self.v)), linear])
+        """Return the transform from moving to fixed world, (id + v) o M^-1."""
+        linear = matrix_to_transform(np.linalg.inv(self.matrix), self.fixed.ndim)
+        displacement = field_to_transform(self.fixed.displacement_to_mm(self.inverse_u))
+        return sitk.CompositeTransform([displacement, linear])

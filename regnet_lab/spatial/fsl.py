@@ -1,9 +1,10 @@
-"""FSL's coordinates: voxels times their size, x running from the right where the header is RAS.
+"""FSL coordinates and transform files.
 
-A relative warp of FNIRT lies on the reference (our fixed) grid, 4-D, with intent code 2006, and
-holds y' - x' in these coordinates, x' in the reference and y' in the input (our moving) image.
-``applywarp --rel`` takes it; ``flirt -applyxfm`` takes the matrix, which goes from the input to
-the reference.
+FSL's coordinates are voxel indices times voxel size, with x reversed where the header's affine has
+a positive determinant.  A relative warp of FNIRT lies on the reference (our fixed) grid, is 4D with
+intent code 2006, and holds y' - x' in these coordinates, x' in the reference and y' in the input
+(our moving) image; ``applywarp --rel`` takes it.  FLIRT's matrix maps the input to the reference;
+``flirt -applyxfm`` takes it.
 """
 
 from pathlib import Path
@@ -14,85 +15,86 @@ import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame, components, matrix_transform
+from regnet_lab.spatial.image_grid import ImageGrid, matrix_to_transform, vectors_from_image
 
-INTENT = 2006  # FSL_FNIRT_DISPLACEMENT_FIELD
-INTENTS = range(2006, 2010)  # its fields and coefficients of splines
+DISPLACEMENT_INTENT = 2006  # FSL_FNIRT_DISPLACEMENT_FIELD
+WARP_INTENTS = range(2006, 2010)  # displacement fields and spline coefficients
 
 
-def scaled(frame: Frame) -> coordinates.Matrix:
-    """(4, 4) from voxel indices to FSL's millimetres.
+def voxel_to_fsl(grid: ImageGrid) -> coordinates.Matrix:
+    """Compute the matrix (4, 4) from voxel indices to FSL coordinates in mm.
 
     Raises:
         UserError: The image is not 3D.
     """
-    if frame.ndim != 3:
-        raise UserError("FSL has transforms of 3D images only: leave fsl out of formats.")
-    matrix = np.diag([*coordinates.spacing(frame.affine), 1.0])
-    if np.linalg.det(frame.affine[:3, :3]) > 0:
+    if grid.ndim != 3:
+        raise UserError("FSL transforms exist for 3D images only: remove fsl from the formats.")
+    matrix = np.diag([*grid.spacing, 1.0])
+    if np.linalg.det(grid.affine[:3, :3]) > 0:
         matrix[0] *= -1
-        matrix[0, 3] = (frame.shape[0] - 1) * -matrix[0, 0]
+        matrix[0, 3] = (grid.shape[0] - 1) * -matrix[0, 0]
     return matrix
 
 
-def to_fsl(frame: Frame) -> coordinates.Matrix:
-    """(4, 4) from RAS+ mm to FSL's millimetres of an image."""
-    return scaled(frame) @ np.linalg.inv(frame.affine)
+def world_to_fsl(grid: ImageGrid) -> coordinates.Matrix:
+    """Compute the matrix (4, 4) from RAS+ mm to the FSL coordinates of an image."""
+    return voxel_to_fsl(grid) @ np.linalg.inv(grid.affine)
 
 
-def places(frame: Frame) -> np.ndarray:
-    """(N, 3) voxel indices of a frame."""
-    return np.indices(frame.shape).reshape(3, -1).T
-
-
-def write_warp(path: Path, field: sitk.Image, moving: Frame) -> None:
-    """Write T(x) - x, mm LPS+ on the fixed grid, as a relative warp."""
-    fixed = Frame.of(field)
-    x = coordinates.transform(fixed.affine, places(fixed))
-    y = x + coordinates.flip_points(components(field).reshape(3, -1).T)
-    warp = coordinates.transform(to_fsl(moving), y) - coordinates.transform(to_fsl(fixed), x)
-    image = coordinates.to_nifti(warp.reshape(*fixed.shape, 3).astype(np.float32), fixed.affine)
-    image.header.set_intent(INTENT, (), "", allow_unknown=True)
+def write_warp(path: Path, field: sitk.Image, moving: ImageGrid) -> None:
+    """Write T(x) - x, in LPS+ mm on the fixed grid, as a relative warp."""
+    fixed = ImageGrid.from_sitk(field)
+    x = coordinates.apply_affine(fixed.affine, fixed.list_voxels())
+    y = x + coordinates.flip_points(vectors_from_image(field).reshape(3, -1).T)
+    warp = coordinates.apply_affine(world_to_fsl(moving), y) - coordinates.apply_affine(
+        world_to_fsl(fixed), x
+    )
+    array = warp.reshape(*fixed.shape, 3).astype(np.float32)
+    image = coordinates.array_to_nifti(array, fixed.affine)
+    image.header.set_intent(DISPLACEMENT_INTENT, (), "", allow_unknown=True)
     nibabel.save(image, path)
 
 
-def read_warp(path: Path, image: nibabel.Nifti1Image, moving: Frame | None) -> sitk.Image:
-    """A relative warp as T(x) - x, mm LPS+ on its own grid.
+def read_warp(path: Path, image: nibabel.Nifti1Image, moving: ImageGrid | None) -> sitk.Image:
+    """Convert a relative warp to T(x) - x in LPS+ mm on its own grid.
 
     Raises:
-        UserError: It holds coefficients of splines, or the moving image is not known.
+        UserError: It holds spline coefficients, or the moving image is missing.
     """
-    code = int(image.header["intent_code"])
-    if code != INTENT:
-        raise UserError(f"{path}: holds FSL's spline coefficients; make a field by fnirtfileutils.")
+    if int(image.header["intent_code"]) != DISPLACEMENT_INTENT:
+        raise UserError(
+            f"{path}: holds FSL spline coefficients; convert it to a displacement field with "
+            "fnirtfileutils."
+        )
     if moving is None:
-        raise UserError(f"{path}: FSL's warps need the image they move; give it as image=<file>.")
-    fixed = Frame(image.shape[:3], np.asarray(image.affine, np.float64))
-    x = coordinates.transform(fixed.affine, places(fixed))
+        raise UserError(f"{path}: an FSL warp needs the moving image; give it as image=<file>.")
+    fixed = ImageGrid(image.shape[:3], np.asarray(image.affine, np.float64))
+    x = coordinates.apply_affine(fixed.affine, fixed.list_voxels())
     warp = np.asarray(image.dataobj, np.float64).reshape(-1, 3)
-    there = coordinates.transform(to_fsl(fixed), x) + warp
-    y = coordinates.transform(np.linalg.inv(to_fsl(moving)), there)
-    moved = coordinates.flip_points(y - x).T.reshape(3, *fixed.shape)
-    return fixed.vectors(moved)
+    y_fsl = coordinates.apply_affine(world_to_fsl(fixed), x) + warp
+    y = coordinates.apply_affine(np.linalg.inv(world_to_fsl(moving)), y_fsl)
+    return fixed.to_vector_image(coordinates.flip_points(y - x).T.reshape(3, *fixed.shape))
 
 
-def write_matrix(path: Path, matrix: coordinates.Matrix, fixed: Frame, moving: Frame) -> None:
-    """Write the map of the fixed to the moving world, RAS+, as FLIRT's of the other way round."""
-    flirt = to_fsl(fixed) @ np.linalg.inv(matrix) @ np.linalg.inv(to_fsl(moving))
+def write_matrix(
+    path: Path, matrix: coordinates.Matrix, fixed: ImageGrid, moving: ImageGrid
+) -> None:
+    """Write the map from fixed to moving world, RAS+, as FLIRT's matrix, which is its inverse."""
+    flirt = world_to_fsl(fixed) @ np.linalg.inv(matrix) @ np.linalg.inv(world_to_fsl(moving))
     np.savetxt(path, flirt, "%.10f")
 
 
-def read_matrix(path: Path, fixed: Frame | None, moving: Frame | None) -> sitk.Transform:
-    """FLIRT's matrix as a transform from the fixed to the moving world.
+def read_matrix(path: Path, fixed: ImageGrid | None, moving: ImageGrid | None) -> sitk.Transform:
+    """Read FLIRT's matrix as a transform from the fixed to the moving world.
 
     Raises:
-        UserError: It is no matrix (4, 4), or an image is not known.
+        UserError: The file holds no 4 x 4 matrix, or an image is missing.
     """
     try:
         flirt = np.loadtxt(path).reshape(4, 4)
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is neither ITK's nor FLIRT's matrix; replace it.") from error
+        raise UserError(f"{path}: is not a matrix of ITK or FLIRT; replace it.") from error
     if fixed is None or moving is None:
-        raise UserError(f"{path}: FLIRT's matrices need both images: fixed=<file> image=<file>.")
-    matrix = np.linalg.inv(np.linalg.inv(to_fsl(fixed)) @ flirt @ to_fsl(moving))
-    return matrix_transform(matrix, 3)
+        raise UserError(f"{path}: a FLIRT matrix needs both images: fixed=<file> image=<file>.")
+    matrix = np.linalg.inv(np.linalg.inv(world_to_fsl(fixed)) @ flirt @ world_to_fsl(moving))
+    return matrix_to_transform(matrix, 3)

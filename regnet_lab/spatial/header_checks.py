@@ -1,4 +1,4 @@
-"""What the headers of images promise, held against their files before any memory is taken."""
+"""Checks that a file can hold the image its header describes, before any memory is allocated."""
 
 import re
 from pathlib import Path
@@ -8,63 +8,69 @@ import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
 
-LARGEST = 2**33  # voxels
-DENSEST = 1032  # bytes that one byte of a deflate stream can become
-HEADER = 2**16  # bytes in which a text header ends
-UNPACKED = (".nii", ".hdr", ".img", ".mgh")
-TEXTED = (".mha", ".mhd", ".nrrd", ".nhdr")  # whose headers are text
-PACKED = re.compile(rb"^(?:CompressedData\s*=\s*True|encoding:\s*(?!raw\s*$)\S+)", re.I | re.M)
-DETACHED = re.compile(r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.M)
+MAX_VOXELS = 2**33
+MAX_DEFLATE_RATIO = 1032  # most bytes that one byte of a deflate stream can expand to
+TEXT_HEADER_BYTES = 2**16  # a text header ends within these
+UNCOMPRESSED_SUFFIXES = (".nii", ".hdr", ".img", ".mgh")
+TEXT_HEADER_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+COMPRESSION_FIELD = re.compile(
+    rb"^(?:CompressedData\s*=\s*True|encoding:\s*(?!raw\s*$)\S+)", re.IGNORECASE | re.MULTILINE
+)
+DATA_FILE_FIELD = re.compile(
+    r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
+)
 
 
-def files_of(path: Path) -> list[Path]:
-    """The files that hold an image: itself, the pixels beside its header, a DICOM folder's."""
+def list_image_files(path: Path) -> list[Path]:
+    """List the files of an image: header and separate voxel file, or those of a DICOM folder."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
-    beside = path
+    partner = path
     if path.suffix.lower() in (".hdr", ".img"):
-        beside = path.with_suffix({".hdr": ".img", ".img": ".hdr"}[path.suffix.lower()])
+        partner = path.with_suffix({".hdr": ".img", ".img": ".hdr"}[path.suffix.lower()])
     elif path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
-        found = DETACHED.search(path.read_text(errors="replace"))
-        beside = path.parent / found[1] if found else path
-    return [path, beside] if beside != path and beside.is_file() else [path]
+        data_file = DATA_FILE_FIELD.search(path.read_text(errors="replace"))
+        partner = path.parent / data_file[1] if data_file else path
+    return [path, partner] if partner != path and partner.is_file() else [path]
 
 
-def is_packed(path: Path) -> bool:
-    """Whether the voxels may be compressed."""
-    if path.suffix.lower() in TEXTED:
+def is_compressed(path: Path) -> bool:
+    """Check whether the voxels may be compressed."""
+    if path.suffix.lower() in TEXT_HEADER_SUFFIXES:
         with path.open("rb") as file:
-            return bool(PACKED.search(file.read(HEADER)))
-    return path.suffix.lower() not in UNPACKED
+            return bool(COMPRESSION_FIELD.search(file.read(TEXT_HEADER_BYTES)))
+    return path.suffix.lower() not in UNCOMPRESSED_SUFFIXES
 
 
 def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
-    """Refuse an image that its file cannot hold or that no memory can.
+    """Raise UserError if the file is too small for its header, or the image too large.
 
-    Raises:
-        UserError: The header promises too much.
+    Args:
+        path: The image file or DICOM folder.
+        shape: Voxels along each axis according to the header.
+        itemsize: Bytes per voxel.
     """
     voxels = int(np.prod(shape, dtype=object))
-    stored = sum(file.stat().st_size for file in files_of(path))
-    room = stored * (DENSEST if is_packed(path) else 1)
-    if not 0 < voxels <= LARGEST or voxels * itemsize > room:
+    stored = sum(file.stat().st_size for file in list_image_files(path))
+    capacity = stored * (MAX_DEFLATE_RATIO if is_compressed(path) else 1)
+    if not 0 < voxels <= MAX_VOXELS or voxels * itemsize > capacity:
         raise UserError(
             f"{path}: its header promises {' x '.join(map(str, shape))} voxels, which a file of "
             f"{stored} bytes cannot hold; replace it."
         )
 
 
-def itk_reader(path: Path) -> sitk.ImageFileReader:
-    """A reader that knows the header of what SimpleITK reads, which its file can hold.
+def open_itk_reader(path: Path) -> sitk.ImageFileReader:
+    """Open an image with SimpleITK, read its header and check its size.
 
     Raises:
-        UserError: It cannot.
-        RuntimeError: It is no image.
+        UserError: The file is too small for its header.
+        RuntimeError: SimpleITK cannot read it.
     """
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     components = reader.GetNumberOfComponents()
-    kind = sitk.Image([1, 1], reader.GetPixelID(), components if components > 1 else 0)
-    check_size(path, reader.GetSize(), kind.GetSizeOfPixelComponent() * components)
+    pixel = sitk.Image([1, 1], reader.GetPixelID(), components if components > 1 else 0)
+    check_size(path, reader.GetSize(), pixel.GetSizeOfPixelComponent() * components)
     return reader

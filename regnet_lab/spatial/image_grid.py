@@ -1,4 +1,4 @@
-"""The grid on which an image lies, and fields of vectors on it."""
+"""Image grids, vector fields on them, and their conversion to SimpleITK images and transforms."""
 
 from dataclasses import dataclass
 
@@ -12,79 +12,93 @@ Vectors = NDArray[np.floating]  # (D, *spatial)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Where the voxels of an image lie: ``affine`` (4, 4) takes their indices to RAS+ mm."""
+class ImageGrid:
+    """The voxel grid of an image in the world.
+
+    Args:
+        shape: Voxels along each axis.
+        affine: (4, 4) from voxel indices to RAS+ mm.
+    """
 
     shape: tuple[int, ...]
     affine: coordinates.Matrix
 
     @classmethod
-    def of(cls, image: sitk.Image) -> "Frame":
-        """The frame of an image or a field that SimpleITK holds."""
-        return cls(image.GetSize(), coordinates.affine_of(image))
+    def from_sitk(cls, image: sitk.Image) -> "ImageGrid":
+        """Return the grid of a SimpleITK image."""
+        return cls(image.GetSize(), coordinates.affine_from_sitk(image))
 
     @property
     def ndim(self) -> int:
-        """Axes of the array."""
+        """Return the number of axes."""
         return len(self.shape)
 
     @property
-    def lps(self) -> coordinates.Matrix:
-        """(D+1, D+1) from voxel indices to LPS+ mm."""
-        return coordinates.in_plane(coordinates.RAS_TO_LPS @ self.affine, self.ndim)
+    def spacing(self) -> NDArray[np.float64]:
+        """Return mm per voxel along each axis."""
+        return coordinates.affine_to_spacing(self.affine, self.ndim)
 
-    def empty(self) -> sitk.Image:
-        """An image of zeros in this place."""
-        return coordinates.to_image(np.zeros(self.shape, np.uint8), self.affine)
+    @property
+    def voxel_to_lps(self) -> coordinates.Matrix:
+        """Return the matrix (D+1, D+1) from voxel indices to LPS+ mm."""
+        return coordinates.restrict_to_axes(coordinates.RAS_TO_LPS @ self.affine, self.ndim)
 
-    def vectors(self, field: Vectors) -> sitk.Image:
-        """A field (D, *spatial) as a vector image in this place, its numbers as they are."""
+    def list_voxels(self) -> NDArray[np.integer]:
+        """Return the indices (N, D) of all voxels."""
+        return np.indices(self.shape).reshape(self.ndim, -1).T
+
+    def to_sitk(self) -> sitk.Image:
+        """Create a SimpleITK image of zeros on this grid."""
+        return coordinates.array_to_sitk(np.zeros(self.shape, np.uint8), self.affine)
+
+    def to_vector_image(self, field: Vectors) -> sitk.Image:
+        """Convert a field (D, *spatial) to a SimpleITK vector image with the same values."""
         image = sitk.GetImageFromArray(np.ascontiguousarray(field.T), isVector=True)
-        image.CopyInformation(self.empty())
+        image.CopyInformation(self.to_sitk())
         return image
 
-    def millimetres(self, u: Vectors) -> sitk.Image:
-        """A displacement in voxels of this frame as a vector image in mm, u_LPS = R diag(s) u."""
-        return self.vectors(np.tensordot(self.lps[:-1, :-1].astype(u.dtype), u, 1))
+    def displacement_to_mm(self, u: Vectors) -> sitk.Image:
+        """Convert a displacement in voxels to a vector image in LPS+ mm: R diag(s) u."""
+        return self.to_vector_image(np.tensordot(self.voxel_to_lps[:-1, :-1].astype(u.dtype), u, 1))
 
 
-def components(image: sitk.Image) -> Vectors:
-    """The vectors of an image as (D, *spatial)."""
+def vectors_from_image(image: sitk.Image) -> Vectors:
+    """Return the values of a SimpleITK vector image as (D, *spatial)."""
     return sitk.GetArrayFromImage(image).T
 
 
-def flatten(transform: sitk.Transform, frame: Frame) -> sitk.Image:
-    """T(x) - x at every voxel of a frame, as a float32 vector image in mm LPS+."""
-    at = frame.empty()
+def transform_to_field(transform: sitk.Transform, grid: ImageGrid) -> sitk.Image:
+    """Evaluate T(x) - x at every voxel of a grid, as a float32 vector image in LPS+ mm."""
+    image = grid.to_sitk()
     return sitk.TransformToDisplacementField(
         transform,
         sitk.sitkVectorFloat32,
-        at.GetSize(),
-        at.GetOrigin(),
-        at.GetSpacing(),
-        at.GetDirection(),
+        image.GetSize(),
+        image.GetOrigin(),
+        image.GetSpacing(),
+        image.GetDirection(),
     )
 
 
-def field_transform(vectors: sitk.Image) -> sitk.DisplacementFieldTransform:
-    """A field in mm LPS+ as a transform: linear between voxels, the identity outside."""
+def field_to_transform(vectors: sitk.Image) -> sitk.DisplacementFieldTransform:
+    """Convert a field in LPS+ mm to a transform: linear between voxels, the identity outside."""
     return sitk.DisplacementFieldTransform(
-        sitk.Cast(vectors, sitk.sitkVectorFloat64)  # a copy, which the transform takes over
+        sitk.Cast(vectors, sitk.sitkVectorFloat64)  # a copy, because the transform takes ownership
     )
 
 
-def matrix_transform(matrix: coordinates.Matrix, ndim: int) -> sitk.AffineTransform:
-    """A world-to-world map (4, 4), RAS+, as a transform of LPS+ points."""
-    lps = coordinates.in_plane(coordinates.flip_matrix(matrix), ndim)
+def matrix_to_transform(matrix: coordinates.Matrix, ndim: int) -> sitk.AffineTransform:
+    """Convert a world-to-world matrix (4, 4) in RAS+ to a transform of LPS+ points."""
+    lps = coordinates.restrict_to_axes(coordinates.flip_matrix(matrix), ndim)
     return sitk.AffineTransform(lps[:-1, :-1].ravel().tolist(), lps[:-1, -1].tolist())
 
 
-def matrix_of(transform: sitk.Transform) -> coordinates.Matrix:
-    """The world-to-world map (4, 4), RAS+, of a linear transform of LPS+ points."""
+def transform_to_matrix(transform: sitk.Transform) -> coordinates.Matrix:
+    """Convert a linear transform of LPS+ points to a world-to-world matrix (4, 4) in RAS+."""
     ndim = transform.GetDimension()
     origin = np.array(transform.TransformPoint([0.0] * ndim))
     lps = np.eye(ndim + 1)
     for axis, unit in enumerate(np.eye(ndim).tolist()):
         lps[:-1, axis] = np.array(transform.TransformPoint(unit)) - origin
     lps[:-1, -1] = origin
-    return coordinates.flip_matrix(coordinates.embedded(lps))
+    return coordinates.flip_matrix(coordinates.embed_in_3d(lps))

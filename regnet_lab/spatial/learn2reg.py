@@ -1,7 +1,7 @@
-"""Learn2Reg's displacements: (*spatial, D), voxels, y = x + u(x) in indices of the two images.
+"""Displacement files of Learn2Reg: (*spatial, D) in voxels, y = x + u(x).
 
-Between images of one grid, as the challenge has them, u is the displacement in voxels; otherwise
-x are indices of the fixed and y indices of the moving image.
+x are voxel indices of the fixed and y of the moving image.  Where both have one grid, as in the
+challenge, u is the displacement in voxels.
 """
 
 from pathlib import Path
@@ -12,36 +12,45 @@ import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame, Vectors, components
+from regnet_lab.spatial.image_grid import ImageGrid, Vectors, vectors_from_image
 
 
-def voxels(field: sitk.Image, moving: Frame) -> Vectors:
-    """T(x) - x, mm LPS+, as (*spatial, D) float32 between indices."""
-    fixed = Frame.of(field)
-    x = np.indices(fixed.shape).reshape(fixed.ndim, -1).T
-    y = coordinates.transform(fixed.lps, x) + components(field).reshape(fixed.ndim, -1).T
-    u = coordinates.transform(np.linalg.inv(moving.lps), y) - x
+def field_to_displacement(field: sitk.Image, moving: ImageGrid) -> Vectors:
+    """Convert T(x) - x in LPS+ mm to (*spatial, D) float32 between voxel indices."""
+    fixed = ImageGrid.from_sitk(field)
+    x = fixed.list_voxels()
+    vectors = vectors_from_image(field).reshape(fixed.ndim, -1).T
+    y = coordinates.apply_affine(fixed.voxel_to_lps, x) + vectors
+    u = coordinates.apply_affine(np.linalg.inv(moving.voxel_to_lps), y) - x
     return u.reshape(*fixed.shape, fixed.ndim).astype(np.float32)
 
 
-def write(path: Path, field: sitk.Image, moving: Frame) -> None:
-    """Write a field as ``.npz`` or as 4-D NIfTI, by the name."""
-    u = voxels(field, moving)
+def write_displacement(path: Path, field: sitk.Image, moving: ImageGrid) -> None:
+    """Write a field as ``.npz`` or 4D NIfTI, depending on the file name."""
+    u = field_to_displacement(field, moving)
     if path.suffix == ".npz":
         np.savez_compressed(path, u)
     else:
         nibabel.save(nibabel.Nifti1Image(u, np.eye(4)), path)
 
 
-def read(path: Path, u: Vectors, fixed: Frame | None, moving: Frame | None) -> sitk.Image:
-    """A displacement (*spatial, D), or (D, *spatial), as T(x) - x in mm LPS+.
+def displacement_to_field(
+    path: Path, u: Vectors, fixed: ImageGrid | None, moving: ImageGrid | None
+) -> sitk.Image:
+    """Convert a displacement (*spatial, D) or (D, *spatial) to T(x) - x in LPS+ mm.
+
+    Args:
+        path: Its file, for messages.
+        u: The displacement.
+        fixed: Grid of the fixed image.
+        moving: Grid of the moving image.
 
     Raises:
-        UserError: It does not fit the fixed image, or an image is not known.
+        UserError: It does not fit the fixed image, or an image is missing.
     """
     if fixed is None or moving is None:
         raise UserError(
-            f"{path}: displacements in voxels need both images: fixed=<file> image=<file>."
+            f"{path}: a displacement in voxels needs both images: fixed=<file> image=<file>."
         )
     if u.shape == (fixed.ndim, *fixed.shape):
         u = np.moveaxis(u, 0, -1)
@@ -49,7 +58,7 @@ def read(path: Path, u: Vectors, fixed: Frame | None, moving: Frame | None) -> s
         raise UserError(
             f"{path}: has the shape {u.shape}, but the fixed image has {fixed.shape} voxels."
         )
-    x = np.indices(fixed.shape).reshape(fixed.ndim, -1).T
-    y = coordinates.transform(moving.lps, x + u.reshape(-1, fixed.ndim).astype(np.float64))
-    moved = y - coordinates.transform(fixed.lps, x)
-    return fixed.vectors(moved.T.reshape(fixed.ndim, *fixed.shape))
+    x = fixed.list_voxels()
+    y = coordinates.apply_affine(moving.voxel_to_lps, x + u.reshape(-1, fixed.ndim).astype(float))
+    vectors = y - coordinates.apply_affine(fixed.voxel_to_lps, x)
+    return fixed.to_vector_image(vectors.T.reshape(fixed.ndim, *fixed.shape))

@@ -1,7 +1,7 @@
-"""Linear alignment of two images in the world, by SimpleITK, before anything is deformed.
+"""Linear alignment of two images in the world by SimpleITK, before deformable registration.
 
-An alignment is called with the two images and, if there are any, their masks, and returns the map
-(4, 4) of the fixed image's world to the moving image's, RAS+ mm.
+An alignment is a callable that takes an :class:`ImagePair` and returns the matrix (4, 4) from the
+world of the fixed image to that of the moving image, RAS+ mm.
 """
 
 import math
@@ -17,16 +17,16 @@ import torch
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame, components, matrix_of
+from regnet_lab.spatial.image_grid import ImageGrid, transform_to_matrix, vectors_from_image
 
-BINS = 32
-FEWEST = 50_000  # voxels of a level, if the image has them
-PLAUSIBLE = (0.2, 5.0)  # change of volume that anatomy allows
+HISTOGRAM_BINS = 32
+MIN_LEVEL_VOXELS = 50_000  # of a resolution level, if the image has them
+VOLUME_RATIO_RANGE = (0.2, 5.0)  # plausible changes of volume between two anatomies
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Two images and their masks, float32, at one resolution."""
+class ImagePair:
+    """Two float32 images and their masks at one resolution."""
 
     fixed: sitk.Image
     moving: sitk.Image
@@ -34,210 +34,223 @@ class Sides:
     moving_mask: sitk.Image | None = None
 
 
-def overlap(fixed: Frame, moving: Frame) -> float:
-    """Share of a coarse lattice over the fixed image that lies in the moving one's box."""
+def compute_overlap(fixed: ImageGrid, moving: ImageGrid) -> float:
+    """Compute the fraction of a coarse lattice over the fixed grid that lies in the moving one."""
     axes = [np.linspace(0, n - 1, 9) for n in fixed.shape]
     lattice = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.ndim)
-    there = coordinates.transform(
-        np.linalg.inv(moving.lps), coordinates.transform(fixed.lps, lattice)
-    )
-    inside = (there > -0.5) & (there < np.array(moving.shape) - 0.5)
+    world = coordinates.apply_affine(fixed.voxel_to_lps, lattice)
+    voxels = coordinates.apply_affine(np.linalg.inv(moving.voxel_to_lps), world)
+    inside = (voxels > -0.5) & (voxels < np.array(moving.shape) - 0.5)
     return float(inside.all(1).mean())
 
 
-def check_overlap(fixed: Frame, moving: Frame) -> None:
-    """Raises UserError if the two images share no place in the world."""
-    if not overlap(fixed, moving) and not overlap(moving, fixed):
+def check_overlap(pair: ImagePair) -> None:
+    """Raise UserError if the two images do not overlap in the world."""
+    fixed, moving = ImageGrid.from_sitk(pair.fixed), ImageGrid.from_sitk(pair.moving)
+    if not compute_overlap(fixed, moving) and not compute_overlap(moving, fixed):
         raise UserError(
-            "The two images share no place in the world: check origin and orientation in their "
-            "headers, or begin from their centres with align.start=geometry."
+            "The two images do not overlap in the world: check origin and orientation in their "
+            "headers, or start from their centers with align.init=geometry."
         )
 
 
-def shrunk(image: sitk.Image, factor: float) -> sitk.Image:
-    """The image on a grid whose voxels are ``factor`` times its finest, averaged; fewer times
-    where a histogram would have too little to count.
+def shrink(image: sitk.Image, factor: float) -> sitk.Image:
+    """Average an image on a grid with voxels ``factor`` times its finest spacing.
+
+    The factor is reduced where the grid would have too few voxels for a histogram.
     """
-    frame = Frame.of(image)
-    own = np.array(image.GetSpacing())
+    grid = ImageGrid.from_sitk(image)
+    spacing = np.array(image.GetSpacing())
 
-    def at(factor: float) -> np.ndarray:
-        return np.maximum(np.rint(frame.shape * own / np.maximum(own, factor * own.min())), 1)
+    def compute_shape(factor: float) -> np.ndarray:
+        coarse = np.maximum(spacing, factor * spacing.min())
+        return np.maximum(np.rint(grid.shape * spacing / coarse), 1)
 
-    while factor > 1 and at(factor).prod() < FEWEST:
+    while factor > 1 and compute_shape(factor).prod() < MIN_LEVEL_VOXELS:
         factor *= 0.9
-    size = at(factor)
-    array = torch.from_numpy(np.ascontiguousarray(components(image), np.float32))[None, None]
-    small = ops.resize(array, size.astype(int).tolist())[0, 0].numpy()
+    shape = compute_shape(factor)
+    array = np.ascontiguousarray(vectors_from_image(image), np.float32)
+    small = ops.resize(torch.from_numpy(array)[None, None], shape.astype(int).tolist())
     stretch = np.eye(4)
-    for axis, ratio in enumerate(frame.shape / size):
+    for axis, ratio in enumerate(grid.shape / shape):
         stretch[axis, axis], stretch[axis, 3] = ratio, (ratio - 1) / 2
-    return coordinates.to_image(small, frame.affine @ stretch)
+    return coordinates.array_to_sitk(small[0, 0].numpy(), grid.affine @ stretch)
 
 
-def level(sides: Sides, factor: float) -> Sides:
-    """Everything shrunk; a voxel is in a mask if most of it is."""
+def shrink_pair(pair: ImagePair, factor: float) -> ImagePair:
+    """Shrink images and masks; a voxel is in a mask if at least half of it is."""
 
-    def mask(image: sitk.Image | None) -> sitk.Image | None:
-        return None if image is None else sitk.Cast(shrunk(image, factor) >= 0.5, sitk.sitkUInt8)
+    def shrink_mask(mask: sitk.Image | None) -> sitk.Image | None:
+        return None if mask is None else sitk.Cast(shrink(mask, factor) >= 0.5, sitk.sitkUInt8)
 
-    return Sides(
-        shrunk(sides.fixed, factor),
-        shrunk(sides.moving, factor),
-        mask(sides.fixed_mask),
-        mask(sides.moving_mask),
+    return ImagePair(
+        shrink(pair.fixed, factor),
+        shrink(pair.moving, factor),
+        shrink_mask(pair.fixed_mask),
+        shrink_mask(pair.moving_mask),
     )
 
 
-def starts(sides: Sides) -> Iterator[tuple[str, list[float]]]:
-    """Translations in mm LPS+ from which to begin, by name."""
-    ndim = sides.fixed.GetDimension()
-    kind = sitk.CenteredTransformInitializerFilter
-    whole = (sides.fixed, sides.moving)
-    ways = {"geometry": (kind.GEOMETRY, whole), "moments": (kind.MOMENTS, whole)}
-    if sides.fixed_mask and sides.moving_mask:
-        ways["masks"] = (kind.MOMENTS, (sides.fixed_mask, sides.moving_mask))
-    yield "world", [0.0] * ndim
-    for name, (mode, (fixed, moving)) in ways.items():
+def propose_translations(pair: ImagePair) -> Iterator[tuple[str, list[float]]]:
+    """Yield the names and values, in LPS+ mm, of possible initial translations."""
+    ndim = pair.fixed.GetDimension()
+    mode = sitk.CenteredTransformInitializerFilter
+    images = (pair.fixed, pair.moving)
+    proposals = {"geometry": (mode.GEOMETRY, images), "moments": (mode.MOMENTS, images)}
+    if pair.fixed_mask and pair.moving_mask:
+        proposals["masks"] = (mode.MOMENTS, (pair.fixed_mask, pair.moving_mask))
+    yield "identity", [0.0] * ndim
+    for name, (how, (fixed, moving)) in proposals.items():
         with suppress(RuntimeError):  # an image without mass has no moments
-            images = (sitk.Cast(image, sitk.sitkFloat32) for image in (fixed, moving))
-            found = sitk.CenteredTransformInitializer(*images, sitk.AffineTransform(ndim), mode)
-            shift = found.TransformPoint([0.0] * ndim)
-            if np.isfinite(shift).all():
-                yield name, list(shift)
+            both = (sitk.Cast(image, sitk.sitkFloat32) for image in (fixed, moving))
+            initial = sitk.CenteredTransformInitializer(*both, sitk.AffineTransform(ndim), how)
+            translation = initial.TransformPoint([0.0] * ndim)
+            if np.isfinite(translation).all():
+                yield name, list(translation)
 
 
-class Nothing:
-    """Trust the headers: the identity.
+class IdentityAlignment:
+    """The identity: the headers place both images correctly."""
 
-    Raises:
-        UserError: By them the images share no place.
-    """
-
-    def __call__(self, sides: Sides) -> coordinates.Matrix:
-        check_overlap(Frame.of(sides.fixed), Frame.of(sides.moving))
+    def __call__(self, pair: ImagePair) -> coordinates.Matrix:
+        """Return the identity; raise UserError if the images then do not overlap."""
+        check_overlap(pair)
         return np.eye(4)
 
 
-class Linear:
-    """Maximise Mattes' mutual information over a linear map, coarse to fine.
+class LinearAlignment:
+    """Maximization of Mattes' mutual information over linear transforms, coarse to fine.
 
     Args:
-        kinds: What is optimised, one after the other: ``rigid``, ``affine``; none: begin only.
-        start: ``world`` (the headers), ``geometry`` (centres of the boxes), ``moments`` (centres
-            of mass), ``masks`` (centres of the masks), or ``auto``: the best of these.
-        factors: Shrink factors of the levels, in voxels of the finest spacing.
-        iterations: Steps at each level, at most.
-        samples: Voxels of the fixed mask looked at in each step.
-        seed: Of their choice.
+        transforms: Transforms optimized one after the other: ``rigid``, ``affine``; none: only the
+            initial translation.
+        init: Initial translation: ``identity`` (trust the headers), ``geometry`` (image centers),
+            ``moments`` (centers of mass), ``masks`` (centers of the masks), or ``auto``: the one
+            of these with the most mutual information.
+        shrink_factors: Shrink factors of the levels, in voxels of the finest spacing.
+        iterations: Most optimizer steps per level.
+        samples: Voxels of the fixed mask sampled in each step.
+        seed: Of the sampling.
     """
 
     def __init__(
         self,
-        kinds: Sequence[str] = ("affine",),
-        start: str = "auto",
-        factors: Sequence[float] = (4, 2),
+        transforms: Sequence[str] = ("affine",),
+        init: str = "auto",
+        shrink_factors: Sequence[float] = (4, 2),
         iterations: int = 100,
         samples: int = 100_000,
         seed: int = 0,
     ) -> None:
-        self.kinds, self.start, self.factors = list(kinds), start, list(factors)
+        self.transforms, self.init = list(transforms), init
+        self.shrink_factors = list(shrink_factors)
         self.iterations, self.samples, self.seed = iterations, samples, seed
 
-    def __call__(self, sides: Sides) -> coordinates.Matrix:
-        """Raises UserError if the images share no place, or too little for a measure."""
-        if self.start == "auto":
-            check_overlap(Frame.of(sides.fixed), Frame.of(sides.moving))
-        coarse = level(sides, self.factors[0])
-        transform = self.begin(coarse)
-        for kind in self.kinds:
-            for factor in self.factors:
-                at = coarse if factor == self.factors[0] else level(sides, factor)
-                transform = self.optimise(at, of_kind(kind, transform, at.fixed))
-        return matrix_of(transform)
+    def __call__(self, pair: ImagePair) -> coordinates.Matrix:
+        """Align the images; raise UserError if they do not overlap."""
+        if self.init == "auto":
+            check_overlap(pair)
+        coarse = shrink_pair(pair, self.shrink_factors[0])
+        transform = self.choose_translation(coarse)
+        for kind in self.transforms:
+            for factor in self.shrink_factors:
+                level = coarse if factor == self.shrink_factors[0] else shrink_pair(pair, factor)
+                initial = create_transform(kind, transform, level.fixed)
+                transform = self.optimize_level(level, initial)
+        return transform_to_matrix(transform)
 
-    def method(self, sides: Sides) -> sitk.ImageRegistrationMethod:
-        """Mutual information of two images within their masks."""
+    def create_method(self, pair: ImagePair) -> sitk.ImageRegistrationMethod:
+        """Create a registration method that measures mutual information within the masks."""
         method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(BINS)
+        method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
         method.SetInterpolator(sitk.sitkLinear)
-        inside = math.prod(sides.fixed.GetSize())
-        if sides.fixed_mask is not None:
-            inside = int(np.count_nonzero(sitk.GetArrayViewFromImage(sides.fixed_mask)))
-        share = self.samples / max(inside, 1)
-        if share < 1:  # else every voxel, once
+        voxels = math.prod(pair.fixed.GetSize())
+        if pair.fixed_mask is not None:
+            voxels = int(np.count_nonzero(sitk.GetArrayViewFromImage(pair.fixed_mask)))
+        fraction = self.samples / max(voxels, 1)
+        if fraction < 1:  # else every voxel is used
             method.SetMetricSamplingStrategy(method.RANDOM)
-            method.SetMetricSamplingPercentage(share, self.seed + 1)  # 0 means the clock
-        if sides.fixed_mask is not None:
-            method.SetMetricFixedMask(sides.fixed_mask)
-        if sides.moving_mask is not None:
-            method.SetMetricMovingMask(sides.moving_mask)
+            method.SetMetricSamplingPercentage(fraction, self.seed + 1)  # 0: seed from the clock
+        if pair.fixed_mask is not None:
+            method.SetMetricFixedMask(pair.fixed_mask)
+        if pair.moving_mask is not None:
+            method.SetMetricMovingMask(pair.moving_mask)
         return method
 
-    def begin(self, sides: Sides) -> sitk.Transform:
-        """The start asked for, or the one with the most mutual information."""
-        found = dict(starts(sides))
-        if self.start != "auto" and self.start not in found:
-            raise UserError(f"align.start={self.start} must be auto or one of {', '.join(found)}.")
-        chosen = found if self.start == "auto" else {self.start: found[self.start]}
-        ndim = sides.fixed.GetDimension()
-        unlike: dict[str, float] = {}
-        for name, shift in chosen.items():
-            method = self.method(sides)
-            method.SetInitialTransform(sitk.TranslationTransform(ndim, shift))
-            with suppress(RuntimeError):  # the masks or boxes do not meet
-                unlike[name] = method.MetricEvaluate(sides.fixed, sides.moving)
-        if not unlike:
+    def choose_translation(self, pair: ImagePair) -> sitk.Transform:
+        """Return the initial translation of the setting, or the one with the best metric."""
+        proposals = dict(propose_translations(pair))
+        if self.init != "auto" and self.init not in proposals:
             raise UserError(
-                "The two images or their masks do not meet anywhere: check their headers, or begin "
-                "from their centres with align.start=geometry."
+                f"align.init={self.init} must be auto or one of {', '.join(proposals)}."
             )
-        return sitk.TranslationTransform(ndim, found[min(unlike, key=unlike.__getitem__)])
+        candidates = proposals if self.init == "auto" else {self.init: proposals[self.init]}
+        ndim = pair.fixed.GetDimension()
+        values: dict[str, float] = {}
+        for name, translation in candidates.items():
+            method = self.create_method(pair)
+            method.SetInitialTransform(sitk.TranslationTransform(ndim, translation))
+            with suppress(RuntimeError):  # images or masks do not overlap
+                values[name] = method.MetricEvaluate(pair.fixed, pair.moving)
+        if not values:
+            raise UserError(
+                "The two images or their masks do not overlap: check their headers, or start from "
+                "their centers with align.init=geometry."
+            )
+        best = min(values, key=values.__getitem__)
+        return sitk.TranslationTransform(ndim, proposals[best])
 
-    def optimise(self, sides: Sides, transform: sitk.Transform) -> sitk.Transform:
-        """One level; where the result is worse, or none of anatomy's, what it began with."""
-        method = self.method(sides)
-        step = float(min(sides.fixed.GetSpacing()))
+    def optimize_level(self, pair: ImagePair, initial: sitk.Transform) -> sitk.Transform:
+        """Optimize a transform at one resolution level.
+
+        ``initial`` is returned if the result is worse or changes the volume implausibly.
+        """
+        method = self.create_method(pair)
+        step = float(min(pair.fixed.GetSpacing()))
         method.SetOptimizerAsRegularStepGradientDescent(
             learningRate=step,
             minStep=step / 1000,
             numberOfIterations=self.iterations,
-            gradientMagnitudeTolerance=1e-8,  # else small images stop at once
+            gradientMagnitudeTolerance=1e-8,  # with the default small images stop at once
         )
         method.SetOptimizerScalesFromPhysicalShift()
-        method.SetInitialTransform(transform, inPlace=False)
+        method.SetInitialTransform(initial, inPlace=False)
         try:
-            before = method.MetricEvaluate(sides.fixed, sides.moving)
-            found = method.Execute(sides.fixed, sides.moving)
-        except RuntimeError:  # it was driven apart
-            return transform
-        volume = np.linalg.det(matrix_of(found)[:3, :3])
+            before = method.MetricEvaluate(pair.fixed, pair.moving)
+            optimized = method.Execute(pair.fixed, pair.moving)
+        except RuntimeError:  # the images no longer overlap
+            return initial
+        volume = np.linalg.det(transform_to_matrix(optimized)[:3, :3])
         better = method.GetMetricValue() <= before
-        return found if better and PLAUSIBLE[0] < volume < PLAUSIBLE[1] else transform
+        plausible = VOLUME_RATIO_RANGE[0] < volume < VOLUME_RATIO_RANGE[1]
+        return optimized if better and plausible else initial
 
 
-def of_kind(kind: str, begun: sitk.Transform, fixed: sitk.Image) -> sitk.Transform:
-    """A linear map as a transform of a kind, turning about the middle of the fixed image.
+def create_transform(kind: str, initial: sitk.Transform, fixed: sitk.Image) -> sitk.Transform:
+    """Create a rigid or affine transform equal to a linear one, centered on the fixed image.
 
-    Raises:
-        UserError: There is no such kind.
+    Args:
+        kind: ``rigid`` (the nearest rotation is used) or ``affine``.
+        initial: The linear transform.
+        fixed: The fixed image.
     """
     ndim = fixed.GetDimension()
-    makers: dict[str, Callable[[], Any]] = {
+    constructors: dict[str, Callable[[], Any]] = {
         "rigid": {2: sitk.Euler2DTransform, 3: sitk.Euler3DTransform}[ndim],
         "affine": lambda: sitk.AffineTransform(ndim),
     }
-    if kind not in makers:
-        raise UserError(f"align.kinds: '{kind}' must be one of {', '.join(makers)}.")
+    if kind not in constructors:
+        raise UserError(f"align.transforms: '{kind}' must be one of {', '.join(constructors)}.")
     middle = [(n - 1) / 2 for n in fixed.GetSize()]
-    centre = fixed.TransformContinuousIndexToPhysicalPoint(middle)
-    linear = coordinates.in_plane(coordinates.flip_matrix(matrix_of(begun)), ndim)[:-1, :-1]
+    center = fixed.TransformContinuousIndexToPhysicalPoint(middle)
+    lps = coordinates.flip_matrix(transform_to_matrix(initial))
+    linear = coordinates.restrict_to_axes(lps, ndim)[:-1, :-1]
     if kind == "rigid":
         left, _, right = np.linalg.svd(linear)
         linear = left @ right  # the nearest rotation
-    made = makers[kind]()
-    made.SetCenter(centre)
-    made.SetMatrix(linear.ravel().tolist())
-    moved = np.array(begun.TransformPoint(centre)) - np.array(centre)
-    made.SetTranslation(moved.tolist())
-    return made
+    transform = constructors[kind]()
+    transform.SetCenter(center)
+    transform.SetMatrix(linear.ravel().tolist())
+    translation = np.array(initial.TransformPoint(center)) - np.array(center)
+    transform.SetTranslation(translation.tolist())
+    return transform

@@ -1,7 +1,8 @@
-"""Transforms out: a deformation and its inverse in the files of other programs."""
+"""Writing of images, displacement fields and transforms in the formats of other programs."""
 
 import gzip
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,142 +16,188 @@ from torch import Tensor
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates, fsl, learn2reg
 from regnet_lab.spatial.deformation import Deformation
-from regnet_lab.spatial.image_grid import Frame, components, flatten, matrix_transform
+from regnet_lab.spatial.image_grid import (
+    ImageGrid,
+    matrix_to_transform,
+    transform_to_field,
+    vectors_from_image,
+)
 from regnet_lab.utils.atomic_io import write_bytes
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing goes to the process's stderr, where HDF5 prints pages about an error that it raises
-    as well.
+def raise_itk_errors_as_oserror() -> Iterator[None]:
+    """Raise SimpleITK's RuntimeError as OSError with its last line.
+
+    Standard error of the process is silenced, because HDF5 also prints its errors there.
     """
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with Path(os.devnull).open("wb") as devnull:
+            os.dup2(devnull.fileno(), 2)
         yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OSError(re.sub(r"^ITK ERROR: |\(0x[0-9a-f]+\)", "", reason)) from error
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
-def write_transform(path: Path, transform: sitk.Transform) -> None:
-    """A transform as ITK writes it, by the name; raises RuntimeError if that fails."""
-    with quiet():
+def write_itk_transform(path: Path, transform: sitk.Transform) -> None:
+    """Write a transform in ITK's format for the file name.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with raise_itk_errors_as_oserror():
         sitk.WriteTransform(transform, str(path))
 
 
-def _itk(folder: Path, found: Deformation) -> None:
-    write_transform(folder / "Composite.h5", found.forward)
-    write_transform(folder / "InverseComposite.h5", found.backward)
-    write_transform(folder / "affine.tfm", matrix_transform(found.matrix, found.fixed.ndim))
+def write_image(path: Path, array: NDArray, affine: coordinates.Matrix) -> None:
+    """Write an image of any dtype in the format of the file name.
+
+    Args:
+        path: The file.
+        array: (x, y) or (x, y, z).
+        affine: (4, 4) to RAS+ mm.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    if path.name.endswith((".nii", ".nii.gz")):
+        nibabel.save(coordinates.array_to_nifti(array, affine), path)
+    else:
+        with raise_itk_errors_as_oserror():
+            sitk.WriteImage(coordinates.array_to_sitk(array, affine), str(path), True)
+
+
+def _compute_fields(deformation: Deformation) -> tuple[sitk.Image, sitk.Image]:
+    """Compute the forward field on the fixed grid and the backward field on the moving grid."""
+    return (
+        transform_to_field(deformation.forward, deformation.fixed),
+        transform_to_field(deformation.backward, deformation.moving),
+    )
+
+
+def _write_itk(folder: Path, deformation: Deformation) -> None:
+    """Write ITK composites, displacement then affine, and the affine part alone."""
+    write_itk_transform(folder / "Composite.h5", deformation.forward)
+    write_itk_transform(folder / "InverseComposite.h5", deformation.backward)
+    affine = matrix_to_transform(deformation.matrix, deformation.fixed.ndim)
+    write_itk_transform(folder / "affine.tfm", affine)
 
 
 def _write_field(path: Path, vectors: sitk.Image) -> None:
-    """A field in mm LPS+ as ITK and ANTs want it: 5-D, intent 1007, float32."""
-    frame, listed = Frame.of(vectors), np.moveaxis(components(vectors), 0, -1)
-    flat = listed.reshape(*frame.shape, *[1] * (4 - frame.ndim), frame.ndim)
-    image = coordinates.to_nifti(flat.astype(np.float32), frame.affine)
+    """Write a field in LPS+ mm as ITK and ANTs do: 5D NIfTI, intent 1007, float32."""
+    grid, array = ImageGrid.from_sitk(vectors), np.moveaxis(vectors_from_image(vectors), 0, -1)
+    array = array.reshape(*grid.shape, *[1] * (4 - grid.ndim), grid.ndim)
+    image = coordinates.array_to_nifti(array.astype(np.float32), grid.affine)
     image.header.set_intent("vector")
-    nibabel.save(image, path)  # which says when the disk is full; ITK's writer does not
+    nibabel.save(image, path)  # raises on a full disk, which ITK's writer does not
 
 
-def _field(folder: Path, found: Deformation) -> None:
-    for name, transform, frame in (
-        ("displacement", found.forward, found.fixed),
-        ("inverse_displacement", found.backward, found.moving),
-    ):
-        _write_field(folder / f"{name}.nii.gz", flatten(transform, frame))
+def _write_fields(folder: Path, deformation: Deformation) -> None:
+    """Write the whole map in one field for each direction."""
+    forward, backward = _compute_fields(deformation)
+    _write_field(folder / "displacement.nii.gz", forward)
+    _write_field(folder / "inverse_displacement.nii.gz", backward)
 
 
-def _ants(folder: Path, found: Deformation) -> None:
-    for name, u in (("1Warp", found.u), ("1InverseWarp", found.v)):
-        _write_field(folder / f"{name}.nii.gz", found.fixed.millimetres(u))
-    linear = matrix_transform(found.matrix, found.fixed.ndim)
-    write_transform(folder / "0GenericAffine.mat", linear)
+def _write_ants(folder: Path, deformation: Deformation) -> None:
+    """Write the warps of ANTs without the affine part, and the affine part."""
+    for name, u in (("1Warp", deformation.u), ("1InverseWarp", deformation.inverse_u)):
+        _write_field(folder / f"{name}.nii.gz", deformation.fixed.displacement_to_mm(u))
+    affine = matrix_to_transform(deformation.matrix, deformation.fixed.ndim)
+    write_itk_transform(folder / "0GenericAffine.mat", affine)
 
 
-def _fsl(folder: Path, found: Deformation) -> None:
-    there, back = flatten(found.forward, found.fixed), flatten(found.backward, found.moving)
-    fsl.write_warp(folder / "fsl_warp.nii.gz", there, found.moving)
-    fsl.write_warp(folder / "fsl_inverse_warp.nii.gz", back, found.fixed)
-    frames = (found.fixed, found.moving)
-    fsl.write_matrix(folder / "fsl_affine.mat", np.asarray(found.matrix), *frames)
+def _write_fsl(folder: Path, deformation: Deformation) -> None:
+    """Write FNIRT's relative warps and FLIRT's matrix."""
+    forward, backward = _compute_fields(deformation)
+    fixed, moving = deformation.fixed, deformation.moving
+    fsl.write_warp(folder / "fsl_warp.nii.gz", forward, moving)
+    fsl.write_warp(folder / "fsl_inverse_warp.nii.gz", backward, fixed)
+    fsl.write_matrix(folder / "fsl_affine.mat", np.asarray(deformation.matrix), fixed, moving)
 
 
-def _l2r(folder: Path, found: Deformation) -> None:
-    there, back = flatten(found.forward, found.fixed), flatten(found.backward, found.moving)
+def _write_learn2reg(folder: Path, deformation: Deformation) -> None:
+    """Write the displacements of Learn2Reg."""
+    forward, backward = _compute_fields(deformation)
+    fixed, moving = deformation.fixed, deformation.moving
     for suffix in (".npz", ".nii.gz"):
-        learn2reg.write(folder / f"l2r_displacement{suffix}", there, found.moving)
-        learn2reg.write(folder / f"l2r_inverse_displacement{suffix}", back, found.fixed)
+        learn2reg.write_displacement(folder / f"l2r_displacement{suffix}", forward, moving)
+        learn2reg.write_displacement(folder / f"l2r_inverse_displacement{suffix}", backward, fixed)
 
 
-FORMATS: dict[str, Callable[[Path, Deformation], None]] = {
-    "itk": _itk,
-    "field": _field,
-    "ants": _ants,
-    "fsl": _fsl,
-    "l2r": _l2r,
+TRANSFORM_WRITERS: dict[str, Callable[[Path, Deformation], None]] = {
+    "itk": _write_itk,
+    "field": _write_fields,
+    "ants": _write_ants,
+    "fsl": _write_fsl,
+    "learn2reg": _write_learn2reg,
 }
-DIMENSIONS = {"fsl": (3,)}
+FORMAT_DIMENSIONS = {"fsl": (3,)}  # others: 2D and 3D
 
 
 def check_formats(formats: Iterable[str], ndim: int) -> None:
-    """Raises UserError for a format that is not one of ``FORMATS`` or not for so many axes."""
+    """Raise UserError for a transform format that is unknown or not for images of ``ndim`` axes."""
     for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"formats: '{name}' must be one of {', '.join(FORMATS)}.")
-        if ndim not in DIMENSIONS.get(name, (2, 3)):
-            raise UserError(f"formats: '{name}' is for 3D images only; leave it out.")
+        if name not in TRANSFORM_WRITERS:
+            raise UserError(
+                f"transform_formats: '{name}' must be one of {', '.join(TRANSFORM_WRITERS)}."
+            )
+        if ndim not in FORMAT_DIMENSIONS.get(name, (2, 3)):
+            raise UserError(f"transform_formats: '{name}' is for 3D images only; remove it.")
 
 
-def write_transforms(folder: Path, found: Deformation, formats: Iterable[str]) -> None:
+def write_transforms(folder: Path, deformation: Deformation, formats: Iterable[str]) -> None:
     """Write a deformation and its inverse.
 
     Args:
-        folder: Where; it must exist.
-        found: The deformation.
+        folder: An existing folder.
+        deformation: The deformation.
         formats: ``itk``: ``Composite.h5`` and ``InverseComposite.h5`` (displacement, then affine,
-            and back), and the affine part as ``affine.tfm``.  ``field``: everything in one field
-            for each way, 5-D NIfTI with intent 1007, mm LPS+.  ``ants``: ``1Warp.nii.gz`` and
-            ``1InverseWarp.nii.gz`` on the fixed grid, without the affine part, and
-            ``0GenericAffine.mat``.  ``fsl``: FNIRT's relative warps and FLIRT's matrix.  ``l2r``:
-            Learn2Reg's ``.npz`` and ``.nii.gz``.
+            and the inverse), and the affine part as ``affine.tfm``.  ``field``: the whole map in
+            one field for each direction, 5D NIfTI with intent 1007, LPS+ mm.  ``ants``:
+            ``1Warp.nii.gz`` and ``1InverseWarp.nii.gz`` on the fixed grid, without the affine
+            part, and ``0GenericAffine.mat``.  ``fsl``: FNIRT's relative warps and FLIRT's matrix.
+            ``learn2reg``: Learn2Reg's ``.npz`` and ``.nii.gz``.
 
     Raises:
-        UserError: A format is unknown, or cannot hold a transform of 2D images.
+        UserError: A format is unknown or cannot store transforms of 2D images.
     """
     formats = list(formats)
-    check_formats(formats, found.fixed.ndim)
+    check_formats(formats, deformation.fixed.ndim)
     for name in formats:
-        FORMATS[name](folder, found)
+        TRANSFORM_WRITERS[name](folder, deformation)
 
 
-def write_volume(path: str | Path, array: NDArray, affine: coordinates.Matrix) -> None:
-    """Write ``.nii.gz`` as :func:`write_bytes` does.
+def write_nifti(path: str | Path, array: NDArray, affine: coordinates.Matrix) -> None:
+    """Write ``.nii.gz`` atomically, as :func:`write_bytes` does, with reproducible bytes.
 
     Args:
         path: The file.
         array: (x, y), (x, y, z) or (x, y, z, channels); integers keep their type.
-        affine: (4, 4) to millimetres, RAS+.
+        affine: (4, 4) to RAS+ mm.
     """
-    whole = coordinates.to_nifti(array, affine).to_bytes()
-    write_bytes(path, gzip.compress(whole, compresslevel=6, mtime=0))
+    content = coordinates.array_to_nifti(array, affine).to_bytes()
+    write_bytes(path, gzip.compress(content, compresslevel=6, mtime=0))
 
 
-def displacement_image(u: Tensor, affine: coordinates.Matrix) -> sitk.Image:
-    """A displacement (1, D, *shape) in voxels as ITK's in mm, LPS: direction spacing u."""
+def displacement_to_sitk(u: Tensor, affine: coordinates.Matrix) -> sitk.Image:
+    """Convert a displacement (1, D, *shape) in voxels to a SimpleITK field in LPS+ mm."""
     ndim = u.shape[1]
     linear = (coordinates.RAS_TO_LPS @ affine)[:ndim, :ndim]
-    millimetres = np.einsum("ij,j...->...i", linear, u[0].double().numpy()).astype(np.float32)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(millimetres.swapaxes(0, ndim - 1)), True)
-    image.CopyInformation(coordinates.to_image(np.zeros(u.shape[2:], np.uint8), affine))
+    vectors = np.einsum("ij,j...->...i", linear, u[0].double().numpy()).astype(np.float32)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(vectors.swapaxes(0, ndim - 1)), True)
+    image.CopyInformation(coordinates.array_to_sitk(np.zeros(u.shape[2:], np.uint8), affine))
     return image
 
 
-def write_atomically(path: Path, image: sitk.Image) -> None:
-    """Write beside the path, then rename."""
+def write_sitk_image(path: Path, image: sitk.Image) -> None:
+    """Write a SimpleITK image to a temporary file and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"part-{path.name}")
-    sitk.WriteImage(image, str(aside), True)
-    os.replace(aside, path)
+    temporary = path.with_name(f"part-{path.name}")
+    sitk.WriteImage(image, str(temporary), True)
+    os.replace(temporary, path)

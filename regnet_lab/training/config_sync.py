@@ -1,4 +1,4 @@
-"""Whether two configurations say the same, and all processes of a job have the same one."""
+"""Comparison of resolved configurations, between runs and between the processes of a job."""
 
 from typing import Any
 
@@ -7,66 +7,79 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab.errors import CommonError
-from regnet_lab.utils.distributed import everyone
+from regnet_lab.utils.distributed import all_gather
 
-PLACES = ("run_dir", "sweep_dir", "resume")  # where a run lies, which does not change what it does
+LOCATION_KEYS = ("run_dir", "sweep_dir", "resume")  # say where a run is stored, not what it does
 
 
-def settings(cfg: DictConfig) -> dict[str, str]:
-    """What a run does: every value of its resolved configuration by its dotted name, its folder
-    being called ".".
+def flatten_settings(cfg: DictConfig) -> dict[str, str]:
+    """Return the values of a resolved configuration by their dotted names.
+
+    Location keys are left out, and the run directory reads ".", so that equal runs in different
+    places have equal settings.
     """
-    text = OmegaConf.to_yaml(cfg, resolve=True).replace(str(cfg.folder), ".")
-    plain = OmegaConf.to_container(OmegaConf.create(text))
-    found = leaves(plain)
-    return {name: value for name, value in found.items() if name not in PLACES}
+    text = OmegaConf.to_yaml(cfg, resolve=True).replace(str(cfg.output_dir), ".")
+    values = flatten(OmegaConf.to_container(OmegaConf.create(text)))
+    return {name: value for name, value in values.items() if name not in LOCATION_KEYS}
 
 
-def leaves(node: Any, name: str = "") -> dict[str, str]:
-    """The values of nested mappings as text."""
+def flatten(node: Any, prefix: str = "") -> dict[str, str]:
+    """Return the leaves of nested mappings as text, by their dotted names.
+
+    >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
+    {'optim.lr': '0.1', 'seed': '0'}
+    """
     if not isinstance(node, dict) or not node:
-        return {name: str(node)}
-    below = (leaves(value, f"{name}.{key}".lstrip(".")) for key, value in node.items())
-    return {k: v for part in below for k, v in part.items()}
+        return {prefix: str(node)}
+    children = (flatten(value, f"{prefix}.{key}".lstrip(".")) for key, value in node.items())
+    return {name: value for child in children for name, value in child.items()}
 
 
-def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
-    """Of the settings that differ the one with the shortest name, from which others may follow,
-    such as ``optim.lr: 0.1, not 0.2``; None if none does.
+def describe_difference(settings: dict[str, str], reference: dict[str, str]) -> str | None:
+    """Describe the differing setting with the shortest name, as others may follow from it.
+
+    >>> describe_difference({"optim.lr": "0.1"}, {"optim.lr": "0.2"})
+    'optim.lr: 0.1, not 0.2'
+
+    Returns:
+        None if all settings are equal.
     """
-    values = {name: [s.get(name, "absent") for s in (one, other)] for name in {**one, **other}}
-    unlike = [name for name, (here, there) in values.items() if here != there]
-    if not unlike:
+    values = {
+        name: (settings.get(name, "absent"), reference.get(name, "absent"))
+        for name in {**settings, **reference}
+    }
+    differing = [name for name, (value, expected) in values.items() if value != expected]
+    if not differing:
         return None
-    name = min(unlike, key=len)
+    name = min(differing, key=len)
     return f"{name}: {values[name][0]}, not {values[name][1]}"
 
 
-class Agreement(Callback):
-    """Refuse to begin unless all processes have the same configuration and folder, and can share
-    what the model normalises by.
+class ConfigConsistencyCheck(Callback):
+    """Check that all processes have the same configuration and can share batch statistics.
 
     Raises:
-        CommonError: They have not, or cannot.
+        CommonError: Configurations or run directories differ, or batch normalization is to be
+            synchronized on CPUs, which PyTorch cannot do.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.mine = {"folder": str(cfg.folder), **settings(cfg)}
-        self.shares_statistics = cfg.trainer.get("sync_batchnorm", False)
+        self.settings = {"output_dir": str(cfg.output_dir), **flatten_settings(cfg)}
+        self.sync_batchnorm = cfg.trainer.get("sync_batchnorm", False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        first, *others = everyone(self.mine)
-        for rank, theirs in enumerate(others, 1):
-            if apart := difference(theirs, first):
+        reference, *others = all_gather(self.settings)
+        for rank, settings in enumerate(others, 1):
+            if difference := describe_difference(settings, reference):
                 raise CommonError(
-                    f"Process {rank} has another configuration than process 0 ({apart}): start all "
-                    "of them with the same command and values."
+                    f"Process {rank} has another configuration than process 0 ({difference}): "
+                    "start all processes with the same command and values."
                 )
-        normalised = any(isinstance(m, _BatchNorm) for m in pl_module.modules())
+        normalizes = any(isinstance(m, _BatchNorm) for m in pl_module.modules())
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        if others and normalised and on_cpu and self.shares_statistics and stage == "fit":
+        if others and normalizes and on_cpu and self.sync_batchnorm and stage == "fit":
             raise CommonError(
-                "This model has batch normalisation, whose statistics several processes share on "
-                "GPUs only: set trainer.accelerator=gpu or trainer.devices=1, or "
-                "trainer.sync_batchnorm=false to let each process normalise by its own batch."
+                "Batch normalization of several processes can be synchronized on GPUs only: set "
+                "trainer.accelerator=gpu or trainer.devices=1, or trainer.sync_batchnorm=false to "
+                "let each process normalize by its own batch."
             )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that torch.optim lacks."""
+"""Learning-rate schedulers that torch.optim lacks."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from regnet_lab.errors import UserError
 
 
-class InverseTime(LRScheduler):
-    """lr_t = lr / (1 + decay t) after t steps of the optimizer: ``decay`` of Keras' optimizers."""
+class InverseTimeLR(LRScheduler):
+    """Inverse time decay as in Keras' optimizers: lr / (1 + decay t) after t optimizer steps."""
 
-    interval = "step"  # Lightning's word for how often
+    interval = "step"  # read by RegistrationModule: stepped every training step
 
     def __init__(self, optimizer: Optimizer, decay: float) -> None:
         self.decay = decay
@@ -22,16 +22,17 @@ class InverseTime(LRScheduler):
         return [lr / (1 + self.decay * self.last_epoch) for lr in self.base_lrs]
 
 
-class Staircase(LambdaLR):
-    """Training in parts of equal length, each with the first learning rate over its divisor.
+class PiecewiseConstantLR(LambdaLR):
+    """Constant learning rates in parts of equal length: the initial rate over a divisor for each.
 
-    In epoch e of E the rate is lr / divisors[floor(K e / E)], K being their number.  The default
-    is the Pyramid CNN's: halved every tenth of the way, with a warm restart at the half.
+    In epoch e of E the rate is lr / lr_divisors[floor(K e / E)], K being their number.  The default
+    is the Pyramid CNN's (Learn2Reg 2020): halved every tenth of the training, with a warm restart
+    half way.
 
     Args:
-        optimizer: Whose rates are set, stepped once an epoch.
-        epochs: E, after which the last divisor holds.
-        divisors: One for each part.
+        optimizer: Optimizer, stepped once an epoch.
+        epochs: E; afterwards the last divisor holds.
+        lr_divisors: One for each part.
 
     Raises:
         UserError: There is no epoch, no divisor, or one that is not positive.
@@ -41,15 +42,15 @@ class Staircase(LambdaLR):
         self,
         optimizer: Optimizer,
         epochs: int,
-        divisors: Sequence[float] = (1, 2, 4, 8, 16, 2, 4, 8, 16, 16),
+        lr_divisors: Sequence[float] = (1, 2, 4, 8, 16, 2, 4, 8, 16, 16),
     ) -> None:
-        if epochs < 1 or not divisors or min(divisors) <= 0:
+        if epochs < 1 or not lr_divisors or min(lr_divisors) <= 0:
             raise UserError(
                 f"scheduler: epochs={epochs} must be at least 1 (set trainer.max_epochs) and "
-                f"divisors={list(divisors)} positive numbers."
+                f"lr_divisors={list(lr_divisors)} positive numbers."
             )
 
-        def factor(epoch: int) -> float:
-            return 1 / divisors[min(len(divisors) * epoch // epochs, len(divisors) - 1)]
+        def compute_factor(epoch: int) -> float:
+            return 1 / lr_divisors[min(len(lr_divisors) * epoch // epochs, len(lr_divisors) - 1)]
 
-        super().__init__(optimizer, factor)
+        super().__init__(optimizer, compute_factor)

@@ -1,4 +1,4 @@
-"""Training and evaluation of any registration model with any sum of losses on any data."""
+"""Lightning module that trains and evaluates any registration model with any sum of losses."""
 
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
@@ -12,35 +12,39 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from regnet_lab.errors import DivergedError, UserError
-from regnet_lab.losses import Loss, inverse_consistency
-from regnet_lab.metrics import quick, strict
-from regnet_lab.ops.pairs import registered, returned, swapped
+from regnet_lab.losses import Loss, compute_objective, inverse_consistency
+from regnet_lab.metrics import score_full, score_validation
+from regnet_lab.ops.pairs import apply_displacement, cycle_pair, swap_pair
 from regnet_lab.types import Pair, Registration
-from regnet_lab.utils.distributed import gathered, stop_together
+from regnet_lab.utils.distributed import gather_interleaved, raise_on_all_ranks
 from regnet_lab.utils.profiling import Profile
 
-Score = Callable[[Pair, Tensor], dict[str, float]]
-WAYS_BACK: dict[str, Callable[[Pair, Registration], Pair]] = {"warped": returned, "fixed": swapped}
+Scorer = Callable[[Pair, Tensor], dict[str, float]]
+BACKWARD_PAIRS: dict[str, Callable[[Pair, Registration], Pair]] = {
+    "warped": cycle_pair,
+    "fixed": swap_pair,
+}
 
 
 class RegistrationModule(LightningModule):
-    """Fit ``model`` to pairs.
+    """A registration model with its losses, optimizer and metrics.
 
     Args:
-        model: ``model(fixed, moving)`` gives displacement fields, coarse to fine.
+        model: ``model(fixed, moving)`` returns displacement fields, coarse to fine.
         losses: Named terms; the objective is the sum of weight times term.
-        optimizer: Makes an optimizer from the parameters.
-        scheduler: Makes a schedule from the optimizer; it is stepped once an epoch, or, where its
-            attribute ``interval`` is "step", at every step.
-        cycle: Weight of the same objective on the way back.
-        consistency: Weight of the inverse consistency of the way there and the way back.
-        way_back: What is registered to the moving image then: the ``warped`` one (Kuang, SASHIMI
-            2019) or the ``fixed`` one.
-        score: Judges a test pair.
-        name: What the model is called in tables.
+        optimizer: Creates an optimizer from the parameters.
+        scheduler: Creates a learning-rate scheduler from the optimizer.  It is stepped every epoch
+            or, if its attribute ``interval`` is "step", every training step.
+        cycle_weight: Weight of the same objective after registering backward, to the moving image.
+        inverse_consistency_weight: Weight of the inverse consistency of the forward and the
+            backward field.
+        cycle_input: Image that the backward pass registers to the moving image: ``warped`` (Kuang,
+            SASHIMI 2019) or ``fixed``.
+        metrics: Computes the metrics of a test pair from its displacement.
+        name: Name of the method in tables.
 
     Raises:
-        UserError: ``way_back`` is neither.
+        UserError: ``cycle_input`` is neither ``warped`` nor ``fixed``.
     """
 
     def __init__(
@@ -49,30 +53,38 @@ class RegistrationModule(LightningModule):
         losses: Mapping[str, Loss],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        cycle: float = 0.0,
-        consistency: float = 0.0,
-        way_back: str = "warped",
-        score: Score = strict,
+        cycle_weight: float = 0.0,
+        inverse_consistency_weight: float = 0.0,
+        cycle_input: str = "warped",
+        metrics: Scorer = score_full,
         name: str = "model",
     ) -> None:
         super().__init__()
+        if cycle_input not in BACKWARD_PAIRS:
+            raise UserError(
+                f"cycle_input={cycle_input}: choose one of {', '.join(BACKWARD_PAIRS)}."
+            )
         self.model, self.losses = model, nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.cycle, self.consistency, self.score, self.name = cycle, consistency, score, name
-        if way_back not in WAYS_BACK:
-            raise UserError(f"way_back={way_back}: choose one of {', '.join(WAYS_BACK)}.")
-        self.way_back = WAYS_BACK[way_back]
+        self.cycle_weight, self.inverse_consistency_weight = (
+            cycle_weight,
+            inverse_consistency_weight,
+        )
+        self.make_backward_pair = BACKWARD_PAIRS[cycle_input]
+        self.score, self.name = metrics, name
+        self.last_pair: Pair | None = None
+        self.validation_scores: list[dict[str, float]] = []
+        self.validation_divergence: DivergedError | None = None
 
     def forward(self, pair: Pair) -> Registration:
-        return registered(pair, self.model(pair["fixed"], pair["moving"]))
+        return apply_displacement(pair, self.model(pair["fixed"], pair["moving"]))
 
-    def objective(self, pair: Pair, out: Registration) -> dict[str, Tensor]:
-        """Every term times its weight, and their sum, ``loss``."""
-        terms = {name: loss.weight * loss(pair, out) for name, loss in self.losses.items()}
-        return terms | {"loss": torch.stack(list(terms.values())).sum()}
+    def compute_losses(self, pair: Pair, out: Registration) -> dict[str, Tensor]:
+        """Return every weighted term by its name, and their sum as ``loss``."""
+        return compute_objective(self.losses, pair, out)
 
-    def divergence(self, terms: Mapping[str, Tensor], pair: Pair) -> DivergedError | None:
-        """What there is to say of the first term that is not finite."""
+    def find_divergence(self, terms: Mapping[str, Tensor], pair: Pair) -> DivergedError | None:
+        """Return an error for the first term that is not finite, or None."""
         for name in self.losses:
             if not torch.isfinite(terms[name]):
                 return DivergedError(
@@ -83,37 +95,43 @@ class RegistrationModule(LightningModule):
                 )
         return None
 
-    def tell(self, terms: dict[str, Tensor], stage: str, pair: Pair) -> Tensor:
-        """Log the terms of a training step of all processes; their sum.
+    def log_losses(self, terms: dict[str, Tensor], prefix: str, pair: Pair) -> Tensor:
+        """Log the terms of a training step, averaged over processes, and return their sum.
 
         Raises:
-            DivergedError: A term is not finite in one of them.
+            DivergedError: A term is not finite in one of the processes.
         """
-        self.latest = pair
-        stop_together(self.divergence(terms, pair))
-        named = {f"{stage}/{name}": term for name, term in terms.items()}
-        self.log_dict(
-            named, batch_size=len(pair["name"]), prog_bar=stage == "train", sync_dist=True
-        )
+        self.last_pair = pair
+        raise_on_all_ranks(self.find_divergence(terms, pair))
+        named = {f"{prefix}/{name}": term for name, term in terms.items()}
+        batch_size, in_progress_bar = len(pair["name"]), prefix == "train"
+        self.log_dict(named, batch_size=batch_size, prog_bar=in_progress_bar, sync_dist=True)
         return terms["loss"]
 
     def training_step(self, pair: Pair, _: int) -> Tensor:
         out = self(pair)
-        total = self.tell(self.objective(pair, out), "train", pair)
-        if self.cycle or self.consistency:
-            total = total + self.round_trip(pair, out)
+        total = self.log_losses(self.compute_losses(pair, out), "train", pair)
+        if self.cycle_weight or self.inverse_consistency_weight:
+            total = total + self.compute_cycle_loss(pair, out)
         return total
 
-    def round_trip(self, pair: Pair, out: Registration) -> Tensor:
-        """What the way back adds to the objective, logged below ``train/back``."""
-        back, total = self.way_back(pair, out), out.warped.new_zeros(())
-        home = self(back)
-        if self.cycle:
-            total = total + self.cycle * self.tell(self.objective(back, home), "train/back", back)
-        if self.consistency:
-            apart = self.consistency * inverse_consistency(out.displacement, home.displacement)
-            self.log("train/back/consistency", apart, batch_size=len(home.warped), sync_dist=True)
-            total = total + apart
+    def compute_cycle_loss(self, pair: Pair, out: Registration) -> Tensor:
+        """Register backward and return the weighted cycle and inverse-consistency losses.
+
+        Both are logged under ``train/backward``.
+        """
+        backward_pair, total = self.make_backward_pair(pair, out), out.warped.new_zeros(())
+        backward = self(backward_pair)
+        if self.cycle_weight:
+            terms = self.compute_losses(backward_pair, backward)
+            loss = self.log_losses(terms, "train/backward", backward_pair)
+            total = total + self.cycle_weight * loss
+        if self.inverse_consistency_weight:
+            loss = inverse_consistency(out.displacement, backward.displacement)
+            loss = self.inverse_consistency_weight * loss
+            batch_size = len(backward.warped)
+            self.log("train/backward/consistency", loss, batch_size=batch_size, sync_dist=True)
+            total = total + loss
         return total
 
     def on_before_optimizer_step(self, _: Optimizer) -> None:
@@ -122,60 +140,65 @@ class RegistrationModule(LightningModule):
             raise DivergedError(
                 f"The gradient became {float(norm)} at step {self.global_step}: lower optim.lr and "
                 "continue from the last checkpoint.",
-                self.latest if self.trainer.is_global_zero else None,
+                self.last_pair if self.trainer.is_global_zero else None,
             )
 
     def on_validation_epoch_start(self) -> None:
-        self.scores: list[dict[str, float]] = []
-        self.diverged: DivergedError | None = None
+        self.validation_scores, self.validation_divergence = [], None
 
     def validation_step(self, pair: Pair, _: int) -> dict[str, Registration]:
         out = self(pair)
-        terms = self.objective(pair, out)
-        self.diverged = self.diverged or self.divergence(terms, pair)
-        if self.diverged is None:
-            numbers = {name: float(term) for name, term in terms.items()}
-            self.scores.append(numbers | quick(pair, out.displacement))
+        terms = self.compute_losses(pair, out)
+        if self.validation_divergence is None:
+            self.validation_divergence = self.find_divergence(terms, pair)
+        if self.validation_divergence is None:
+            losses = {name: float(term) for name, term in terms.items()}
+            self.validation_scores.append(losses | score_validation(pair, out.displacement))
         return {"registration": out}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean of every term and score over the pairs of all processes that have it.
+        """Log the mean of every term and metric over the pairs of all processes that have it.
 
-        (Lightning's own mean over processes rounds an odd number of pairs down.)
+        Lightning's own mean over processes would weight pairs unequally where processes have
+        different numbers of them.
 
         Raises:
-            DivergedError: A term was not finite in one of them.
+            DivergedError: A term was not finite in one of the processes.
         """
-        stop_together(self.diverged)
-        scores = gathered(self.scores)
+        raise_on_all_ranks(self.validation_divergence)
+        scores = gather_interleaved(self.validation_scores)
         for name in dict.fromkeys(k for score in scores for k in score if "/" not in k):
-            average = fmean(score[name] for score in scores if name in score)
-            self.log(f"val/{name}", average, sync_dist=True)  # the same everywhere
+            mean = fmean(score[name] for score in scores if name in score)
+            self.log(f"val/{name}", mean, sync_dist=True)  # equal in all processes
 
     def test_step(self, pair: Pair, _: int) -> dict[str, Any]:
-        """Records of the case without registration and with it, and the registration."""
+        """Return the registration and records of the case before and after registration."""
         with Profile(self.device) as profile:
             out = self(pair)
-        still = torch.zeros_like(out.displacement)
+        zero_field = torch.zeros_like(out.displacement)
         case = {"case": pair["name"][0]}
+        cost = {"seconds": profile.seconds, "peak_mb": profile.peak_mb}
         records = [
-            case | {"method": "identity"} | self.score(pair, still),
-            case
-            | {"method": self.name, "seconds": profile.seconds, "peak_mb": profile.peak_mb}
-            | self.score(pair, out.displacement),
+            case | {"method": "identity"} | self.score(pair, zero_field),
+            case | {"method": self.name} | cost | self.score(pair, out.displacement),
         ]
         return {"records": records, "registration": out}
 
     def configure_optimizers(self) -> Any:
+        """Create optimizer and scheduler.
+
+        Raises:
+            UserError: The model has no parameters, or the optimizer refuses its settings.
+        """
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UserError(f"{self.name} has nothing to train: judge it with evaluate.py.")
+            raise UserError(f"{self.name} has nothing to train: evaluate it with evaluate.py.")
         try:
             optimizer = self.optimizer(self.parameters())
         except (TypeError, ValueError) as error:
-            given = getattr(self.optimizer, "keywords", {})
-            raise UserError(f"optim does not accept {given}: {error}.") from error
+            settings = getattr(self.optimizer, "keywords", {})
+            raise UserError(f"optim does not accept {settings}: {error}.") from error
         if self.scheduler is None:
             return optimizer
-        schedule = self.scheduler(optimizer)
-        interval = getattr(schedule, "interval", "epoch")
-        return [optimizer], [{"scheduler": schedule, "interval": interval}]
+        scheduler = self.scheduler(optimizer)
+        interval = getattr(scheduler, "interval", "epoch")
+        return [optimizer], [{"scheduler": scheduler, "interval": interval}]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process that writes them."""
+"""Write files atomically: a file is either complete or unchanged, however the process ends."""
 
 import io
 import os
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from regnet_lab.errors import UserError
 
 
-def flush(path: Path, access: int = os.O_RDWR) -> None:
-    """Return when the disk has what was written."""
+def sync_to_disk(path: Path, access: int = os.O_RDWR) -> None:
+    """Flush a file or folder to disk (fsync)."""
     descriptor = os.open(path, access)
     try:
         os.fsync(descriptor)
@@ -21,60 +21,60 @@ def flush(path: Path, access: int = os.O_RDWR) -> None:
         os.close(descriptor)
 
 
-def settle(aside: Path, path: Path) -> None:
-    """Give a written file its name: first its bytes reach the disk, then its name."""
-    flush(aside)
-    os.replace(aside, path)
-    with suppress(OSError):  # a file system that cannot flush folders
-        flush(path.parent, os.O_RDONLY)
+def commit_file(temporary: Path, path: Path) -> None:
+    """Move a temporary file to its final name, after its content has reached the disk."""
+    sync_to_disk(temporary)
+    os.replace(temporary, path)
+    with suppress(OSError):  # some file systems cannot flush folders
+        sync_to_disk(path.parent, os.O_RDONLY)
 
 
 @contextmanager
-def written(path: str | Path, remedy: str = "choose another folder or make room") -> Iterator[Path]:
-    """Where to write so that ``path`` is in the end whole, or as it was before.
+def atomic_path(
+    path: str | Path, remedy: str = "choose another folder or make room"
+) -> Iterator[Path]:
+    """Yield a temporary path whose file replaces ``path`` when the block ends without an error.
 
-    Folders on the way are made.
+    Missing folders are created.
 
     Args:
-        path: The file.
-        remedy: What the user can do where it cannot be written.
+        path: The file to write.
+        remedy: Advice for the user in the error message.
 
     Raises:
-        UserError: The folder cannot be written to, or is full.
+        UserError: The folder cannot be written to, or the disk is full.
     """
     path = Path(path)
-    aside = path.with_name(f".{uuid4().hex}.part")
+    temporary = path.with_name(f".{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        settle(aside, path)
+        yield temporary
+        commit_file(temporary, path)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path} cannot be written ({reason}): {remedy}.") from error
     finally:
         with suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, then rename: a reader never sees half a file.
-
-    Folders on the way are made.
+    """Write bytes to ``path`` atomically; missing folders are created.
 
     Raises:
-        UserError: The folder cannot be written to, or is full.
+        UserError: The folder cannot be written to, or the disk is full.
     """
-    with written(path) as aside:
-        aside.write_bytes(content)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """As :func:`write_bytes`, in UTF-8."""
+    """Write text to ``path`` atomically, in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: float = 100) -> None:
-    """Write a picture, in the format of the name's ending, as :func:`write_bytes` does."""
-    whole = io.BytesIO()
-    figure.savefig(whole, format=Path(path).suffix.lstrip("."), dpi=dpi)
-    write_bytes(path, whole.getvalue())
+    """Write a figure atomically, in the format of the file name's suffix."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.lstrip("."), dpi=dpi)
+    write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Wall-clock time and peak memory of a block of code."""
+"""Measure time and peak memory of a block of code; keep freed memory during training."""
 
 import ctypes
 import resource
@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROCESS_STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _peak_resident_mb() -> float:
     with suppress(OSError):
-        for line in STATUS.read_text(encoding="utf-8").splitlines():
+        for line in PROCESS_STATUS.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class Profile:
-    """``with Profile(device) as p: ...`` and then ``p.seconds`` and ``p.peak_mb``.
+    """Context manager that measures ``seconds`` and ``peak_mb`` of its block.
 
-    The peak is what the device's allocator reached on a GPU, and the whole process's resident
-    memory on a CPU (reset before the block where Linux allows it).
+    The peak is that of the CUDA allocator on a GPU, and the resident memory of the whole process
+    on a CPU (reset before the block where Linux allows it).
     """
 
     seconds = peak_mb = float("nan")
@@ -38,7 +38,7 @@ class Profile:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             with suppress(OSError):
-                RESET.write_text("5")
+                RESET_PEAK.write_text("5")
         self.start = time.perf_counter()
         return self
 
@@ -51,18 +51,18 @@ class Profile:
         self.seconds = time.perf_counter() - self.start
 
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's names of mallopt's parameters, less their M_
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 
 
-def hold() -> bool:
-    """Keep freed memory for the next tensor, where glibc would return it to the system.
+def keep_freed_memory() -> bool:
+    """Reuse freed memory for later tensors instead of returning it to the operating system.
 
-    glibc maps every large block anew and unmaps it when it is freed, so that each step of a
-    training on a CPU has all of its memory paged in again, one page of 4 kB after the other
-    (``benchmarks/allocator.py``).  The process stays as large as it once was.
+    By default glibc maps every large block anew and unmaps it when it is freed, so that each
+    training step on a CPU has all of its memory paged in again, 4 kB at a time
+    (``benchmarks/allocator.py``). With this setting the process keeps its largest size.
 
     Returns:
-        Whether it could be done: under Linux with glibc only.
+        Whether the setting was made: under Linux with glibc only.
     """
     if sys.platform != "linux":
         return False

@@ -1,30 +1,27 @@
-"""What the three commands share: one sentence for a user's mistake, run folders, resuming.
-
-Imports nothing heavy, so that ``--help`` is quick.
-"""
+"""Configure random seeds, threads and logging at the start of a command."""
 
 import logging
 import warnings
 
 from omegaconf import DictConfig
 
-from regnet_lab.utils.distributed import first
+from regnet_lab.utils.distributed import is_rank_zero
 
 
-def quieten() -> None:
-    """Let Lightning speak only to warn."""
+def silence_lightning() -> None:
+    """Show only warnings of Lightning."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's, of its own code
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # raised by Lightning's own code
 
 
-def prepare(cfg: DictConfig) -> None:
-    """Seed everything, set the CPU threads, and let one process speak for all."""
+def configure_runtime(cfg: DictConfig) -> None:
+    """Set all random seeds and the number of CPU threads; let only rank 0 log information."""
     import torch
     from pytorch_lightning import seed_everything
 
-    quieten()
-    if not first():
+    silence_lightning()
+    if not is_rank_zero():
         logging.getLogger().setLevel(logging.WARNING)
     seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_num_threads(cfg.threads or torch.get_num_threads())

@@ -1,4 +1,7 @@
-"""What happens from field to field of a model that returns several, coarse to fine."""
+"""Curves over the iterations of a model that returns a field for each, coarse to fine.
+
+First the energy curve of one number of iterations, then the sweep over numbers of iterations.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,89 +14,105 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from regnet_lab import ops
+from regnet_lab.models import GraDIRN
 from regnet_lab.ops.similarity import mean_squares
 from regnet_lab.types import Pair
-from regnet_lab.visualization.curves import lines
+from regnet_lab.visualization.curves import plot_metrics
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+EnergyFunction = Callable[[Tensor, Tensor], Tensor]  # (fixed, warped) to one number per case
 
-TITLES = {
+ENERGY_TITLES = {
     "energy": "image energy on the fixed grid",
     "level_energy": "image energy on its own level",
     "roughness": "mean |du/dx|² on the fixed grid",
     "learned_step": "learned step, RMS (voxels of its level)",
 }
+PRIMARY_METRICS = {  # metrics of the quality of a registration, the most meaningful first
+    "dice": "Dice",
+    "tre_mm": "TRE (mm)",
+    "epe_vox": "EPE (voxels)",
+    "rmse": "RMSE",
+}
+SECONDARY_METRICS = {"energy": ENERGY_TITLES["energy"], "folds_percent": "folds (%)"}
 
 
-def own_energy(model: nn.Module) -> Measure:
-    """The image energy that a model, or one inside it, descends; else the mean of squares."""
-    return next((m.energy for m in model.modules() if hasattr(m, "energy")), mean_squares)  # type: ignore[return-value]
+def primary_metric(frame: pd.DataFrame, suffix: str = "") -> str:
+    """Return ``<metric><suffix>`` of the first of ``PRIMARY_METRICS`` that is in a table; else "".
+
+    >>> primary_metric(pd.DataFrame({"rmse_mean": [0.1], "dice_mean": [0.8]}), "_mean")
+    'dice'
+    """
+    return next((name for name in PRIMARY_METRICS if f"{name}{suffix}" in frame), "")
+
+
+def find_image_energy(model: nn.Module) -> EnergyFunction:
+    """Return the image energy that a GraDIRN, possibly wrapped, descends; else the mean square."""
+    return next((m.energy for m in model.modules() if isinstance(m, GraDIRN)), mean_squares)
 
 
 @contextmanager
-def learned_steps(model: nn.Module) -> Iterator[list[float]]:
-    """Root mean squares, over voxels, of what each call of a module named ``regulariser`` gave.
+def record_learned_steps(model: nn.Module) -> Iterator[list[float]]:
+    """Record the RMS length, over voxels, of the output of every module named ``regulariser``.
 
     The list grows as the model runs; empty it after every pass.
     """
-    found: list[float] = []
+    steps: list[float] = []
 
-    def note(module: nn.Module, given: Any, step: Tensor) -> None:
+    def record(module: nn.Module, inputs: Any, step: Tensor) -> None:
         if step.ndim:
-            found.append(float(step.detach().float().square().sum(1).mean().sqrt()))
+            steps.append(float(step.detach().float().square().sum(1).mean().sqrt()))
 
-    named = [m for name, m in model.named_modules() if name.split(".")[-1] == "regulariser"]
-    handles = [module.register_forward_hook(note) for module in named]
+    regularisers = [m for name, m in model.named_modules() if name.split(".")[-1] == "regulariser"]
+    handles = [module.register_forward_hook(record) for module in regularisers]
     try:
-        yield found
+        yield steps
     finally:
         for handle in handles:
             handle.remove()
 
 
-def energies(pair: Pair, fields: Sequence[Tensor], measure: Measure) -> list[dict[str, Any]]:
-    """One row for the pair as it is, ``iteration`` 0, and one for every field.
+def compute_energy_curve(
+    pair: Pair, fields: Sequence[Tensor], energy: EnergyFunction
+) -> list[dict[str, Any]]:
+    """Compute a row for zero displacement, ``iteration`` 0, and a row for every field.
 
-    ``level_energy`` is that of the images on the field's own grid, ``energy`` that of the field
-    carried to the fixed grid, which compares between levels, and ``roughness`` the mean over
-    its voxels of the squared Frobenius norm of its derivative; means over the batch.
+    ``level_energy`` is measured on the field's own grid; ``energy``, on the fixed grid with the
+    resized field, compares between levels; ``roughness`` is the mean over the fixed grid of the
+    squared Frobenius norm of du/dx.  All are means over the batch.
     """
-    rows = [
-        _row(pair, torch.zeros_like(fields[0]), measure),
-        *(_row(pair, u, measure) for u in fields),
-    ]
-    return [{"iteration": k, **row} for k, row in enumerate(rows)]
+    fields = [torch.zeros_like(fields[0]), *fields]
+    return [{"iteration": k, **_compute_row(pair, u, energy)} for k, u in enumerate(fields)]
 
 
 @torch.no_grad()
-def _row(pair: Pair, u: Tensor, measure: Measure) -> dict[str, Any]:
+def _compute_row(pair: Pair, u: Tensor, energy: EnergyFunction) -> dict[str, Any]:
     fixed, moving = pair["fixed"], pair["moving"]
-    f, m = (ops.resize(image, u.shape[2:]) for image in (fixed, moving))
-    whole = ops.resize_field(u, fixed.shape[2:])
-    slope = ops.gradient(whole)
+    level_fixed, level_moving = (ops.resize(image, u.shape[2:]) for image in (fixed, moving))
+    fine_u = ops.resize_field(u, fixed.shape[2:])
     return {
         "level": " x ".join(map(str, u.shape[2:])),
-        "level_energy": float(measure(f, ops.warp(m, u)).mean()),
-        "energy": float(measure(fixed, ops.warp(moving, whole)).mean()),
-        "roughness": float(slope.square().sum((1, 2)).mean()),
+        "level_energy": float(energy(level_fixed, ops.warp(level_moving, u)).mean()),
+        "energy": float(energy(fixed, ops.warp(moving, fine_u)).mean()),
+        "roughness": float(ops.gradient(fine_u).square().sum((1, 2)).mean()),
     }
 
 
-def with_learned_steps(rows: list[dict[str, Any]], steps: Sequence[float]) -> list[dict[str, Any]]:
-    """Rows of :func:`energies` with the ``learned_step`` that led to each, if there were any.
+def add_learned_steps(rows: list[dict[str, Any]], steps: Sequence[float]) -> list[dict[str, Any]]:
+    """Return rows of :func:`compute_energy_curve` with the ``learned_step`` that led to each.
 
-    A model that ran several times, such as one for each chunk of slices, gives the mean.
+    A model that ran several times, such as once per chunk of slices, gives the mean.  Steps that
+    do not match the number of fields are ignored.
     """
     count = len(rows) - 1
     if not steps or len(steps) % count:
         return rows
     means = np.reshape(steps, (-1, count)).mean(0)
-    after = [row | {"learned_step": float(s)} for row, s in zip(rows[1:], means, strict=True)]
-    return [rows[0], *after]
+    updated = [row | {"learned_step": float(s)} for row, s in zip(rows[1:], means, strict=True)]
+    return [rows[0], *updated]
 
 
-def mean_curve(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Mean over cases of every number, by ``method`` and ``iteration``."""
+def average_energy_curves(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Average every number over cases, by ``method`` and ``iteration``."""
     frame = pd.DataFrame(rows)
     keys = ["method", "iteration"]
     level = frame.groupby(keys, sort=False)["level"].first()
@@ -101,39 +120,25 @@ def mean_curve(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return means.assign(cases=frame.groupby(keys).size()).join(level).reset_index()
 
 
-def figure(curve: pd.DataFrame) -> Figure:
-    """The curves of :func:`mean_curve` against the iteration, one axis for each number."""
-    shown = {name: title for name, title in TITLES.items() if name in curve}
-    return lines(curve, "iteration", shown, "method")
+def plot_energy_curves(curve: pd.DataFrame) -> Figure:
+    """Plot the table of :func:`average_energy_curves` against the iteration, a line per method."""
+    titles = {name: title for name, title in ENERGY_TITLES.items() if name in curve}
+    return plot_metrics(curve, "iteration", titles, "method")
 
 
-SCORES = {  # what tells how good an answer is, the best witness first
-    "dice": "Dice",
-    "tre_mm": "TRE (mm)",
-    "epe_vox": "EPE (voxels)",
-    "rmse": "RMSE",
-}
-BESIDE = {"energy": TITLES["energy"], "folds_percent": "folds (%)"}
-
-
-def witness(frame: pd.DataFrame, ending: str = "") -> str:
-    """The first of :data:`SCORES` that a table has, as ``<score><ending>``."""
-    known = [name for name in SCORES if f"{name}{ending}" in frame]
-    return known[0] if known else ""
-
-
-def step_curve(rows: Sequence[dict[str, Any]], model: str) -> pd.DataFrame:
-    """Means over cases of every number, and deviations as ``<number>_std``, by ``iterations``."""
+def summarize_iteration_sweep(rows: Sequence[dict[str, Any]], model: str) -> pd.DataFrame:
+    """Return means and standard deviations (``<name>_std``) over cases by ``iterations``."""
     frame = pd.DataFrame(rows)
     groups = frame[[name for name in frame if "/" not in name]].groupby("iterations")
     means = groups.mean(numeric_only=True)
-    spread = groups.std(ddof=0, numeric_only=True).add_suffix("_std")
-    return means.join(spread).reset_index().assign(model=model)
+    deviations = groups.std(ddof=0, numeric_only=True).add_suffix("_std")
+    return means.join(deviations).reset_index().assign(model=model)
 
 
-def step_figure(curve: pd.DataFrame) -> Figure:
-    """The first score known, the energy and the folds against the iterations, a line a model."""
-    shown = {name: SCORES[name] for name in [witness(curve)] if name}
-    shown |= {name: title for name, title in BESIDE.items() if name in curve}
-    bare = curve[[name for name in curve if not name.endswith("_std")]]
-    return lines(bare, "iterations", shown, "model")
+def plot_iteration_sweep(curve: pd.DataFrame) -> Figure:
+    """Plot the primary metric, energy and folds against the iterations, a line per model."""
+    metric = primary_metric(curve)
+    titles = {metric: PRIMARY_METRICS[metric]} if metric else {}
+    titles |= {name: title for name, title in SECONDARY_METRICS.items() if name in curve}
+    means = curve[[name for name in curve if not name.endswith("_std")]]
+    return plot_metrics(means, "iterations", titles, "model")

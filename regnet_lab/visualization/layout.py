@@ -1,7 +1,11 @@
-"""Rows of pictures on one figure, placed to the millimetre; no pyplot, no global state."""
+"""Layout of figures: views in rows at one scale in millimeters, and simple rows of images.
+
+Figures are made without pyplot and touch no global state of matplotlib.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -13,12 +17,15 @@ from matplotlib.figure import Figure
 from regnet_lab.visualization.slices import Array, Plane
 
 DPI = 100
-NARROWEST, WIDEST = 6.5, 16.0  # inches: room for the heading, and at most 1600 pixels
-TALLEST = 10.0  # inches of pictures in a column
-COLUMN = (1.62, 3.2)  # inches a picture has across: room for its title, and enough
-LEFT, HEAD, TITLE, BAR, FOOT, GAP = 0.42, 0.55, 0.42, 0.36, 0.4, 0.08  # inches round pictures
+# All lengths are in inches
+MIN_WIDTH, MAX_WIDTH = 6.5, 16.0  # room for the heading, and at most 1600 pixels
+MAX_COLUMN_HEIGHT = 10.0  # of all images of a column together
+MIN_COLUMN_WIDTH, MAX_COLUMN_WIDTH = 1.62, 3.2  # the title must fit
+LEFT_MARGIN, HEADING, TITLE, COLORBAR, LEGEND, GAP = 0.42, 0.55, 0.42, 0.36, 0.4, 0.08
+CELL_INCHES = 1.5  # of an image of an ImageRow
+ARROWS = 24  # along the longest side
 
-Draw = Callable[[Axes, Plane], ScalarMappable]
+DrawFunction = Callable[[Axes, Plane], ScalarMappable]
 
 
 @dataclass(frozen=True)
@@ -26,106 +33,184 @@ class View:
     """One way to look at a registration, in any plane."""
 
     title: str
-    draw: Draw
-    colour_bar: bool = False
+    draw: DrawFunction
+    colorbar: bool = False
     legend: tuple[Artist, ...] = ()
 
 
 Row = tuple[Plane, Sequence[View]]
 
 
-def window(*images: Array) -> tuple[float, float]:
-    """Values from which to which to show images: 0.5 % to 99.5 % of what is finite."""
+@dataclass(frozen=True)
+class ImageRow:
+    """Images side by side on one color scale."""
+
+    name: str
+    images: Sequence[Array]  # (right, up) each; displacements (2, right, up) are drawn as arrows
+    titles: Sequence[str]  # one for each image, or none
+    limits: tuple[float, float]
+    colormap: str = "gray"
+    annotated: bool = False  # mean, standard deviation and range are written into the images
+    colorbar: bool = True
+
+
+def compute_intensity_limits(*images: Array) -> tuple[float, float]:
+    """Return the display range of images: the 0.5 % and 99.5 % quantiles of their finite values.
+
+    >>> compute_intensity_limits(np.linspace(0, 100, 101), np.array([np.nan]))
+    (0.5, 99.5)
+    """
     values = np.concatenate([image[np.isfinite(image)] for image in images])
     low, high = np.quantile(values, [0.005, 0.995]) if values.size else (0.0, 1.0)
     return float(low), float(high)
 
 
-def symmetric(*images: Array) -> tuple[float, float]:
-    """A window about zero, wide enough for 99.5 % of the magnitudes that are not zero."""
+def compute_symmetric_limits(*images: Array) -> tuple[float, float]:
+    """Return a display range about zero: the 99.5 % quantile of the nonzero magnitudes.
+
+    >>> compute_symmetric_limits(np.array([0.0, 2.0, -2.0]))
+    (-2.0, 2.0)
+    """
     magnitudes = np.abs(np.concatenate([image.ravel() for image in images]))
     magnitudes = magnitudes[np.isfinite(magnitudes) & (magnitudes > 0)]
     high = float(np.quantile(magnitudes, 0.995)) if magnitudes.size else 1.0
     return -high, high
 
 
-def arranged(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
-    """A single plane shows its views in two rows; of several each has a row, with the titles
-    above the first and the colour bars below the last.
+def arrange_views(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
+    """Arrange views of one plane in two rows, of several planes in a row for each.
+
+    With several planes, titles stand above the first row and color bars below the last.
     """
     first, last = planes[0], planes[-1]
     if len(planes) == 1:
         half = (len(views) + 1) // 2
         return [(first, views[:half]), (first, views[half:])]
 
-    def bare(view: View, plane: Plane) -> View:
+    def strip(view: View, plane: Plane) -> View:
         title = view.title if plane is first else ""
-        return replace(view, title=title, colour_bar=view.colour_bar and plane is last)
+        return replace(view, title=title, colorbar=view.colorbar and plane is last)
 
-    return [(plane, [bare(view, plane) for view in views]) for plane in planes]
-
-
-def _scale(sizes: Array, columns: int) -> float:
-    """Inches per millimetre at which rows of pictures, (rows, 2) mm right and up, fit."""
-    across = min((WIDEST - LEFT) / columns - GAP, COLUMN[1])
-    return min(across / sizes[:, 0].max(), TALLEST / sizes[:, 1].sum())
+    return [(plane, [strip(view, plane) for view in views]) for plane in planes]
 
 
-def _picture(figure: Figure, box: Sequence[float], view: View, plane: Plane) -> Axes:
-    """A view in ``box`` (left, bottom, width, height in inches), its colour bar below."""
-    whole = np.tile(figure.get_size_inches(), 2)
+def _compute_scale(sizes_mm: Array, columns: int) -> float:
+    """Compute the inches per millimeter at which rows of images, (rows, 2) right and up, fit."""
+    width = min((MAX_WIDTH - LEFT_MARGIN) / columns - GAP, MAX_COLUMN_WIDTH)
+    return min(width / sizes_mm[:, 0].max(), MAX_COLUMN_HEIGHT / sizes_mm[:, 1].sum())
+
+
+def _draw_view(figure: Figure, box: Sequence[float], view: View, plane: Plane) -> Axes:
+    """Draw a view in ``box`` (left, bottom, width, height in inches), its color bar below."""
+    figure_size = np.tile(figure.get_size_inches(), 2)
     left, bottom, width, _ = box
-    axes = figure.add_axes(tuple(box / whole))
+    axes = figure.add_axes(tuple(box / figure_size))
     mappable = view.draw(axes, plane)
     axes.set_title(view.title, fontsize=9, pad=4)
-    if view.colour_bar:
+    if view.colorbar:
         bar = np.array([left + 0.12, bottom - 0.15, width - 0.24, 0.08])  # ticks need the rest
-        below = figure.add_axes(tuple(bar / whole))
-        figure.colorbar(mappable, below, orientation="horizontal")
-        below.tick_params(labelsize=7, length=2, pad=2)
+        bar_axes = figure.add_axes(tuple(bar / figure_size))
+        figure.colorbar(mappable, bar_axes, orientation="horizontal")
+        bar_axes.tick_params(labelsize=7, length=2, pad=2)
     return axes
 
 
-def _frame(axes: Axes, plane: Plane, shape: Sequence[int], spacing: Sequence[float]) -> None:
-    """The whole plane and no more, its voxels stretched to millimetres."""
+def _fit_axes(axes: Axes, plane: Plane, shape: Sequence[int], spacing: Sequence[float]) -> None:
+    """Set the limits of axes to the whole plane and their aspect to the voxel size."""
     right, up = plane.axes
     axes.set(xlim=(-0.5, shape[right] - 0.5), ylim=(-0.5, shape[up] - 0.5), xticks=[], yticks=[])
     axes.set_aspect(spacing[up] / spacing[right])
 
 
-def figure_of(
+def draw_figure(
     heading: str, rows: Sequence[Row], shape: Sequence[int], spacing: Sequence[float]
 ) -> Figure:
-    """Pictures in rows, all at one scale.
+    """Draw rows of views, all at one scale.
 
     Args:
-        heading: Two lines above everything.
+        heading: Up to two lines above everything.
         rows: A plane and its views for each row.
         shape: Voxels of the images along each axis.
-        spacing: Millimetres per voxel along each axis.
+        spacing: Millimeters per voxel along each axis.
     """
     sizes = np.array([[float(shape[a] * spacing[a]) for a in plane.axes] for plane, _ in rows])
     columns = max(len(views) for _, views in rows)
-    sizes *= _scale(sizes, columns)
-    step = max(sizes[:, 0].max(), COLUMN[0]) + GAP
+    sizes *= _compute_scale(sizes, columns)
+    step = max(sizes[:, 0].max(), MIN_COLUMN_WIDTH) + GAP
     above = [TITLE if any(view.title for view in views) else GAP for _, views in rows]
-    below = [BAR if any(view.colour_bar for view in views) else 0 for _, views in rows]
+    below = [COLORBAR if any(view.colorbar for view in views) else 0 for _, views in rows]
     legend = dict.fromkeys(artist for _, views in rows for view in views for artist in view.legend)
-    y = HEAD + sum(above) + sizes[:, 1].sum() + sum(below) + (FOOT if legend else GAP)
-    spare = max(NARROWEST - LEFT - columns * step, 0)
-    figure = Figure((LEFT + columns * step + spare, y), DPI)
+    y = HEADING + sum(above) + sizes[:, 1].sum() + sum(below) + (LEGEND if legend else GAP)
+    spare = max(MIN_WIDTH - LEFT_MARGIN - columns * step, 0)
+    figure = Figure((LEFT_MARGIN + columns * step + spare, y), DPI)
     FigureCanvasAgg(figure)
     figure.suptitle(heading, fontsize=11, y=1 - 0.1 / y, va="top")
     if legend:
         figure.legend(handles=list(legend), loc="lower center", ncols=len(legend), fontsize=9)
-    y -= HEAD
+    y -= HEADING
     for (plane, views), (width, height), over, under in zip(rows, sizes, above, below, strict=True):
         y -= over + height
         for column, view in enumerate(views):
-            left = spare / 2 + LEFT + column * step + (step - GAP - width) / 2
-            axes = _picture(figure, (left, y, width, height), view, plane)
-            _frame(axes, plane, shape, spacing)
+            left = spare / 2 + LEFT_MARGIN + column * step + (step - GAP - width) / 2
+            axes = _draw_view(figure, (left, y, width, height), view, plane)
+            _fit_axes(axes, plane, shape, spacing)
             if column == 0:
-                axes.set_ylabel(plane.name, fontsize=8, labelpad=3)
+                axes.set_ylabel(plane.description, fontsize=8, labelpad=3)
         y -= under
+    return figure
+
+
+def create_figure(width: float, height: float, heading: str) -> Figure:
+    """Create an empty figure of a size in inches with a heading and automatic layout."""
+    figure = Figure((width, height), DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def _annotate_statistics(axes: Axes, image: Array) -> None:
+    text = f"{image.mean():.3g} ± {image.std():.3g}\n[{image.min():.3g}, {image.max():.3g}]"
+    box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+    axes.text(0.98, 0.02, text, fontsize=5, bbox=box, **place)
+
+
+def _draw_arrows(axes: Axes, u: Array, limits: tuple[float, float]) -> ScalarMappable:
+    """Draw a displacement (2, right, up) as arrows, true to scale and colored by length."""
+    step = max(1, round(max(u.shape[1:]) / ARROWS))
+    x, y = np.mgrid[: u.shape[1] : step, : u.shape[2] : step]
+    right, up = u[:, ::step, ::step]
+    scale: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 1.0, "width": 0.006}
+    arrows = axes.quiver(x, y, right, up, np.hypot(right, up), cmap="winter", **scale)
+    arrows.set_clim(limits)
+    axes.set_aspect("equal")
+    return arrows
+
+
+def _draw_image(axes: Axes, image: Array, row: ImageRow) -> ScalarMappable:
+    if image.ndim == 3:
+        return _draw_arrows(axes, image, row.limits)
+    low, high = row.limits
+    if row.annotated:
+        _annotate_statistics(axes, image)
+    return axes.imshow(image.T, row.colormap, vmin=low, vmax=high, origin="lower")
+
+
+def draw_image_rows(heading: str, rows: Sequence[ImageRow], cell: float = CELL_INCHES) -> Figure:
+    """Draw rows of images below each other in cells of ``cell`` inches."""
+    columns = max(len(row.images) for row in rows)
+    figure = create_figure(cell * columns + 1.2, cell * len(rows) + 0.8, heading)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes in axes_row[len(row.images) :]:
+            axes.set_axis_off()
+        titles = row.titles or [""] * len(row.images)
+        for axes, image, title in zip(axes_row, row.images, titles, strict=False):
+            drawn = _draw_image(axes, image, row)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(title, fontsize=7)
+        axes_row[0].set_ylabel(row.name, fontsize=8)
+        if row.colorbar:
+            bar = figure.colorbar(drawn, ax=axes_row, fraction=0.03, aspect=12)
+            bar.ax.tick_params(labelsize=6)
     return figure

@@ -1,7 +1,7 @@
-"""Pictures of one registration, for TensorBoard and for files.
+"""Figures of one registration, for TensorBoard and for files, and of an atlas.
 
-Axes are shown as stored (see :mod:`regnet_lab.visualization.slices`), stretched to millimetres by the
-spacing; displacements are in voxels.  Figures are made without pyplot and touch no global state.
+Axes are shown as stored (see :mod:`regnet_lab.visualization.slices`) and scaled to millimeters by
+the spacing; displacements are in voxels.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,21 @@ from torch import Tensor
 from regnet_lab import ops
 from regnet_lab.types import Pair, Registration
 from regnet_lab.visualization import views
-from regnet_lab.visualization.layout import View, arranged, figure_of, symmetric, window
-from regnet_lab.visualization.slices import Array, Plane, centre, planes
+from regnet_lab.visualization.layout import (
+    View,
+    arrange_views,
+    compute_intensity_limits,
+    compute_symmetric_limits,
+    draw_figure,
+)
+from regnet_lab.visualization.slices import Array, Plane, find_center_voxel, get_orthogonal_planes
 
-FOLD = (0.9, 0.0, 0.1, 1.0)  # red, which the colours of log det J do not hold
-MOST_FIELDS = 9
+MAX_FIELDS = 9
 
 
 @dataclass(frozen=True)
-class Case:
-    """The first pair of a batch as arrays on the host."""
+class PairArrays:
+    """The first pair of a batch as NumPy arrays, and the planes to show."""
 
     name: str
     fixed: Array  # (*spatial)
@@ -38,92 +43,97 @@ class Case:
         return f"{self.name}\n{voxels} voxels of {spacing} mm"
 
 
-def _array(tensor: Tensor) -> Array:
-    """The first case of a batch on the host, (channels, *spatial)."""
+def _to_array(tensor: Tensor) -> Array:
+    """Return the first case of a batch (B, C, *spatial) as a NumPy array (C, *spatial)."""
     first = tensor[0].detach().cpu()
     return (first.float() if first.is_floating_point() else first).numpy()
 
 
-def _case(pair: Pair) -> Case:
-    """Images, and the planes through the centre of the labels or else of the fixed image."""
-    fixed = _array(pair["fixed"])[0]
-    labels = _array(pair["fixed_labels"])[0] != 0 if "fixed_labels" in pair else np.zeros(1)
-    through = centre(labels if labels.any() else fixed - np.nanmin(fixed))
-    moving, spacing = _array(pair["moving"])[0], pair["spacing"][0].tolist()
-    return Case(pair["name"][0], fixed, moving, spacing, planes(through))
+def _convert_pair(pair: Pair) -> PairArrays:
+    """Convert the first pair, with planes through the center of its fixed labels or fixed image."""
+    fixed, moving = _to_array(pair["fixed"])[0], _to_array(pair["moving"])[0]
+    foreground = _to_array(pair["fixed_labels"])[0] != 0 if "fixed_labels" in pair else np.zeros(1)
+    center = find_center_voxel(foreground if foreground.any() else fixed - np.nanmin(fixed))
+    planes = get_orthogonal_planes(center)
+    return PairArrays(pair["name"][0], fixed, moving, pair["spacing"][0].tolist(), planes)
 
 
-def _views(pair: Pair, registration: Registration, case: Case) -> list[View]:
-    """Everything the panel shows, left to right."""
-    u, warped = _array(registration.displacement), _array(registration.warped)[0]
-    before, after = case.fixed - case.moving, case.fixed - warped
-    grey, scale = window(case.moving), symmetric(before, after)
+def _make_views(pair: Pair, registration: Registration, arrays: PairArrays) -> list[View]:
+    u, warped = _to_array(registration.displacement), _to_array(registration.warped)[0]
+    before, after = arrays.fixed - arrays.moving, arrays.fixed - warped
+    gray, scale = compute_intensity_limits(arrays.moving), compute_symmetric_limits(before, after)
     shown = [
-        views.grey("fixed", case.fixed, window(case.fixed)),
-        views.grey("moving", case.moving, grey),
-        views.grey("warped moving", warped, grey),
-        views.difference("fixed - moving", before, scale),
-        views.difference("fixed - warped", after, scale),
-        views.deformed_grid(u, case.moving, case.spacing),
-        views.magnitude(u),
-        views.jacobian(u),
+        views.make_image_view("fixed", arrays.fixed, compute_intensity_limits(arrays.fixed)),
+        views.make_image_view("moving", arrays.moving, gray),
+        views.make_image_view("warped moving", warped, gray),
+        views.make_difference_view("fixed - moving", before, scale),
+        views.make_difference_view("fixed - warped", after, scale),
+        views.make_deformed_grid_view(u, arrays.moving, arrays.spacing),
+        views.make_magnitude_view(u),
+        views.make_jacobian_view(u),
     ]
     if "fixed_labels" in pair and "moving_labels" in pair:
+        fixed_labels = _to_array(pair["fixed_labels"])[0]
         labels = ops.warp(pair["moving_labels"][:1], registration.displacement[:1], "nearest")
-        shown.append(views.outlines(_array(pair["fixed_labels"])[0], _array(labels)[0], case.fixed))
+        shown.append(views.make_outline_view(fixed_labels, _to_array(labels)[0], arrays.fixed))
     return shown
 
 
-def panel(pair: Pair, registration: Registration) -> Figure:
-    """The first case of a batch at a glance.
+def draw_registration(pair: Pair, registration: Registration) -> Figure:
+    """Draw an overview of the first pair of a batch.
 
-    Fixed, moving and warped image, differences on one scale, the warped grid, |u|, log det J with
-    folds in red and, where the pair has labels, their outlines: two rows of views in 2D, one row
-    for each of three orthogonal planes in 3D.
+    It shows the fixed, moving and warped image, differences on one scale, the deformed grid, |u|,
+    log det J with folds in red and, where the pair has labels, their outlines: two rows of views
+    in 2D, one row for each of three orthogonal planes in 3D.
 
     Args:
         pair: Images (B, 1, *spatial), labels if there are any.
         registration: Its last field is on the fixed grid, (B, D, *spatial) in voxels.
     """
-    case = _case(pair)
-    laid = arranged(case.planes, _views(pair, registration, case))
-    return figure_of(case.heading, laid, case.fixed.shape, case.spacing)
+    arrays = _convert_pair(pair)
+    rows = arrange_views(arrays.planes, _make_views(pair, registration, arrays))
+    return draw_figure(arrays.heading, rows, arrays.fixed.shape, arrays.spacing)
 
 
-def iterations(pair: Pair, registration: Registration) -> Figure:
-    """How a model got there: one column for each field, coarse to fine, carried to the fixed grid.
+def draw_iterations(pair: Pair, registration: Registration) -> Figure:
+    """Draw the first pair after each iteration: one column per field, coarse to fine.
 
-    Rows are the warped image, its difference to the fixed one and the warped grid, in the plane of
-    the first two axes.  Of more than nine fields, nine are shown, the first and the last included.
+    Fields are resized to the fixed grid.  Rows are the warped image, its difference to the fixed
+    image and the deformed grid, in the plane of the first two axes.  Of more than nine fields,
+    nine are shown, including the first and the last.
 
     Args:
         pair: Images (B, 1, *spatial).
-        registration: Fields (B, D, *its own grid), each in voxels of its own grid.
+        registration: Fields (B, D, *grid), each in voxels of its own grid.
     """
-    case = _case(pair)
+    arrays = _convert_pair(pair)
     fields = registration.fields
-    chosen = np.linspace(0, len(fields) - 1, min(len(fields), MOST_FIELDS)).round().astype(int)
-    carried = [ops.resize_field(fields[k][:1].detach(), case.fixed.shape) for k in chosen]
-    warped = [_array(ops.warp(pair["moving"][:1], u))[0] for u in carried]
-    grey = window(case.moving)
-    scale = symmetric(*(case.fixed - image for image in warped))
+    chosen = np.linspace(0, len(fields) - 1, min(len(fields), MAX_FIELDS)).round().astype(int)
+    resized = [ops.resize_field(fields[k][:1].detach(), arrays.fixed.shape) for k in chosen]
+    warped = [_to_array(ops.warp(pair["moving"][:1], u))[0] for u in resized]
+    differences = [arrays.fixed - image for image in warped]
+    gray, scale = compute_intensity_limits(arrays.moving), compute_symmetric_limits(*differences)
     titles = [
         f"field {k + 1} of {len(fields)}\n{' x '.join(map(str, fields[k].shape[2:]))}"
         for k in chosen
     ]
     rows = [
         [
-            View(name, views.image_of(image, grey))
-            for name, image in zip(titles, warped, strict=True)
+            View(title, views.make_image_drawer(image, gray))
+            for title, image in zip(titles, warped, strict=True)
         ],
-        [views.difference("fixed - warped", case.fixed - image, scale) for image in warped],
-        [views.deformed_grid(_array(u), case.moving, case.spacing) for u in carried],
+        [views.make_difference_view("fixed - warped", image, scale) for image in differences],
+        [
+            views.make_deformed_grid_view(_to_array(u), arrays.moving, arrays.spacing)
+            for u in resized
+        ],
     ]
-    laid = [(case.planes[0], row) for row in rows]
-    return figure_of(case.heading, laid, case.fixed.shape, case.spacing)
+    plane = arrays.planes[0]
+    shape, spacing = arrays.fixed.shape, arrays.spacing
+    return draw_figure(arrays.heading, [(plane, row) for row in rows], shape, spacing)
 
 
-def atlas(
+def draw_atlas(
     heading: str,
     mean: Array,
     template: Array,
@@ -131,23 +141,27 @@ def atlas(
     labels: Array | None = None,
     probability: Array | None = None,
 ) -> Figure:
-    """The plain mean and the template on one scale of grey, and what the labels' vote gave.
+    """Draw the mean image before registration, the template and the fused labels.
 
     Args:
-        heading: Above everything.
-        mean: (*spatial) mean of the images as they are.
-        template: (*spatial).
-        spacing: Millimetres per voxel.
-        labels: (*spatial) winning labels; none where the subjects have none.
-        probability: (*spatial) their share of the votes.
+        heading: Text above everything.
+        mean: (*spatial) mean of the unregistered images.
+        template: (*spatial), shown in the same display range.
+        spacing: Millimeters per voxel.
+        labels: (*spatial) majority-vote labels; None: not shown.
+        probability: (*spatial) share of the votes for these labels; None: not shown.
     """
-    grey = window(mean, template)
-    shown = [views.grey("plain mean", mean, grey), views.grey("template", template, grey)]
+    gray = compute_intensity_limits(mean, template)
+    shown = [
+        views.make_image_view("plain mean", mean, gray),
+        views.make_image_view("template", template, gray),
+    ]
     if labels is not None and probability is not None:
-        share = views.image_of(probability, (0, 1), "viridis")
+        draw_share = views.make_image_drawer(probability, (0, 1), "viridis")
         shown += [
-            views.regions(labels, template, grey),
-            View("share of votes\nof the winning label", share, True),
+            views.make_label_view(labels, template, gray),
+            View("share of votes\nof the winning label", draw_share, True),
         ]
-    regions = labels if labels is not None and labels.any() else template - template.min()
-    return figure_of(heading, arranged(planes(centre(regions != 0)), shown), mean.shape, spacing)
+    foreground = labels if labels is not None and labels.any() else template - template.min()
+    planes = get_orthogonal_planes(find_center_voxel(foreground != 0))
+    return draw_figure(heading, arrange_views(planes, shown), mean.shape, spacing)

@@ -1,4 +1,4 @@
-"""Ways to look at images, displacements and labels: what the figures are put together from."""
+"""Views of images, displacements and labels, from which figures are composed."""
 
 from collections.abc import Sequence
 
@@ -12,101 +12,115 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from regnet_lab import ops
-from regnet_lab.visualization.layout import Draw, View, symmetric, window
-from regnet_lab.visualization.slices import Array, Plane, cut, grid_lines, grid_steps
+from regnet_lab.visualization.layout import (
+    DrawFunction,
+    View,
+    compute_intensity_limits,
+    compute_symmetric_limits,
+)
+from regnet_lab.visualization.slices import (
+    Array,
+    Plane,
+    compute_grid_steps,
+    compute_warped_grid_lines,
+    extract_slice,
+)
 
-MOST_NAMED = 6  # labels for which a legend has room
-FOLD = (0.9, 0.0, 0.1, 1.0)  # red, which the colours of log det J do not hold
+MAX_LEGEND_LABELS = 6
+FOLD_COLOR = (0.9, 0.0, 0.1, 1.0)  # red, which the color map of log det J does not contain
 
-Colour = tuple[float, float, float]
-
-
-def fold_overlay(determinant: Array) -> Array:
-    """RGBA picture (*shape, 4), red exactly where det <= 0 and transparent elsewhere."""
-    return (determinant <= 0)[..., None] * np.array(FOLD)
+Color = tuple[float, float, float]
 
 
-def image_of(
-    volume: Array, limits: tuple[float, float], colours: str = "gray", opacity: float = 1
-) -> Draw:
-    """The plane of a volume (*spatial), ``limits`` being the ends of the colours."""
+def make_fold_overlay(determinant: Array) -> Array:
+    """Return an RGBA image (*shape, 4), red exactly where det <= 0 and transparent elsewhere."""
+    return (determinant <= 0)[..., None] * np.array(FOLD_COLOR)
+
+
+def make_image_drawer(
+    volume: Array, limits: tuple[float, float], colormap: str = "gray", opacity: float = 1
+) -> DrawFunction:
+    """Return a function that draws a plane of a volume (*spatial) with a display range."""
+    low, high = limits
 
     def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        low, high = limits
-        return axes.imshow(
-            cut(volume, plane).T, colours, vmin=low, vmax=high, alpha=opacity, origin="lower"
-        )
+        image = extract_slice(volume, plane).T
+        return axes.imshow(image, colormap, vmin=low, vmax=high, alpha=opacity, origin="lower")
 
     return draw
 
 
-def grey(name: str, image: Array, limits: tuple[float, float]) -> View:
-    """An image from black to white, its title telling the values of both."""
+def make_image_view(name: str, image: Array, limits: tuple[float, float]) -> View:
+    """Show an image (*spatial) in gray, with the display range in the title."""
     low, high = limits
-    return View(f"{name}\ngrey {low:.3g} to {high:.3g}", image_of(image, limits))
+    return View(f"{name}\ngray {low:.3g} to {high:.3g}", make_image_drawer(image, limits))
 
 
-def difference(name: str, values: Array, limits: tuple[float, float]) -> View:
-    """A difference of images, blue below zero and red above, and its root mean square."""
-    error = np.sqrt(np.mean(values**2))
-    return View(f"{name}\nRMS {error:.3g}", image_of(values, limits, "RdBu_r"), True)
+def make_difference_view(name: str, values: Array, limits: tuple[float, float]) -> View:
+    """Show a difference of images, blue below zero and red above, with its RMS in the title."""
+    rms = np.sqrt(np.mean(values**2))
+    return View(f"{name}\nRMS {rms:.3g}", make_image_drawer(values, limits, "RdBu_r"), True)
 
 
-def deformed_grid(u: Array, image: Array, spacing: Sequence[float]) -> View:
-    """Lines carried by x + u(x), over the moving image: its space is where they go.
+def make_deformed_grid_view(u: Array, image: Array, spacing: Sequence[float]) -> View:
+    """Show the fixed grid's lines mapped by x + u(x) over the moving image, into which they map.
 
     Args:
         u: (D, *spatial) displacement in voxels.
         image: (*spatial) the moving image.
-        spacing: Millimetres per voxel; the lines are square in millimetres.
+        spacing: Millimeters per voxel; the grid is square in millimeters.
     """
-    steps = grid_steps(u.shape[1:], spacing)
-    behind = image_of(image, window(image), opacity=0.3)
+    steps = compute_grid_steps(u.shape[1:], spacing)
+    draw_background = make_image_drawer(image, compute_intensity_limits(image), opacity=0.3)
 
     def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        lines = grid_lines(u, plane, steps)
+        lines = compute_warped_grid_lines(u, plane, steps)
         axes.add_collection(LineCollection(lines, colors="navy", linewidths=0.6))
-        return behind(axes, plane)
+        return draw_background(axes, plane)
 
     return View(f"grid x + u(x), every\n{' x '.join(map(str, steps))} voxels", draw)
 
 
-def magnitude(u: Array) -> View:
-    """The length of a displacement (D, *spatial)."""
-    size = np.linalg.norm(u, axis=0)
-    title = f"|u| (voxels)\nmean {size.mean():.3g}, max {size.max():.3g}"
-    return View(title, image_of(size, (0, symmetric(size)[1]), "viridis"), True)
+def make_magnitude_view(u: Array) -> View:
+    """Show the magnitude of a displacement (D, *spatial)."""
+    magnitude = np.linalg.norm(u, axis=0)
+    title = f"|u| (voxels)\nmean {magnitude.mean():.3g}, max {magnitude.max():.3g}"
+    limits = (0, compute_symmetric_limits(magnitude)[1])
+    return View(title, make_image_drawer(magnitude, limits, "viridis"), True)
 
 
-def jacobian(u: Array) -> View:
-    """The logarithm of the map's Jacobian determinant, red where it has none: there are folds."""
+def make_jacobian_view(u: Array) -> View:
+    """Show the logarithm of the Jacobian determinant of x + u(x), folded voxels in red."""
     determinant = ops.jacobian_determinant(torch.from_numpy(u)[None])[0].numpy()
     logarithm = np.log(np.where(determinant > 0, determinant, np.nan))
-    behind = image_of(logarithm, symmetric(logarithm), "PuOr")
+    draw_background = make_image_drawer(logarithm, compute_symmetric_limits(logarithm), "PuOr")
 
     def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        shown = behind(axes, plane)
-        axes.imshow(fold_overlay(cut(determinant, plane).T), origin="lower")
-        return shown
+        mappable = draw_background(axes, plane)
+        axes.imshow(make_fold_overlay(extract_slice(determinant, plane).T), origin="lower")
+        return mappable
 
     folds = 100 * np.mean(determinant <= 0)
-    red = Patch(color=FOLD, label="fold: det J ≤ 0 (central differences)")
+    red = Patch(color=FOLD_COLOR, label="fold: det J ≤ 0 (central differences)")
     return View(f"log det J, folds in\n{folds:.3g} % of all voxels", draw, True, (red,))
 
 
-def outlines(fixed: Array, warped: Array, image: Array) -> View:
-    """Each label's outline over the fixed image, in a colour of its own."""
-    behind = image_of(image, window(image))
-    colours = colormaps["tab10"]
+def make_outline_view(fixed: Array, warped: Array, image: Array) -> View:
+    """Show the outlines of fixed labels and warped moving labels over the fixed image.
+
+    All are (*spatial).
+    """
+    draw_background = make_image_drawer(image, compute_intensity_limits(image))
+    palette = colormaps["tab10"]
 
     def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        shown = behind(axes, plane)
+        mappable = draw_background(axes, plane)
         for labels, style in ((fixed, "solid"), (warped, "dashed")):
-            region = cut(labels, plane).T
-            for label in np.unique(region[region != 0]):
-                colour = colours(int(label) % 10)
-                axes.contour(region == label, [0.5], colors=[colour], linestyles=style)
-        return shown
+            label_slice = extract_slice(labels, plane).T
+            for label in np.unique(label_slice[label_slice != 0]):
+                color = palette(int(label) % 10)
+                axes.contour(label_slice == label, [0.5], colors=[color], linestyles=style)
+        return mappable
 
     legend = (
         Line2D([], [], color="black", linestyle="solid", label="fixed labels"),
@@ -115,25 +129,28 @@ def outlines(fixed: Array, warped: Array, image: Array) -> View:
     return View("labels\non the fixed image", draw, legend=legend)
 
 
-def label_colours(values: Sequence[int]) -> dict[int, Colour]:
-    """A colour for each label, no two neighbours in the list alike."""
-    palette = [colour for name in ("tab10", "Set3") for colour in colormaps[name].colors]  # type: ignore[attr-defined]
-    return {value: palette[place % len(palette)] for place, value in enumerate(values)}
+def assign_label_colors(values: Sequence[int]) -> dict[int, Color]:
+    """Assign an RGB color to every label, different ones to neighbors in the list."""
+    palette = [*colormaps["tab10"](range(10)), *colormaps["Set3"](range(12))]  # RGBA
+    colors = [palette[k % len(palette)] for k in range(len(values))]
+    return {v: (red, green, blue) for v, (red, green, blue, _) in zip(values, colors, strict=True)}
 
 
-def regions(labels: Array, image: Array, limits: tuple[float, float], opacity: float = 0.5) -> View:
-    """Labels (*spatial) as colours over an image (*spatial), in a legend if they are few."""
-    behind = image_of(image, limits)
-    colours = label_colours([int(value) for value in np.unique(labels) if value])
+def make_label_view(
+    labels: Array, image: Array, limits: tuple[float, float], opacity: float = 0.5
+) -> View:
+    """Show labels (*spatial) as colors over an image (*spatial), with a legend if they are few."""
+    draw_background = make_image_drawer(image, limits)
+    colors = assign_label_colors([int(value) for value in np.unique(labels) if value])
 
     def draw(axes: Axes, plane: Plane) -> ScalarMappable:
-        shown = behind(axes, plane)
-        region = cut(labels, plane).T
-        overlay = np.zeros((*region.shape, 4))
-        for value, colour in colours.items():
-            overlay[region == value] = (*colour, opacity)
+        mappable = draw_background(axes, plane)
+        label_slice = extract_slice(labels, plane).T
+        overlay = np.zeros((*label_slice.shape, 4))
+        for value, color in colors.items():
+            overlay[label_slice == value] = (*color, opacity)
         axes.imshow(overlay, origin="lower")
-        return shown
+        return mappable
 
-    legend = tuple(Patch(facecolor=c, label=f"label {v}") for v, c in colours.items())
-    return View("labels", draw, legend=legend if len(legend) <= MOST_NAMED else ())
+    legend = tuple(Patch(facecolor=c, label=f"label {v}") for v, c in colors.items())
+    return View("labels", draw, legend=legend if len(legend) <= MAX_LEGEND_LABELS else ())

@@ -1,4 +1,4 @@
-"""The commands as typed: what they leave behind and what they say when something is wrong."""
+"""Tests of the commands as typed: the files they write and their error messages."""
 
 import json
 
@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from regnet_lab.config.compose import left_out
+from regnet_lab.config.compose import expand_null_overrides
 
 SMALL = [
     "ndim=2",
     "data.dataset.shape=24",
-    "data.dataset.size=8",
+    "data.dataset.num_pairs=8",
     "data.epoch_size=6",
     "data.batch_size=2",
     "trainer.limit_val_batches=2",
@@ -25,21 +25,21 @@ SMALL = [
 
 @pytest.fixture
 def trained(command, tmp_path):
-    done = command("train.py", *SMALL)
-    assert done.returncode == 0, done.stderr
+    result = command("train.py", *SMALL)
+    assert result.returncode == 0, result.stderr
     return tmp_path / "outputs" / "run"
 
 
-def one_sentence(done, *named):
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr + done.stdout
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, done.stderr
-    for text in named:
+def assert_one_message(result, *texts):
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr + result.stdout
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    for text in texts:
         assert text in lines[0], lines[0]
 
 
-def test_a_run_keeps_all_that_reproduces_it_and_is_judged(trained, command):
+def test_run_saves_its_configuration_and_is_evaluated(trained, command):
     assert {p.name for p in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list((trained / "tensorboard").glob("events*"))
     environment = json.loads((trained / "environment.json").read_text(encoding="utf-8"))
@@ -47,12 +47,12 @@ def test_a_run_keeps_all_that_reproduces_it_and_is_judged(trained, command):
     for checkpoint in (trained / "checkpoints").iterdir():
         torch.load(checkpoint, weights_only=True)
 
-    done = command(
-        "evaluate.py", f"run={trained}", "trainer.enable_progress_bar=false", "pictures=1"
+    result = command(
+        "evaluate.py", f"run={trained}", "trainer.enable_progress_bar=false", "num_pictures=1"
     )
-    assert done.returncode == 0, done.stderr
-    assert "identity" in done.stdout
-    folder = trained / "evaluation" / "same"
+    assert result.returncode == 0, result.stderr
+    assert "identity" in result.stdout
+    folder = trained / "evaluation" / "synthetic-test-score-full"
     assert f"run: {trained}" in (folder / "evaluation_config.yaml").read_text("utf-8")
     cases = pd.read_csv(folder / "cases.csv")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -67,21 +67,30 @@ def test_a_run_keeps_all_that_reproduces_it_and_is_judged(trained, command):
     )
 
 
-def test_null_leaves_a_group_out():
-    given = ["augment=null", "data.dataset.size=null", "+loss=ncc", "scheduler=null"]
-    assert left_out(given) == ["~augment", "data.dataset.size=null", "+loss=ncc", "~scheduler"]
+def test_null_removes_a_group():
+    overrides = ["augment=null", "data.dataset.num_pairs=null", "+loss=ncc", "scheduler=null"]
+    assert expand_null_overrides(overrides) == [
+        "~augment",
+        "data.dataset.num_pairs=null",
+        "+loss=ncc",
+        "~scheduler",
+    ]
 
 
-def test_identity_is_judged_without_a_run_and_agrees_with_a_runs_identity_row(trained, command):
+def test_evaluation_of_identity_equals_the_identity_row_of_a_run(trained, command):
     data = ["data=synthetic", *(a for a in SMALL if a.startswith(("ndim", "data.dataset")))]
-    done = command(
-        "evaluate.py", "model=identity", *data, "folder=alone", "trainer.enable_progress_bar=false"
+    result = command(
+        "evaluate.py",
+        "model=identity",
+        *data,
+        "output_dir=alone",
+        "trainer.enable_progress_bar=false",
     )
-    assert done.returncode == 0, done.stderr
-    again = command(
-        "evaluate.py", f"run={trained}", "folder=of_run", "trainer.enable_progress_bar=false"
+    assert result.returncode == 0, result.stderr
+    of_trained = command(
+        "evaluate.py", f"run={trained}", "output_dir=of_run", "trainer.enable_progress_bar=false"
     )
-    assert again.returncode == 0, again.stderr
+    assert of_trained.returncode == 0, of_trained.stderr
     alone, of_run = (
         pd.read_csv(trained.parents[1] / name / "cases.csv") for name in ("alone", "of_run")
     )
@@ -91,25 +100,25 @@ def test_identity_is_judged_without_a_run_and_agrees_with_a_runs_identity_row(tr
     assert alone.tre_mm.tolist() == of_run.tre_mm.tolist()
 
 
-def test_the_best_validation_score_is_what_evaluation_finds(trained, command):
+def test_best_validation_score_equals_the_score_of_evaluate(trained, command):
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     state = next(v for k, v in best["callbacks"].items() if k.startswith("ModelCheckpoint"))
-    done = command(
+    result = command(
         "evaluate.py",
         f"run={trained}",
         "split=val",
         "trainer.limit_test_batches=2",
-        "folder=validation",
+        "output_dir=validation",
         "trainer.enable_progress_bar=false",
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     cases = pd.read_csv(trained.parents[1] / "validation" / "cases.csv")
     dice = cases[cases.method == "voxelmorph"].dice.mean()
     assert dice == pytest.approx(float(state["best_model_score"]), abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "texts"),
     [
         (["loss.smoothness.wieght=1"], ["wieght"]),
         (["model=nosuchnet"], ["model/nosuchnet", "gradirn"]),
@@ -122,12 +131,12 @@ def test_the_best_validation_score_is_what_evaluation_finds(trained, command):
         (["optim.lr=abc"], ["abc"]),
     ],
 )
-def test_a_mistake_in_training_is_one_sentence(arguments, named, command):
-    one_sentence(command("train.py", *SMALL[5:], *arguments), *named)
+def test_mistake_in_train_is_one_message(arguments, texts, command):
+    assert_one_message(command("train.py", *SMALL[5:], *arguments), *texts)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("arguments", "texts"),
     [
         ([], ["run="]),
         (["run=nowhere"], ["nowhere"]),
@@ -135,11 +144,11 @@ def test_a_mistake_in_training_is_one_sentence(arguments, named, command):
         (["metrics=nosuch", "run=x"], ["metrics/nosuch"]),
     ],
 )
-def test_a_mistake_in_evaluation_is_one_sentence(arguments, named, command):
-    one_sentence(command("evaluate.py", *arguments), *named)
+def test_mistake_in_evaluate_is_one_message(arguments, texts, command):
+    assert_one_message(command("evaluate.py", *arguments), *texts)
 
 
-def test_a_checkpoint_that_holds_code_is_refused(trained, command, tmp_path):
+def test_checkpoint_with_code_is_refused(trained, command, tmp_path):
     trace = tmp_path / "ran"
 
     class Evil:
@@ -149,10 +158,10 @@ def test_a_checkpoint_that_holds_code_is_refused(trained, command, tmp_path):
             return os.mkdir, (str(trace),)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    done = command("evaluate.py", f"run={trained}", f"checkpoint={tmp_path / 'evil.ckpt'}")
-    one_sentence(done, "evil.ckpt", "refused")
+    result = command("evaluate.py", f"run={trained}", f"checkpoint={tmp_path / 'evil.ckpt'}")
+    assert_one_message(result, "evil.ckpt", "refused")
     assert not trace.exists()
 
 
-def test_a_run_of_another_dimension_is_refused(trained, command):
-    one_sentence(command("evaluate.py", f"run={trained}", "data=synthetic"), "2D", "3D")
+def test_run_of_another_dimension_is_refused(trained, command):
+    assert_one_message(command("evaluate.py", f"run={trained}", "data=synthetic"), "2D", "3D")

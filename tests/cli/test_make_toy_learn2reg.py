@@ -4,7 +4,7 @@ import torch
 from regnet_lab import ops
 from regnet_lab.cli import make_toy_learn2reg
 from regnet_lab.data.datasets import learn2reg_2020
-from regnet_lab.data.preprocessing.grids import CentredGrid
+from regnet_lab.data.preprocessing.grids import CropOrPad
 from regnet_lab.errors import UserError
 
 
@@ -12,14 +12,14 @@ from regnet_lab.errors import UserError
 def root(tmp_path, monkeypatch):
     shapes = {"task_02": (24, 20, 26), "task_03": (24, 20, 28)}
     monkeypatch.setattr(make_toy_learn2reg, "SHAPES", shapes)
-    make_toy_learn2reg.generate(tmp_path, 5)
+    make_toy_learn2reg.write_toy_data(tmp_path, 5)
     return tmp_path
 
 
 @pytest.mark.parametrize(("number", "shape"), [(2, (24, 20, 26)), (3, (24, 20, 28))])
-def test_the_trees_are_read_as_the_published_ones_are(number, shape, root):
-    task = {2: learn2reg_2020.task02, 3: learn2reg_2020.task03}[number]
-    prepare = CentredGrid(shape)
+def test_toy_data_are_read_like_the_published_data(number, shape, root):
+    task = {2: learn2reg_2020.list_task02_pairs, 3: learn2reg_2020.list_task03_pairs}[number]
+    prepare = CropOrPad(shape)
     folder = f"{root}/learn2reg2020/task_0{number}"
     train, val = (task(split, folder, prepare) for split in ("train", "val"))
     assert (len(train), len(val)) == {2: (4, 1), 3: (6, 2)}[number]
@@ -43,10 +43,10 @@ def test_the_trees_are_read_as_the_published_ones_are(number, shape, root):
 
 def test_nothing_is_overwritten(root):
     with pytest.raises(UserError, match="task_02"):
-        make_toy_learn2reg.generate(root, 5)
+        make_toy_learn2reg.write_toy_data(root, 5)
 
 
 def test_too_few_cases_are_refused(tmp_path):
     with pytest.raises(UserError, match="cases=2"):
-        make_toy_learn2reg.generate(tmp_path, 2)
+        make_toy_learn2reg.write_toy_data(tmp_path, 2)
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,9 @@
+"""Tests of finding and loading checkpoints."""
+
 import pytest
 import torch
 
-from regnet_lab.config.checkpoints import checkpoint_path, load_matching, load_weights
+from regnet_lab.config.checkpoints import find_checkpoint, load_matching_weights, load_weights
 from regnet_lab.errors import UserError
 
 
@@ -16,38 +18,38 @@ def saved(tmp_path):
     return module, path
 
 
-def test_fitting_weights_are_loaded_and_the_others_named(saved):
+def test_matching_weights_are_loaded_and_the_others_reported(saved):
     module, path = saved
     other = network(4)
     before = other["grown"].weight.clone()
-    report = load_matching(other, path)
+    report = load_matching_weights(other, path)
     assert torch.equal(other["kept"].weight, module["kept"].weight)
     assert torch.equal(other["grown"].weight, before)
     assert report.startswith("2 of 4 tensors")
     assert "grown.weight" in report.split("new:")[1].split(";")[0]
 
 
-def test_a_checkpoint_of_another_model_is_refused(saved):
+def test_checkpoint_of_another_model_is_refused(saved):
     with pytest.raises(UserError, match="does not fit this model"):
         load_weights(network(4), saved[1])
-    with pytest.raises(UserError, match="no weight of it fits"):
-        load_matching(torch.nn.Conv2d(1, 1, 3), saved[1])
+    with pytest.raises(UserError, match="none of its weights matches"):
+        load_matching_weights(torch.nn.Conv2d(1, 1, 3), saved[1])
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04broken"])
-def test_a_damaged_checkpoint_is_named(tmp_path, content):
+def test_error_names_the_damaged_checkpoint(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.ckpt"):
         load_weights(network(3), path)
 
 
-def test_a_checkpoint_is_found_by_name_by_path_and_as_the_run_itself(tmp_path, saved):
+def test_checkpoint_is_found_by_name_by_path_and_as_the_run_argument(tmp_path, saved):
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "best.ckpt").touch()
-    assert checkpoint_path(str(tmp_path / "run"), "best") == folder / "best.ckpt"
-    assert checkpoint_path("nowhere", str(saved[1])) == saved[1]
-    assert checkpoint_path(str(saved[1]), "best") == saved[1]
+    assert find_checkpoint(str(tmp_path / "run"), "best") == folder / "best.ckpt"
+    assert find_checkpoint("nowhere", str(saved[1])) == saved[1]
+    assert find_checkpoint(str(saved[1]), "best") == saved[1]
     with pytest.raises(UserError, match="nowhere"):
-        checkpoint_path("nowhere", "best")
+        find_checkpoint("nowhere", "best")

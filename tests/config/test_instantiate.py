@@ -1,8 +1,10 @@
+"""Tests of instantiating objects from a configuration."""
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from regnet_lab.config.instantiate import build, check_target
+from regnet_lab.config.instantiate import check_target, instantiate_config
 from regnet_lab.errors import UserError
 
 
@@ -11,8 +13,15 @@ from regnet_lab.errors import UserError
     [
         "os.system",
         "regnet_lab.data.io.images.zlib.compress",
-        "regnet_lab.data.case.np.load",
-        "regnet_lab.evaluation.setup.pickle.loads",
+        "regnet_lab.data.preprocessing.functional.np.load",
+        "regnet_lab.data.synthesis.intensity.np.load",
+        "regnet_lab.evaluation.submission.serialization.np.savez",
+        "regnet_lab.config.checkpoints.pickle.loads",
+        "regnet_lab.evaluation.results.Evaluation",
+        "regnet_lab.evaluation.submission.archive.zipfile.ZipFile",
+        "regnet_lab.cli.make_toy_learn2reg.main",
+        "regnet_lab.cli.export_regnet_2017.main",
+        "regnet_lab.data.preprocessing.cache.FolderCache",
         "regnet_lab.utils.atomic_io.os.replace",
         "regnet_lab.utils.atomic_io.write_text",
         "regnet_lab.training.module.RegistrationModule.load_from_checkpoint",
@@ -26,41 +35,41 @@ from regnet_lab.errors import UserError
         "builtins.eval",
     ],
 )
-def test_a_target_that_is_not_ours_is_refused(target):
-    with pytest.raises(UserError, match=r"refused|no such thing"):
+def test_target_outside_the_allowed_packages_is_refused(target):
+    with pytest.raises(UserError, match=r"refused|no such class or function"):
         check_target(target)
 
 
-def test_a_refused_target_never_runs(tmp_path):
+def test_refused_target_is_never_called(tmp_path):
     trace = tmp_path / "ran"
     nested = {
-        "_target_": "regnet_lab.models.Diffeomorphic",
+        "_target_": "regnet_lab.models.DiffeomorphicModel",
         "model": {"_target_": "os.mkdir", "_args_": [str(trace)]},
     }
     with pytest.raises(UserError, match=r"os\.mkdir is refused"):
-        build(OmegaConf.create(nested))
+        instantiate_config(OmegaConf.create(nested))
     assert not trace.exists()
 
 
-def test_the_user_may_admit_another_package():
+def test_trusted_packages_allow_another_package():
     config = OmegaConf.create({"_target_": "fractions.Fraction", "numerator": 3})
     with pytest.raises(UserError, match="refused"):
-        build(config)
-    assert build(config, allow=["fractions"]) == 3
+        instantiate_config(config)
+    assert instantiate_config(config, trusted_packages=["fractions"]) == 3
 
 
-def test_a_misspelt_argument_is_named():
+def test_error_names_the_misspelled_argument():
     config = OmegaConf.create({"_target_": "regnet_lab.losses.Diffusion", "wieght": 1.0})
     with pytest.raises(UserError, match="wieght"):
-        build(config)
+        instantiate_config(config)
 
 
-def test_a_misspelt_class_is_named():
+def test_error_names_the_misspelled_class():
     with pytest.raises(UserError, match="Difusion"):
-        build(OmegaConf.create({"_target_": "regnet_lab.losses.Difusion"}))
+        instantiate_config(OmegaConf.create({"_target_": "regnet_lab.losses.Difusion"}))
 
 
-def test_what_is_ours_is_built():
+def test_allowed_target_is_instantiated():
     config = OmegaConf.create({"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.5})
-    optimizer = build(config)([torch.nn.Parameter(torch.zeros(1))])
+    optimizer = instantiate_config(config)([torch.nn.Parameter(torch.zeros(1))])
     assert optimizer.param_groups[0]["lr"] == 0.5

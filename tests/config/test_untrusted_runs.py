@@ -1,4 +1,4 @@
-"""Files of strangers are used or refused with a sentence, and nothing of theirs runs."""
+"""Untrusted runs and files are read or refused with one message, and no code of theirs runs."""
 
 import ast
 
@@ -7,19 +7,37 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.disguises import disguises, told
-from regnet_lab.config.instantiate import FUNCTIONS, build, within
-from regnet_lab.config.run_dir import continued, keep, kept
+from regnet_lab.config.instantiate import FUNCTION_PACKAGES, instantiate_config, is_inside_packages
+from regnet_lab.config.run_dir import load_run_config, resume_config, save_run_metadata
 from regnet_lab.errors import UserError
-from regnet_lab.training.callbacks import WholeCheckpoints
+from regnet_lab.training.callbacks import AtomicCheckpointIO
 from tests.helpers import ROOT
 
 DISGUISES = disguises()
-WRITING = {"replace", "rename", "mkstemp", "savetxt", "save", "savez", "unlink", "rmtree", "rmdir"}
-WRITING |= {"write_text", "write_bytes", "WriteImage", "settle", "written", "system"}
+WRITING_FUNCTIONS = {
+    "replace",
+    "rename",
+    "mkstemp",
+    "savetxt",
+    "save",
+    "savez",
+    "unlink",
+    "rmtree",
+    "rmdir",
+}
+WRITING_FUNCTIONS |= {
+    "write_text",
+    "write_bytes",
+    "WriteImage",
+    "commit_file",
+    "atomic_path",
+    "write_figure",
+    "system",
+}
 
 
 @pytest.mark.parametrize("name", DISGUISES)
-def test_what_a_stranger_sends_is_refused_and_nothing_runs(name):
+def test_malicious_file_is_refused_and_its_code_does_not_run(name):
     said, ran = told(DISGUISES[name])
     assert not ran
     assert said
@@ -27,55 +45,59 @@ def test_what_a_stranger_sends_is_refused_and_nothing_runs(name):
     assert "Traceback" not in said
 
 
-def writes(path):
+def find_writing_calls(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         called = node.func if isinstance(node, ast.Call) else None
-        if isinstance(called, ast.Attribute) and called.attr in WRITING:
+        if isinstance(called, ast.Attribute) and called.attr in WRITING_FUNCTIONS:
             owner = called.value
             yield called.attr, owner.id if isinstance(owner, ast.Name) else ""
-        elif isinstance(called, ast.Name) and called.id in WRITING:
+        elif isinstance(called, ast.Name) and called.id in WRITING_FUNCTIONS:
             yield called.id, ""
 
 
 def test_no_function_that_a_configuration_may_name_writes_files():
     for path in (ROOT / "regnet_lab").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if within(module, FUNCTIONS):
-            found = {
-                (what, owner) for what, owner in writes(path) if what != "replace" or owner == "os"
+        if is_inside_packages(module, FUNCTION_PACKAGES):
+            calls = {
+                (name, owner)
+                for name, owner in find_writing_calls(path)
+                if name != "replace" or owner == "os"
             }
-            assert not found, module
+            assert not calls, module
 
 
-def folder_of(tmp_path, cfg):
+def save_and_move_run(tmp_path, cfg):
     OmegaConf.set_struct(cfg, False)
     cfg.pop("hydra")
-    cfg.folder = str(tmp_path / "first")
-    keep(cfg)
+    cfg.output_dir = str(tmp_path / "first")
+    save_run_metadata(cfg)
     (tmp_path / "first").rename(tmp_path / "moved")
     return tmp_path / "moved"
 
 
-def test_a_run_that_moved_keeps_its_configuration(tmp_path, composed):
+def test_configuration_of_a_moved_run_has_its_new_paths(tmp_path, composed):
     cfg = composed("train", "ndim=2", "model=voxelmorph", "optim.lr=1e-3")
-    moved = folder_of(tmp_path, cfg)
+    moved = save_and_move_run(tmp_path, cfg)
     expected = OmegaConf.to_container(cfg, resolve=True)
-    found = OmegaConf.to_container(kept(str(moved)))
+    loaded = OmegaConf.to_container(load_run_config(str(moved)))
     text = str(expected).replace(str(tmp_path / "first"), str(moved))
-    assert str(found) == text
-    assert str(moved) in found["callbacks"]["last"]["path"]
+    assert str(loaded) == text
+    assert str(moved) in loaded["callbacks"]["last"]["path"]
 
 
-def test_a_run_cannot_allow_itself_to_build_anything(tmp_path, composed):
-    cfg = composed("train", "ndim=2", "allow=[fractions]")
-    run = folder_of(tmp_path, cfg)
+def test_trusted_packages_of_a_run_are_ignored(tmp_path, composed):
+    cfg = composed("train", "ndim=2", "trusted_packages=[fractions]")
+    run = save_and_move_run(tmp_path, cfg)
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.ckpt").touch()
-    assert continued(composed("train", f"resume={run}")).allow == []
-    assert continued(composed("train", f"resume={run}", "allow=[numbers]")).allow == ["numbers"]
+    assert resume_config(composed("train", f"resume={run}")).trusted_packages == []
+    assert resume_config(
+        composed("train", f"resume={run}", "trusted_packages=[numbers]")
+    ).trusted_packages == ["numbers"]
 
 
-def test_only_checkpoints_are_ever_removed(tmp_path):
+def test_only_checkpoints_are_removed(tmp_path):
     folder, other = tmp_path / "run" / "checkpoints", tmp_path / "mine"
     folder.mkdir(parents=True)
     other.mkdir()
@@ -83,23 +105,23 @@ def test_only_checkpoints_are_ever_removed(tmp_path):
         (folder / name).touch()
     (other / "c.ckpt").touch()
     for path in (folder / "a.ckpt", folder / "b.txt", folder / "../../mine/c.ckpt", other):
-        WholeCheckpoints().remove_checkpoint(str(path))
-    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["b.txt", "c.ckpt"]
+        AtomicCheckpointIO().remove_checkpoint(str(path))
+    remaining = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert remaining == ["b.txt", "c.ckpt"]
 
 
-def test_a_value_may_look_like_code_but_no_interpolation_comes_of_it():
+def test_escaped_interpolation_is_refused():
     config = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.5}
-    assert build(OmegaConf.create(config)).keywords["lr"] == 0.5
+    assert instantiate_config(OmegaConf.create(config)).keywords["lr"] == 0.5
     with pytest.raises(UserError, match="interpolation"):
-        build(OmegaConf.create(config | {"lr": "\\${oc.env:HOME}"}))
+        instantiate_config(OmegaConf.create(config | {"lr": "\\${oc.env:HOME}"}))
 
 
-def test_a_checkpoint_of_ours_passes(tmp_path):
+def test_checkpoint_written_by_the_package_is_accepted(tmp_path):
     from regnet_lab.config.checkpoints import read_weights
 
     weights = {"a": torch.randn(3, 4), "b": torch.randint(9, (2,))}
-    WholeCheckpoints().save_checkpoint({"state_dict": weights}, tmp_path / "new" / "a.ckpt")
-    found = read_weights(tmp_path / "new" / "a.ckpt")
-    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    AtomicCheckpointIO().save_checkpoint({"state_dict": weights}, tmp_path / "new" / "a.ckpt")
+    loaded = read_weights(tmp_path / "new" / "a.ckpt")
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.ckpt"]

@@ -9,17 +9,17 @@ from scipy import ndimage
 from torch.utils.data import Dataset
 
 from regnet_lab import ops
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.data.augmentation import (
-    Augmented,
+    AugmentedPairs,
     Compose,
-    Intensity,
+    IntensityAugmentation,
     MovingAffine,
     SharedAffine,
-    random_affine,
+    draw_affine_matrix,
 )
-from regnet_lab.data.datamodule import PairModule
-from regnet_lab.data.synthesis.phantom_pairs import Synthetic
+from regnet_lab.data.datamodule import PairDataModule
+from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(45, 52), (33, 38, 35)])
@@ -124,7 +124,7 @@ def test_images_labels_and_masks_are_resampled_as_scipy_does(shape):
     pair = smooth_pair(shape)
     extent = {"rotation": 9, "shear": 0.05, "translation": 0.04}
     changed = SharedAffine(**extent)(pair, generator(8))
-    matrix = random_affine(generator(8), shape, pair["spacing"], **extent).double().numpy()
+    matrix = draw_affine_matrix(generator(8), shape, pair["spacing"], **extent).double().numpy()
     linear, shift = matrix[:-1, :-1], matrix[:-1, -1]
 
     def peer(key, order, mode="constant"):
@@ -162,7 +162,7 @@ def test_flips_are_exact(shape):
 
 
 @shapes
-def test_nothing_given_changes_nothing(shape):
+def test_zero_ranges_change_nothing(shape):
     pair = smooth_pair(shape)
     changed = Compose({"a": SharedAffine(), "b": MovingAffine()})(pair, generator())
     for key, value in pair.items():
@@ -173,7 +173,7 @@ def test_nothing_given_changes_nothing(shape):
 @shapes
 def test_a_rotation_turns_millimetres_and_not_voxels(shape):
     spacing = torch.tensor([1.0, 2.5, 0.7][: len(shape)])
-    matrix = random_affine(generator(3), shape, spacing, rotation=30)
+    matrix = draw_affine_matrix(generator(3), shape, spacing, rotation=30)
     linear = matrix[:-1, :-1] * spacing[:, None] / spacing
     torch.testing.assert_close(linear @ linear.T, torch.eye(len(shape)), atol=1e-5, rtol=0)
     assert (linear - torch.eye(len(shape))).abs().max() > 0.05
@@ -182,16 +182,16 @@ def test_a_rotation_turns_millimetres_and_not_voxels(shape):
 
 
 @shapes
-def test_extents_bound_what_is_drawn(shape):
+def test_draws_stay_within_their_ranges(shape):
     ndim, ones = len(shape), torch.ones(len(shape))
     turns, sizes, shifts = [], [], []
     for seed in range(60):
-        turn = random_affine(generator(seed), shape, ones, rotation=20)[:-1, :-1]
+        turn = draw_affine_matrix(generator(seed), shape, ones, rotation=20)[:-1, :-1]
         angle = math.degrees(math.acos((turn.trace() - ndim + 2) / 2 - 1e-6))
         turns.append(angle)
-        size = random_affine(generator(seed), shape, ones, scale=0.2)[:-1, :-1]
+        size = draw_affine_matrix(generator(seed), shape, ones, scale=0.2)[:-1, :-1]
         sizes.append(size.diagonal().log().abs().max())
-        moved = random_affine(generator(seed), shape, ones, translation=0.1)[:-1, -1]
+        moved = draw_affine_matrix(generator(seed), shape, ones, translation=0.1)[:-1, -1]
         shifts.append((moved / torch.tensor(shape)).abs().max())
     planes = ndim * (ndim - 1) / 2
     assert 10 < max(turns) <= 20 * math.sqrt(planes) + 0.1
@@ -219,7 +219,7 @@ def test_intensities_of_the_two_images_change_on_their_own_and_nothing_else_does
     pair = smooth_pair(shape)
     pair["moving"] = pair["fixed"].clone()
     kept = {key: value.clone() for key, value in pair.items() if key != "name"}
-    changed = Intensity(probability=1)(pair, generator(1))
+    changed = IntensityAugmentation(probability=1)(pair, generator(1))
     assert type(changed["fixed"]) is torch.Tensor
     assert changed["fixed"].dtype == torch.float32
     assert (changed["fixed"] - changed["moving"]).abs().mean() > 0.01
@@ -229,18 +229,18 @@ def test_intensities_of_the_two_images_change_on_their_own_and_nothing_else_does
         assert key in ("fixed", "moving") or changed[key] is pair[key]
 
 
-def test_gamma_bias_and_noise_do_what_they_are_called():
+def test_gamma_bias_field_and_noise_have_their_effect():
     pair = smooth_pair((40, 48))
     image = pair["fixed"]
 
     def only(**strength):
-        amounts = {"gamma": 0.0, "bias": 0.0, "noise": 0.0, "probability": 1} | strength
-        return Intensity(**amounts)(pair, generator(2))["fixed"]
+        amounts = {"gamma": 0.0, "bias_field": 0.0, "noise": 0.0, "probability": 1} | strength
+        return IntensityAugmentation(**amounts)(pair, generator(2))["fixed"]
 
     torch.testing.assert_close(only(), image, atol=1e-5, rtol=0)
     order = image.flatten().argsort()
     assert (only(gamma=0.8).flatten()[order].diff() >= -1e-6).all()
-    field = (only(bias=0.3) / image.clamp(min=1e-3))[0]
+    field = (only(bias_field=0.3) / image.clamp(min=1e-3))[0]
     assert field.std() > 0.02
     assert ops.gradient(field[None, None]).abs().max() < 0.2
     noise = only(noise=0.2) - image
@@ -262,7 +262,7 @@ class Counted(Dataset):
 
 def loader(**options):
     augment = SharedAffine(translation=0.2)
-    module = PairModule(lambda split: Counted(), 2, 10, seed=3, augment=augment, **options)
+    module = PairDataModule(lambda split: Counted(), 2, 10, seed=3, augment=augment, **options)
     return module.train_dataloader()
 
 
@@ -279,20 +279,20 @@ def same(one, other):
     )
 
 
-def test_worker_processes_draw_what_the_main_process_does():
-    alone, shared = loader(), loader(workers=2)
+def test_worker_processes_draw_the_same_augmentations_as_the_main_process():
+    alone, shared = loader(), loader(num_workers=2)
     for number in (0, 1):
         assert same(epoch(alone, number), epoch(shared, number))
 
 
-def test_each_draw_of_a_pair_is_another_one():
+def test_each_draw_of_a_pair_is_augmented_differently():
     drawn = epoch(loader(), 0) + epoch(loader(), 1)
     seen = {}
     for name, x in drawn:
         assert all(not torch.equal(x, other) for other in seen.get(name, []))
         seen.setdefault(name, []).append(x)
     assert max(map(len, seen.values())) >= 2
-    other = PairModule(
+    other = PairDataModule(
         lambda split: Counted(), 2, 10, seed=4, augment=SharedAffine(translation=0.2)
     )
     first = dict(epoch(other.train_dataloader(), 0))
@@ -302,21 +302,23 @@ def test_each_draw_of_a_pair_is_another_one():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_loader_resumed_within_an_epoch_goes_on_with_the_same_items(workers):
     whole = epoch(loader(), 2)
-    stopped = loader(workers=workers)
+    stopped = loader(num_workers=workers)
     stopped.sampler.set_epoch(2)
     batches = iter(stopped)
     for _ in range(2):
         next(batches)
     state = stopped.state_dict()
-    resumed = loader(workers=workers)
+    resumed = loader(num_workers=workers)
     resumed.load_state_dict(state)
     rest = [(n, x) for batch in resumed for n, x in zip(batch["name"], batch["fixed"], strict=True)]
     assert same(whole[4:], rest)
 
 
 def test_validation_pairs_are_left_as_they_are_and_so_is_the_order():
-    augmented = PairModule(lambda split: Counted(), 2, 10, seed=3, augment=SharedAffine(shear=0.3))
-    plain = PairModule(lambda split: Counted(), 2, 10, seed=3)
+    augmented = PairDataModule(
+        lambda split: Counted(), 2, 10, seed=3, augment=SharedAffine(shear=0.3)
+    )
+    plain = PairDataModule(lambda split: Counted(), 2, 10, seed=3)
     for one, other in zip(augmented.val_dataloader(), plain.val_dataloader(), strict=True):
         assert torch.equal(one["fixed"], other["fixed"])
     names = [[n for n, _ in epoch(m.train_dataloader(), 1)] for m in (augmented, plain)]
@@ -324,21 +326,24 @@ def test_validation_pairs_are_left_as_they_are_and_so_is_the_order():
 
 
 @shapes
-def test_what_is_drawn_does_not_touch_what_the_data_set_keeps(shape):
-    data = Synthetic("train", len(shape), [24] * len(shape), size=1)
+def test_augmentation_does_not_change_the_pairs_of_the_data_set(shape):
+    data = PhantomPairs("train", len(shape), [24] * len(shape), num_pairs=1)
     before = {k: v.clone() for k, v in data[0].items() if k != "name"}
-    steps = {"a": SharedAffine(**EXTENT), "b": MovingAffine(**EXTENT), "c": Intensity()}
-    drawn = Augmented(data, Compose(steps), seed=0)
+    steps = {"a": SharedAffine(**EXTENT), "b": MovingAffine(**EXTENT), "c": IntensityAugmentation()}
+    drawn = AugmentedPairs(data, Compose(steps), seed=0)
     assert not torch.equal(drawn[0, 0]["fixed"], drawn[1, 0]["fixed"])
     assert all(torch.equal(data[0][key], value) for key, value in before.items())
 
 
-def test_the_configuration_composes_and_its_steps_can_be_left_out(composed):
-    small = ["data=synthetic", "ndim=2", "data.dataset.shape=24", "data.dataset.size=2"]
-    assert build(composed("train", *small).data).augment is None
-    leaner = composed("train", *small, "augment=default", "~data.augment.steps.intensity")
-    module = build(leaner.data)
-    assert list(module.augment.steps) == ["both", "moving"]
+def test_single_transforms_of_the_configuration_can_be_removed(composed):
+    small = ["data=synthetic", "ndim=2", "data.dataset.shape=24", "data.dataset.num_pairs=2"]
+    assert instantiate_config(composed("train", *small).data).augment is None
+    leaner = composed("train", *small, "augment=default", "~data.augment.transforms.intensity")
+    module = instantiate_config(leaner.data)
+    assert list(module.augment.transforms) == ["shared_affine", "moving_affine"]
     batch = next(iter(module.train_dataloader()))
     assert batch["fixed"].shape == (1, 1, 24, 24)
-    assert list(build(composed("train", "augment=default").data).augment.steps)[-1] == "intensity"
+    assert (
+        list(instantiate_config(composed("train", "augment=default").data).augment.transforms)[-1]
+        == "intensity"
+    )

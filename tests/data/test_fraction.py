@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datamodule import PairModule, share_of
+from regnet_lab.data.case import Case
+from regnet_lab.data.datamodule import PairDataModule, select_training_fraction
+from regnet_lab.data.datasets.base import CasePairs, PairDataset
 from regnet_lab.errors import UserError
 
 
@@ -53,21 +53,21 @@ def phases(n, frames=4):
     ],
 )
 @pytest.mark.parametrize(("fraction", "subjects"), [(0.2, 2), (0.35, 3), (0.7, 7), (1.0, 10)])
-def test_the_first_subjects_remain_with_all_pairs_among_them(pairs, left, fraction, subjects):
+def test_the_first_subjects_are_selected_with_all_pairs_among_them(pairs, left, fraction, subjects):
     listed = pairs(10)
-    chosen = share_of(CasePairs(listed, prepare), fraction)
+    chosen = select_training_fraction(CasePairs(listed, prepare), fraction)
     assert len(chosen) == left(subjects)
     names = {c.name.split("-")[0] for k in chosen for c in listed[k]} - {"atlas"}
     assert names == {f"s{k}" for k in range(subjects)}
 
 
-def test_a_smaller_share_is_part_of_a_larger_one():
+def test_a_smaller_fraction_is_part_of_a_larger_one():
     data = CasePairs(between_subjects(9), prepare)
-    shares = [set(share_of(data, fraction)) for fraction in (0.3, 0.5, 0.9)]
+    shares = [set(select_training_fraction(data, fraction)) for fraction in (0.3, 0.5, 0.9)]
     assert shares[0] < shares[1] < shares[2]
 
 
-class Made(Dataset):
+class GeneratedPairs(PairDataset):
     """Pairs without files."""
 
     def __len__(self):
@@ -77,29 +77,29 @@ class Made(Dataset):
         return {"name": f"pair{index}"}
 
 
-def test_of_data_without_files_the_first_pairs_remain():
-    assert share_of(Made(), 0.25) == [0, 1, 2, 3, 4]
+def test_without_files_the_first_pairs_are_selected():
+    assert select_training_fraction(GeneratedPairs(), 0.25) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.5, 1.5])
-def test_a_fraction_that_is_no_share_is_refused(fraction):
+def test_a_fraction_outside_0_to_1_is_refused(fraction):
     with pytest.raises(UserError, match=f"data.fraction={fraction}"):
-        share_of(Made(), fraction)
+        select_training_fraction(GeneratedPairs(), fraction)
 
 
 def test_too_few_subjects_for_a_pair_are_refused():
     with pytest.raises(UserError, match="1 of 10 subjects"):
-        share_of(CasePairs(between_subjects(10), prepare), 0.1)
+        select_training_fraction(CasePairs(between_subjects(10), prepare), 0.1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_epoch_keeps_its_length_and_shows_every_pair_that_remains(workers):
+def test_an_epoch_keeps_its_length_and_shows_every_selected_pair(workers):
     def dataset(split):
         return CasePairs(to_atlas(8), prepare)
 
     shown = {}
     for fraction in (1.0, 0.5):
-        module = PairModule(dataset, batch_size=2, workers=workers, fraction=fraction)
+        module = PairDataModule(dataset, batch_size=2, num_workers=workers, fraction=fraction)
         shown[fraction] = [name for batch in module.train_dataloader() for name in batch["name"]]
         assert len(list(module.val_dataloader())) == 8
     assert len(shown[0.5]) == len(shown[1.0]) == 8

@@ -7,11 +7,13 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import default_collate
 
 from regnet_lab import losses
-from regnet_lab.data.patches import InOrder, Patches, PatchModule, balanced, classes, cut
-from regnet_lab.data.synthesis.deformed_images import Deformed, alone
+from regnet_lab.data.displacement_classes import classify_displacements, draw_balanced_voxels
+from regnet_lab.data.patches import PatchDataModule, PatchDataset, crop_box
+from regnet_lab.data.samplers import DrawNumberSampler
+from regnet_lab.data.synthesis.deformed_images import DeformedImages, make_self_pair
 from regnet_lab.data.synthesis.displacements.gaussian import LowFrequency
 from regnet_lab.errors import UserError
-from regnet_lab.losses.composite import bounding_box
+from regnet_lab.losses.composite import find_bounding_box
 from regnet_lab.models import RegNet
 from regnet_lab.types import Pair, Registration
 
@@ -28,12 +30,18 @@ def pair(shape, number=0, **more):
         SPACING[: len(shape)]
     ).view(-1, *[1] * len(shape))
     image = torch.from_numpy(rng.random((1, *shape), np.float32))
-    return {**alone(image, f"p{number}", SPACING[: len(shape)]), "displacement": u, **more}
+    return {**make_self_pair(image, f"p{number}", SPACING[: len(shape)]), "displacement": u, **more}
 
 
 def patches(shape, count=5, **options):
-    options = {"output": 3, "margin": 2, "images": 2, "samples": 30, **options}
-    return Patches([pair(shape, n) for n in range(count)], **options)
+    options = {
+        "output_size": 3,
+        "margin": 2,
+        "images_per_chunk": 2,
+        "patches_per_image": 30,
+        **options,
+    }
+    return PatchDataset([pair(shape, n) for n in range(count)], **options)
 
 
 def rule_by_hand(v, rule):
@@ -56,7 +64,7 @@ def rule_by_hand(v, rule):
 def test_classes_follow_the_rule(shape, rule):
     scale = torch.tensor(SPACING[: len(shape)]).view(-1, *[1] * len(shape))
     u = pair(shape)["displacement"] * scale
-    found = classes(u, THRESHOLDS, rule)
+    found = classify_displacements(u, THRESHOLDS, rule)
     vectors = u.flatten(1).T.double().numpy()
     expected = [rule_by_hand(v, rule) for v in vectors]
     np.testing.assert_array_equal(found.flatten(), expected)
@@ -66,11 +74,13 @@ def test_classes_follow_the_rule(shape, rule):
 
 def test_a_voxel_with_one_large_component_is_lost_by_the_published_rule_alone():
     u = torch.tensor([5.0, 0.1, 0.1]).view(3, 1, 1, 1)
-    assert [classes(u, THRESHOLDS, rule).item() for rule in ("all", "any", "norm")] == [-1, 2, 2]
+    assert [
+        classify_displacements(u, THRESHOLDS, rule).item() for rule in ("all", "any", "norm")
+    ] == [-1, 2, 2]
 
 
 @shapes
-def test_patches_are_what_the_pair_holds_there(shape):
+def test_patches_are_cropped_from_their_pair(shape):
     data = patches(shape)
     for n in range(0, 60, 7):
         patch = data[n]
@@ -83,36 +93,47 @@ def test_patches_are_what_the_pair_holds_there(shape):
             expected = x[np.ix_(range(len(x)), *clamped)]
             np.testing.assert_array_equal(patch[key], expected)
         assert patch["fixed_mask"].shape == (1, *[side] * len(shape))
-        assert bounding_box(patch["fixed_mask"][None]) == (slice(2, 5),) * len(shape)
+        assert find_bounding_box(patch["fixed_mask"][None]) == (slice(2, 5),) * len(shape)
         assert patch["fixed_mask"].sum() == 3 ** len(shape)
 
 
 @shapes
-def test_classes_come_equally_often_and_all_voxels_of_one_alike(shape):
-    data = patches(shape, samples=60)
+def test_classes_and_the_voxels_of_a_class_are_drawn_equally_often(shape):
+    data = patches(shape, patches_per_image=60)
     scale = torch.tensor(SPACING[: len(shape)])
     found = []
     for n in range(120):
         u = data[n]["displacement"][(slice(None), *[3] * len(shape))] * scale
         found.append(rule_by_hand(u.double().numpy(), "norm"))
     assert np.bincount(found).tolist() == [40, 40, 40]
-    drawn = balanced(np.random.default_rng(0), np.array([[3, 0], [5, 0], [2, 0]]), 20_000)
+    drawn = draw_balanced_voxels(
+        np.random.default_rng(0), np.array([[3, 0], [5, 0], [2, 0]]), 20_000
+    )
     counts = np.unique(drawn, axis=0, return_counts=True)[1]
     assert len(counts) == 10
     assert np.sum((counts - 2000) ** 2 / 2000) < 28  # 9 degrees of freedom, p = 0.001
 
 
 @shapes
-def test_centres_keep_off_the_border_and_in_the_mask(shape):
+def test_centers_lie_off_the_border_and_inside_the_mask(shape):
     mask = torch.zeros(1, *shape)
     mask[:, : shape[0] // 2] = 1
-    data = Patches([pair(shape, n, fixed_mask=mask) for n in range(2)], 1, 0, border=4, images=2)
+    data = PatchDataset(
+        [pair(shape, n, fixed_mask=mask) for n in range(2)], 1, 0, border=4, images_per_chunk=2
+    )
     centres = np.array([[int(c) for c in data[n]["name"].split("-")[1:]] for n in range(100)])
     assert centres.min() >= 4
     assert (centres < np.array(shape) - 4).all()
     assert centres[:, 0].max() == shape[0] // 2 - 1
     own = [3 + 2 * k for k in range(len(shape))]
-    data = Patches([pair(shape, n) for n in range(2)], 1, 0, border=own, images=2, samples=200)
+    data = PatchDataset(
+        [pair(shape, n) for n in range(2)],
+        1,
+        0,
+        border=own,
+        images_per_chunk=2,
+        patches_per_image=200,
+    )
     centres = np.array([[int(c) for c in data[n]["name"].split("-")[1:]] for n in range(400)])
     assert centres.min(0).tolist() == own
     assert (np.array(shape) - 1 - centres.max(0)).tolist() == own
@@ -129,13 +150,13 @@ def test_the_nth_patch_depends_on_seed_and_number_alone(shape):
     assert len(one) == 180
 
 
-def test_every_pair_is_used_once_in_a_pass_and_the_next_chunk_is_in_the_making():
+def test_every_pair_is_used_once_per_pass_and_the_next_chunk_is_prepared():
     data = patches((20, 20), count=6)
     used = [{data[60 * c + n]["name"][:2] for n in range(60)} for c in range(3)]
     assert sorted(set().union(*used)) == [f"p{n}" for n in range(6)]
     assert all(len(names) == 2 for names in used)
-    assert sorted(data.made) == [2, 3]
-    assert data.made[3].result().pairs
+    assert sorted(data.futures) == [2, 3]
+    assert data.futures[3].result().pairs
 
 
 def test_augmentation_changes_pairs_before_they_are_cut():
@@ -153,17 +174,17 @@ def module(**options):
     made = [pair((20, 22), n) for n in range(4)]
 
     def make(pairs, **more):
-        return Patches(pairs, 3, 2, images=2, samples=20, **more)
+        return PatchDataset(pairs, 3, 2, images_per_chunk=2, patches_per_image=20, **more)
 
-    return PatchModule(make, dataset=lambda split: made, batch_size=5, **options)
+    return PatchDataModule(make, dataset=lambda split: made, batch_size=5, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_goes_on_where_it_stopped(workers):
+def test_training_continues_where_it_stopped(workers):
     def names(loader):
         return [name for batch in loader for name in batch["name"]]
 
-    loader = module(epoch_size=30, workers=workers).train_dataloader()
+    loader = module(epoch_size=30, num_workers=workers).train_dataloader()
     first = names(loader)
     loader.sampler.set_epoch(1)
     second = names(loader)
@@ -180,35 +201,35 @@ def test_training_goes_on_where_it_stopped(workers):
 
 
 def test_epochs_follow_one_another():
-    order = InOrder(7, 7, 0)
+    order = DrawNumberSampler(7, 7, 0)
     order.set_epoch(2)
     order.start = 3
     assert list(order) == [17, 18, 19, 20]
     assert list(order) == list(range(14, 21))
 
 
-def test_whole_pairs_are_judged_and_trained_on_without_patches():
+def test_whole_pairs_are_evaluated_and_used_for_training_without_patches():
     batch = next(iter(module().val_dataloader()))
     assert batch["fixed"].shape == (1, 1, 20, 22)
     made = [pair((20, 22), n) for n in range(4)]
-    whole = PatchModule(None, dataset=lambda split: made, batch_size=2)
+    whole = PatchDataModule(None, dataset=lambda split: made, batch_size=2)
     batch = next(iter(whole.train_dataloader()))
     assert batch["fixed"].shape == (2, 1, 20, 22)
     assert "fixed_mask" not in batch
 
 
-def test_boxes_may_lie_anywhere():
+def test_boxes_may_exceed_the_image():
     x = torch.arange(12.0).view(1, 3, 4)
-    assert cut(x, [1, 1], [2, 2]).tolist() == [[[5, 6], [9, 10]]]
-    assert cut(x, [-2, 3], [3, 3]).tolist() == [[[3, 3, 3]] * 3]
+    assert crop_box(x, [1, 1], [2, 2]).tolist() == [[[5, 6], [9, 10]]]
+    assert crop_box(x, [-2, 3], [3, 3]).tolist() == [[[3, 3, 3]] * 3]
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"rule": "most"}, "rule=most"),
-        ({"thresholds": [4.0, 2.0]}, "thresholds"),
-        ({"samples": 0}, "samples=0"),
+        ({"class_rule": "most"}, "class_rule=most"),
+        ({"displacement_thresholds": [4.0, 2.0]}, "displacement_thresholds"),
+        ({"patches_per_image": 0}, "patches_per_image=0"),
         ({"border": 13}, "border=13"),
     ],
 )
@@ -218,13 +239,15 @@ def test_impossible_settings_are_named(options, sentence):
 
 
 def test_unknown_displacements_are_named():
-    data = Patches([alone(torch.rand(1, 9, 9), "a")], 1, 0, images=1)
+    data = PatchDataset([make_self_pair(torch.rand(1, 9, 9), "a")], 1, 0, images_per_chunk=1)
     with pytest.raises(UserError, match="a has no known displacement"):
         data[0]
 
 
 @shapes
-@pytest.mark.parametrize("term", [losses.HuberDisplacement(), losses.Bending(), losses.SoftDice()])
+@pytest.mark.parametrize(
+    "term", [losses.HuberDisplacement(), losses.BendingEnergy(), losses.SoftDice()]
+)
 def test_a_cropped_term_sees_the_box_of_the_mask_alone(shape, term):
     mask = torch.zeros(2, 1, *shape)
     mask[(0, 0, *[4] * len(shape))] = mask[(1, 0, *[10] * len(shape))] = 1
@@ -241,13 +264,13 @@ def test_a_cropped_term_sees_the_box_of_the_mask_alone(shape, term):
     whole = Pair(**keys, fixed_mask=mask, spacing=torch.ones(2, len(shape)), name=["a", "b"])
     box = (..., *[slice(4, 11)] * len(shape))
     part = Pair(**{k: v[box] for k, v in keys.items()}, spacing=whole["spacing"], name=["a", "b"])
-    found = losses.Cropped(term)(whole, Registration([u], mask))
+    found = losses.CroppedLoss(term)(whole, Registration([u], mask))
     expected = term(part, Registration([u[box]], mask[box]))
     torch.testing.assert_close(found, expected)
     bare = {k: v for k, v in whole.items() if k != "fixed_mask"}
     out = Registration([u], mask)
-    assert losses.Cropped(term)(bare, out) == term(bare, out)
-    assert bounding_box(torch.zeros(1, 1, 3, 4)) == (slice(None),) * 2
+    assert losses.CroppedLoss(term)(bare, out) == term(bare, out)
+    assert find_bounding_box(torch.zeros(1, 1, 3, 4)) == (slice(None),) * 2
 
 
 @pytest.mark.slow
@@ -258,16 +281,20 @@ def test_regnet_learns_displacements_from_patches_and_finds_them_in_whole_images
         rng = np.random.default_rng(["train", "val"].index(split))
         noise = [gaussian_filter(rng.normal(size=(64, 60)), 1.5) for _ in range(8)]
         return [
-            alone(torch.from_numpy(x / x.std() / 4 + 0.5).float()[None], f"n{i}")
+            make_self_pair(torch.from_numpy(x / x.std() / 4 + 0.5).float()[None], f"n{i}")
             for i, x in enumerate(noise)
         ]
 
     fields = LowFrequency(max_deform=3.0, sigma=8.0, border=4.0)
-    pairs, judged = (Deformed(split, images, fields, size=400) for split in ("train", "val"))
-    patches = Patches(pairs, 22, RegNet.margin, [0.5, 1.5, 3.0], images=8, samples=8)
-    model = RegNet(2, patches=RegNet.margin)
+    pairs, judged = (
+        DeformedImages(split, images, fields, num_pairs=400) for split in ("train", "val")
+    )
+    patches = PatchDataset(
+        pairs, 22, RegNet.margin, [0.5, 1.5, 3.0], images_per_chunk=8, patches_per_image=8
+    )
+    model = RegNet(2, patch_margin=RegNet.margin)
     optimiser = torch.optim.Adam(model.parameters(), 2e-3)
-    loss = losses.Cropped(losses.HuberDisplacement())
+    loss = losses.CroppedLoss(losses.HuberDisplacement())
     for step in range(LEARNING):
         batch = default_collate([patches[8 * step + k] for k in range(8)])
         u = model(batch["fixed"], batch["moving"])[-1]

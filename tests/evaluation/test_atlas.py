@@ -1,4 +1,4 @@
-"""The atlas: its mathematics against closed forms, the task on files with known answers."""
+"""Atlases: the functions against closed forms, the task on files with known results."""
 
 import json
 from functools import partial
@@ -13,16 +13,16 @@ from scipy import ndimage
 from torch import nn
 
 from regnet_lab import ops
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datasets.csv_pairs import NamedPairs
-from regnet_lab.data.datasets.unique_images import population
-from regnet_lab.data.preprocessing.functional import window
-from regnet_lab.data.preprocessing.grids import CentredGrid, WorldGrid
-from regnet_lab.data.synthesis.phantom_pairs import Synthetic
+from regnet_lab.data.case import Case
+from regnet_lab.data.datasets.base import CasePairs
+from regnet_lab.data.datasets.unique_images import collect_unique_images
+from regnet_lab.data.preprocessing.functional import normalize_window
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed
+from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import atlas as task
 from regnet_lab.evaluation import atlas_functional
-from regnet_lab.evaluation.atlas import Atlas
+from regnet_lab.evaluation.atlas import AtlasTask
 from regnet_lab.models import Identity
 from regnet_lab.training.module import RegistrationModule
 
@@ -34,7 +34,7 @@ def noise(*size, seed=0):
 
 
 def blob(shape, centre, width=2.5):
-    """A Gaussian hill, (1, 1, *shape)."""
+    """Make a Gaussian blob, (1, 1, *shape)."""
     squares = sum((x - c) ** 2 for x, c in zip(np.indices(shape), centre, strict=True))
     return torch.from_numpy(np.exp(-squares / 2 / width**2)).float()[None, None]
 
@@ -49,11 +49,11 @@ def smooth(shape, seed, size=1.0):
     return torch.from_numpy(field / np.abs(field).max() * size).float()[None]
 
 
-# --- mathematics
+# --- functions
 
 
 @SHAPES
-def test_the_mean_weighs_every_image_by_the_determinant_of_its_map(shape):
+def test_the_mean_weights_every_image_by_its_jacobian_determinant(shape):
     fields = [smooth(shape, seed, 3.0) for seed in range(3)]
     images = [noise(1, 1, *shape, seed=seed) for seed in range(3)]
     top = bottom = 0
@@ -62,53 +62,53 @@ def test_the_mean_weighs_every_image_by_the_determinant_of_its_map(shape):
         slopes = np.stack([np.stack(np.gradient(one), -1) for one in v], -2)
         weight = np.clip(np.linalg.det(slopes + np.eye(len(shape))), 1e-3, None)
         at = np.indices(shape) + v
-        seen = ndimage.map_coordinates(image[0, 0].numpy(), at, order=1, mode="nearest")
-        top, bottom = top + weight * seen, bottom + weight
-    template = atlas_functional.weighted_mean(zip(images, fields, strict=True))
+        warped = ndimage.map_coordinates(image[0, 0].numpy(), at, order=1, mode="nearest")
+        top, bottom = top + weight * warped, bottom + weight
+    template = atlas_functional.compute_weighted_mean(zip(images, fields, strict=True))
     np.testing.assert_allclose(template[0, 0], top / bottom, atol=2e-4)
 
 
 @SHAPES
-def test_a_template_of_translated_images_moves_to_their_mean_place(shape):
+def test_a_template_of_translated_images_moves_to_their_mean_position(shape):
     middle = np.array([n / 2 for n in shape])
     shifts = np.array([[2.0, 0, 1], [1, 3, -1], [3, 0, 3]])[:, : len(shape)]
     fields = [constant(shape, shift) for shift in shifts]
     images = [blob(shape, middle + shift, 1.5) for shift in shifts]
-    biased = atlas_functional.weighted_mean(zip(images, fields, strict=True))
+    biased = atlas_functional.compute_weighted_mean(zip(images, fields, strict=True))
     torch.testing.assert_close(biased, blob(shape, middle, 1.5), atol=0.02, rtol=0)
-    centred = atlas_functional.recentred(fields)
+    centred = atlas_functional.recenter_displacements(fields)
     for u, shift in zip(centred, shifts, strict=True):
         torch.testing.assert_close(u, constant(shape, shift - shifts.mean(0)))
-    moved = atlas_functional.weighted_mean(zip(images, centred, strict=True))
-    there = blob(shape, middle + shifts.mean(0), 1.5)
-    torch.testing.assert_close(moved, there, atol=0.02, rtol=0)
+    moved = atlas_functional.compute_weighted_mean(zip(images, centred, strict=True))
+    expected = blob(shape, middle + shifts.mean(0), 1.5)
+    torch.testing.assert_close(moved, expected, atol=0.02, rtol=0)
 
 
 @SHAPES
-def test_recentring_nearly_removes_the_mean_of_displacements_that_vary(shape):
+def test_recentering_nearly_removes_the_mean_of_displacements_that_vary(shape):
     fields = [smooth(shape, seed) + smooth(shape, 9) for seed in range(3)]
     before = torch.stack(fields).mean(0).norm(dim=1).mean()
-    centred = atlas_functional.recentred(fields)
+    centred = atlas_functional.recenter_displacements(fields)
     assert torch.stack(centred).mean(0).norm(dim=1).mean() < 0.2 * before
 
 
 @SHAPES
-def test_recentring_is_the_inverse_of_the_mean_to_second_order(shape):
+def test_recentering_is_the_inverse_of_the_mean_to_second_order(shape):
     def error(size):
         u = size * smooth(shape, 9)
         exact = ops.compose(ops.invert(u, tolerance=1e-7), u)
-        return (atlas_functional.recentred([u])[0] - exact).norm(dim=1).mean()
+        return (atlas_functional.recenter_displacements([u])[0] - exact).norm(dim=1).mean()
 
     assert error(0.2) < 0.35 * error(0.4)
 
 
-def test_recentring_by_a_mean_that_folds_does_not_fold():
+def test_recentering_by_a_folding_mean_does_not_fold():
     wave = torch.zeros(1, 2, 30, 12)
     wave[:, 0] = 4 * torch.sin(torch.linspace(0, 4 * torch.pi, 30))[:, None]
     assert ops.jacobian_determinant(wave).min() < 0
-    still = wave - wave
-    back, _ = atlas_functional.recentred([still, 2 * wave])
-    assert ops.jacobian_determinant(back).min() > 0
+    zero = wave - wave
+    recentered, _ = atlas_functional.recenter_displacements([zero, 2 * wave])
+    assert ops.jacobian_determinant(recentered).min() > 0
 
 
 @SHAPES
@@ -118,44 +118,46 @@ def test_sharpness_of_a_ramp_is_its_slope_per_millimetre(shape):
         3.0 * s * x for s, x in zip(spacing[0], ops.identity_grid(shape, spacing)[0], strict=True)
     )
     everywhere = torch.ones(1, 1, *shape, dtype=torch.bool)
-    found = atlas_functional.sharpness(ramp[None, None], everywhere, spacing)
-    assert found == pytest.approx(3 * len(shape) ** 0.5, rel=1e-4)
+    sharpness = atlas_functional.compute_sharpness(ramp[None, None], everywhere, spacing)
+    assert sharpness == pytest.approx(3 * len(shape) ** 0.5, rel=1e-4)
 
 
 @SHAPES
-def test_votes_are_counted_by_value_and_the_first_of_equals_wins(shape):
+def test_votes_are_counted_by_label_and_the_first_of_equals_wins(shape):
     values = [0, 4, 17]
     maps = [
         torch.tensor(values)[noise(1, 1, *shape, seed=s).abs().clamp(max=2).long()] for s in (1, 2)
     ]
-    ballot = sum(atlas_functional.one_hot(one, values) for one in maps)
+    votes = sum(atlas_functional.encode_one_hot(one, values) for one in maps)
     for channel, value in enumerate(values):
-        assert (ballot[:, channel] == sum((one[:, 0] == value).int() for one in maps)).all()
-    torch.testing.assert_close(atlas_functional.winners(ballot, values), torch.minimum(*maps))
+        assert (votes[:, channel] == sum((one[:, 0] == value).int() for one in maps)).all()
+    torch.testing.assert_close(
+        atlas_functional.select_majority_labels(votes, values), torch.minimum(*maps)
+    )
 
 
 @SHAPES
-def test_fused_labels_are_the_most_voted_ones_where_the_map_leads(shape):
+def test_fused_labels_have_most_votes_at_the_mapped_points(shape):
     values = [0, 5, 9]
-    ballot = torch.randint(0, 9, (1, 3, *shape), generator=torch.Generator().manual_seed(0))
+    votes = torch.randint(0, 9, (1, 3, *shape), generator=torch.Generator().manual_seed(0))
     v = smooth(shape, 7, 2.0)
     at = np.indices(shape) + v[0].numpy()
-    shares = [ndimage.map_coordinates(one.numpy().astype(float), at, order=1) for one in ballot[0]]
+    shares = [ndimage.map_coordinates(one.numpy().astype(float), at, order=1) for one in votes[0]]
     first, second = np.sort(shares, axis=0)[[-1, -2]]
     inside = ((at >= 0) & (at <= np.array(shape).reshape(-1, *[1] * len(shape)) - 1)).all(0)
     clear = inside & (first - second > 1e-3)
     assert clear.mean() > 0.5
     expected = np.array(values)[np.argmax(shares, axis=0)]
-    found = atlas_functional.fused(ballot.short(), values, v)[0, 0].numpy()
-    np.testing.assert_array_equal(found[clear], expected[clear])
+    labels = atlas_functional.fuse_labels(votes.short(), values, v)[0, 0].numpy()
+    np.testing.assert_array_equal(labels[clear], expected[clear])
 
 
-def test_what_lies_outside_the_atlas_is_background():
-    ballot = torch.ones(1, 2, 6, 6, dtype=torch.int16)
-    ballot[:, 0] = 0
-    found = atlas_functional.fused(ballot, [0, 3], constant((6, 6), [4.0, 0.0]))[0, 0]
-    assert (found[:2] == 3).all()
-    assert (found[2:] == 0).all()
+def test_points_outside_the_atlas_are_background():
+    votes = torch.ones(1, 2, 6, 6, dtype=torch.int16)
+    votes[:, 0] = 0
+    labels = atlas_functional.fuse_labels(votes, [0, 3], constant((6, 6), [4.0, 0.0]))[0, 0]
+    assert (labels[:2] == 3).all()
+    assert (labels[2:] == 0).all()
 
 
 # --- the images of a data set
@@ -167,16 +169,16 @@ def write(folder, name, array, affine):
 
 
 def make_cases(folder, shape, count, affine=None, seed=0, labelled=True):
-    """Hills at different places, the inner part labelled 7, the outer one 3."""
+    """Gaussian blobs at different positions, the inner part labelled 7, the outer one 3."""
     rng = np.random.default_rng(seed)
     cases = []
     for number in range(count):
         place = np.array(shape) / 2 + rng.uniform(-2, 2, len(shape))
         image = blob(shape, place)[0, 0].numpy()
         labels = np.select([image > 0.7, image > 0.3], [7, 3]).astype(np.int16)
-        own = np.eye(4) if affine is None else affine(number)
-        path = write(folder, f"img{number}", image, own)
-        marks = write(folder, f"seg{number}", labels, own) if labelled else None
+        case_affine = np.eye(4) if affine is None else affine(number)
+        path = write(folder, f"img{number}", image, case_affine)
+        marks = write(folder, f"seg{number}", labels, case_affine) if labelled else None
         cases.append(Case(f"case{number}", path, marks))
     return cases
 
@@ -188,15 +190,15 @@ def pairs_of(cases):
 @SHAPES
 def test_every_image_of_the_pairs_comes_once_with_its_labels(shape, tmp_path):
     cases = make_cases(tmp_path, shape, 3)
-    grid = CentredGrid(shape)
-    found = population(CasePairs(pairs_of(cases), grid))
-    assert found.names == ["case0", "case1", "case2"]
-    for subject, case in zip(found, cases, strict=True):
+    grid = CropOrPad(shape)
+    subjects = collect_unique_images(CasePairs(pairs_of(cases), grid))
+    assert subjects.names == ["case0", "case1", "case2"]
+    for subject, case in zip(subjects, cases, strict=True):
         expected = grid(case, case)
         torch.testing.assert_close(subject.image[0], expected["fixed"])
         torch.testing.assert_close(subject.labels[0], expected["fixed_labels"])
-    named = {f"pair{i}": pair for i, pair in enumerate(pairs_of(cases))}
-    assert population(NamedPairs(named, grid)).names == found.names
+    named = CasePairs(pairs_of(cases), grid, [f"pair{i}" for i in range(len(cases))])
+    assert collect_unique_images(named).names == subjects.names
 
 
 @SHAPES
@@ -207,52 +209,54 @@ def test_images_of_world_grids_lie_on_that_of_the_first_with_its_affine(shape, t
         return moved
 
     cases = make_cases(tmp_path, shape, 2, affine)
-    grid = WorldGrid()
-    found = population(CasePairs(pairs_of(cases), grid))
-    np.testing.assert_allclose(found.affine, affine(0))
-    torch.testing.assert_close(found[1].image[0], grid(cases[0], cases[1])["moving"])
-    assert found.spacing.tolist() == [[2.0] * len(shape)]
+    grid = ResampleToFixed()
+    subjects = collect_unique_images(CasePairs(pairs_of(cases), grid))
+    np.testing.assert_allclose(subjects.affine, affine(0))
+    torch.testing.assert_close(subjects[1].image[0], grid(cases[0], cases[1])["moving"])
+    assert subjects.spacing.tolist() == [[2.0] * len(shape)]
 
 
 @SHAPES
 def test_the_affine_of_a_padded_grid_leads_to_where_its_voxels_were(shape, tmp_path):
     affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
     cases = make_cases(tmp_path, shape, 2, lambda _: affine)
-    wide = CentredGrid([n + 6 for n in shape], intensity=partial(window, low=0, high=1))
-    found = population(CasePairs(pairs_of(cases), wide))
+    wide = CropOrPad([n + 6 for n in shape], intensity=partial(normalize_window, low=0, high=1))
+    subjects = collect_unique_images(CasePairs(pairs_of(cases), wide))
     original = nibabel.load(cases[0].image)
     peak = np.array(np.unravel_index(original.get_fdata().argmax(), shape))
-    there = np.array(np.unravel_index(found[0].image.argmax().item(), [n + 6 for n in shape]))
+    template_peak = np.array(
+        np.unravel_index(subjects[0].image.argmax().item(), [n + 6 for n in shape])
+    )
     pad = [0] * (3 - len(shape)) + [1]
-    np.testing.assert_allclose(found.affine @ [*there, *pad], affine @ [*peak, *pad])
+    np.testing.assert_allclose(subjects.affine @ [*template_peak, *pad], affine @ [*peak, *pad])
 
 
 def test_images_made_in_memory_come_once_each(tmp_path):
-    found = population(Synthetic("test", 2, shape=24, size=2, seed=1))
-    assert len(found) == 4
-    assert len(set(found.names)) == 4
-    pair = Synthetic("test", 2, shape=24, size=2, seed=1)[1]
-    torch.testing.assert_close(found[3].image[0], pair["moving"])
-    np.testing.assert_allclose(found.affine, np.eye(4))
+    subjects = collect_unique_images(PhantomPairs("test", 2, shape=24, num_pairs=2, seed=1))
+    assert len(subjects) == 4
+    assert len(set(subjects.names)) == 4
+    pair = PhantomPairs("test", 2, shape=24, num_pairs=2, seed=1)[1]
+    torch.testing.assert_close(subjects[3].image[0], pair["moving"])
+    np.testing.assert_allclose(subjects.affine, np.eye(4))
 
 
 def test_a_single_image_and_images_of_several_shapes_are_refused(tmp_path):
     (case,) = make_cases(tmp_path, (9, 11), 1)
     with pytest.raises(UserError, match="at least two images, but the pairs hold only case0"):
-        population(CasePairs([(case, case)], CentredGrid((9, 11))))
+        collect_unique_images(CasePairs([(case, case)], CropOrPad((9, 11))))
     pairs = [
         {"fixed": torch.zeros(1, 4, n), "moving": torch.ones(1, 4, n), "name": str(n)}
         for n in (5, 6)
     ]
     with pytest.raises(UserError, match=r"2 shapes, such as \(4, 5\) and \(4, 6\)"):
-        population(pairs)
+        collect_unique_images(pairs)
 
 
 # --- the task
 
 
-class Hills(nn.Module):
-    """Move a hill onto another by the difference of their centres of mass."""
+class BlobRegistration(nn.Module):
+    """Register blobs by the difference of their centers of mass."""
 
     def forward(self, fixed, moving):
         def mass(image):
@@ -267,9 +271,9 @@ def run(folder, dataset, model=None, **options):
     trainer = Trainer(
         accelerator="cpu", logger=False, default_root_dir=folder, enable_progress_bar=False
     )
-    module = RegistrationModule(model or Hills(), {}, None, name="hills")
+    module = RegistrationModule(model or BlobRegistration(), {}, None, name="hills")
     data = torch.utils.data.DataLoader(dataset)
-    Atlas(str(folder / "out"), **options).run(trainer, module, data)
+    AtlasTask(str(folder / "out"), **options).run(trainer, module, data)
     return json.loads((folder / "out" / "atlas.json").read_text(encoding="utf-8")), folder / "out"
 
 
@@ -278,12 +282,15 @@ def load(path):
 
 
 @SHAPES
-def test_the_atlas_of_translated_hills_is_the_hill_at_their_mean_place(shape, tmp_path):
+def test_the_atlas_of_translated_blobs_is_the_blob_at_their_mean_position(shape, tmp_path):
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     affine[:3, 3] = [5, 6, 7]
     cases = make_cases(tmp_path, shape, 5, lambda _: affine)
-    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CentredGrid(shape)), epsilon=1e-3)
-    images = [population(CasePairs(pairs_of(cases), CentredGrid(shape)))[i].image for i in range(5)]
+    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CropOrPad(shape)), tolerance=1e-3)
+    images = [
+        collect_unique_images(CasePairs(pairs_of(cases), CropOrPad(shape)))[i].image
+        for i in range(5)
+    ]
     mean, template = load(out / "mean.nii.gz"), load(out / "template.nii.gz")
     np.testing.assert_allclose(mean, torch.stack(images).mean(0)[0, 0], atol=1e-6)
     places = [ndimage.center_of_mass(load(case.image)) for case in cases]
@@ -298,9 +305,9 @@ def test_the_atlas_of_translated_hills_is_the_hill_at_their_mean_place(shape, tm
 
 
 @SHAPES
-def test_labels_are_those_of_the_hill_and_the_votes_add_up(shape, tmp_path):
+def test_labels_are_those_of_the_blob_and_the_votes_add_up(shape, tmp_path):
     cases = make_cases(tmp_path, shape, 5)
-    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CentredGrid(shape)))
+    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CropOrPad(shape)))
     shares = load(out / "probabilities.nii.gz").reshape(*shape, 3)
     winners, most = load(out / "labels.nii.gz"), load(out / "max_probability.nii.gz")
     assert facts["labels"] == [0, 3, 7]
@@ -331,7 +338,7 @@ def test_a_subject_has_no_vote_on_itself_and_a_label_of_its_own_does_not_count(t
     other[5:8, 5:8] = 2
     for case, labels in zip(cases, (first + other, other, other), strict=True):
         write(tmp_path, case.labels.stem, labels, np.eye(4))
-    run(tmp_path, CasePairs(pairs_of(cases), CentredGrid(shape)), Identity())
+    run(tmp_path, CasePairs(pairs_of(cases), CropOrPad(shape)), Identity())
     table = pd.read_csv(tmp_path / "out" / "labels.csv").set_index(["case", "method", "label"])[
         "dice"
     ]
@@ -342,7 +349,7 @@ def test_a_subject_has_no_vote_on_itself_and_a_label_of_its_own_does_not_count(t
 
 def test_without_registration_the_template_is_the_plain_mean(tmp_path):
     cases = make_cases(tmp_path, (9, 11), 3, labelled=False)
-    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CentredGrid((9, 11))), Identity())
+    facts, out = run(tmp_path, CasePairs(pairs_of(cases), CropOrPad((9, 11))), Identity())
     np.testing.assert_allclose(load(out / "template.nii.gz"), load(out / "mean.nii.gz"), atol=1e-6)
     assert len(facts["changes"]) == 1
     assert facts["sharper_percent"] == pytest.approx(0, abs=1e-3)
@@ -354,16 +361,16 @@ def test_without_registration_the_template_is_the_plain_mean(tmp_path):
     ]
 
 
-def test_without_removal_of_the_mean_displacement_the_template_stays_where_it_began(tmp_path):
+def test_without_recentering_the_template_stays_at_its_initial_position(tmp_path):
     shape = (20, 22)
     images = [blob(shape, (10, 8)), blob(shape, (10, 12)), blob(shape, (10, 12.5))]
     for number, image in enumerate(images):
         write(tmp_path, f"img{number}", image[0, 0].numpy(), np.eye(4))
     cases = [Case(f"case{n}", tmp_path / f"img{n}.nii") for n in range(3)]
-    dataset = CasePairs(pairs_of(cases), CentredGrid(shape))
+    dataset = CasePairs(pairs_of(cases), CropOrPad(shape))
 
     class Fixed(nn.Module):
-        """Knows where each hill is and takes the template for one at 8."""
+        """Registers each blob as if the template were a blob at 8."""
 
         def forward(self, fixed, moving):
             place = ops.identity_grid(shape, moving)[:, 1:]
@@ -371,7 +378,7 @@ def test_without_removal_of_the_mean_displacement_the_template_stays_where_it_be
             return [constant(shape, (0.0, at - 8)).clone()]
 
     def middle(unbiased):
-        run(tmp_path, dataset, Fixed(), unbiased=unbiased, rounds=1)
+        run(tmp_path, dataset, Fixed(), unbiased=unbiased, max_rounds=1)
         template = load(tmp_path / "out" / "template.nii.gz") ** 4
         return ndimage.center_of_mass(template)[1]
 
@@ -379,34 +386,34 @@ def test_without_removal_of_the_mean_displacement_the_template_stays_where_it_be
     assert middle(True) == pytest.approx(np.mean([8, 12, 12.5]), abs=0.15)
 
 
-def test_an_epsilon_below_zero_or_no_round_is_refused(tmp_path):
-    for options in ({"epsilon": -1}, {"rounds": 0}):
-        with pytest.raises(UserError, match=r"task\.epsilon"):
-            Atlas(str(tmp_path), **options)
+def test_a_negative_tolerance_or_no_round_is_refused(tmp_path):
+    for options in ({"tolerance": -1}, {"max_rounds": 0}):
+        with pytest.raises(UserError, match=r"task\.tolerance"):
+            AtlasTask(str(tmp_path), **options)
 
 
-def test_too_few_rounds_are_told(tmp_path, caplog):
+def test_too_few_rounds_are_warned_about(tmp_path, caplog):
     cases = make_cases(tmp_path, (9, 11), 3)
-    run(tmp_path, CasePairs(pairs_of(cases), CentredGrid((9, 11))), rounds=1, epsilon=0)
-    assert "task.rounds=1 were too few" in caplog.text
+    run(tmp_path, CasePairs(pairs_of(cases), CropOrPad((9, 11))), max_rounds=1, tolerance=0)
+    assert "task.max_rounds=1 reached before task.tolerance" in caplog.text
 
 
-def test_nothing_inside_has_no_sharpness_and_is_written_as_such(tmp_path):
+def test_an_empty_mask_has_no_sharpness(tmp_path):
     for number in range(2):
         write(tmp_path, f"img{number}", np.zeros((9, 11), np.float32), np.eye(4))
     cases = [Case(f"case{n}", tmp_path / f"img{n}.nii") for n in range(2)]
-    facts, _ = run(tmp_path, CasePairs(pairs_of(cases), CentredGrid((9, 11))), Identity())
+    facts, _ = run(tmp_path, CasePairs(pairs_of(cases), CropOrPad((9, 11))), Identity())
     assert facts["sharper_percent"] is None
 
 
-def test_the_sentence_says_less_sharp_where_it_is():
+def test_the_summary_says_less_sharp_where_it_is():
     facts = {"changes": [1, 2], "sharper_percent": -3.21, "model": "m"}
-    assert task.sentence(facts) == "2 rounds, 3.2 % less sharp than the plain mean"
+    assert task.format_summary(facts) == "2 rounds, 3.2 % less sharp than the plain mean"
 
 
-def test_the_command_makes_an_atlas_of_any_data(command, tmp_path):
-    data = ["data=synthetic", "ndim=2", "data.dataset.shape=24", "data.dataset.size=2"]
-    done = command("evaluate.py", "model=identity", *data, "task=atlas", "folder=out")
+def test_the_command_builds_an_atlas_of_any_data(command, tmp_path):
+    data = ["data=synthetic", "ndim=2", "data.dataset.shape=24", "data.dataset.num_pairs=2"]
+    done = command("evaluate.py", "model=identity", *data, "task=atlas", "output_dir=out")
     assert done.returncode == 0, done.stderr
     assert "atlas of 4 images by identity" in done.stdout
     assert (tmp_path / "out" / "labels.nii.gz").exists()

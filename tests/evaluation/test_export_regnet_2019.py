@@ -1,4 +1,4 @@
-"""The folders of RegNet's second version, read back by SimpleITK."""
+"""Deformations in the layout of RegNet's second version, read by SimpleITK."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader
 
-from regnet_lab.data.synthesis.deformed_images import alone
+from regnet_lab.data.synthesis.deformed_images import make_self_pair
 from regnet_lab.data.synthesis.displacements.base import Zero
 from regnet_lab.data.synthesis.displacements.bspline import SingleFrequency
-from regnet_lab.data.synthesis.displacements.masked_image import OfShape
-from regnet_lab.data.synthesis.regnet_2019 import Artificial
+from regnet_lab.data.synthesis.displacements.masked_image import MaskAgnosticDisplacement
+from regnet_lab.data.synthesis.regnet_2019 import RegNet2019Pairs
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.export_regnet_2019 import Published, folder_of
+from regnet_lab.evaluation.export_regnet_2019 import RegNet2019ExportTask, make_method_folder
 
 SPACING = (2.0, 1.5, 2.5)
 SHAPE = (18, 20, 16)
@@ -26,17 +26,19 @@ def artificial(size, looks=("clean",)):
             image = torch.from_numpy(gaussian_filter(rng.uniform(0, 1, SHAPE), 1.5)).float()
             lung = torch.zeros(1, *SHAPE)
             lung[:, 4:12, 5:15, 3:13] = 1
-            pair = alone((image[None] - 0.4) * 5, name, SPACING)
+            pair = make_self_pair((image[None] - 0.4) * 5, name, SPACING)
             pairs.append({**pair, "moving_mask": lung})
         return pairs
 
-    field = SingleFrequency(max_deform=6.0, knots=12.0, border=0)
-    methods = {"single0": field, "single1": field, "zero": OfShape(Zero())}
-    return Artificial("train", images, methods, field, looks, size, unit=1400.0, threshold=0.3)
+    field = SingleFrequency(max_deform=6.0, knot_spacing=12.0, zero_border=0)
+    methods = {"single0": field, "single1": field, "zero": MaskAgnosticDisplacement(Zero())}
+    return RegNet2019Pairs(
+        "train", images, methods, field, looks, size, window_width=1400.0, body_threshold=0.3
+    )
 
 
 def run(folder, data, **options):
-    task = Published(str(folder), "3D_max20_D14_K", case="ExpLung{}", **options)
+    task = RegNet2019ExportTask(str(folder), "3D_max20_D14_K", case_name="ExpLung{}", **options)
     task.run(None, None, DataLoader(data))
     return folder / "Elastix"
 
@@ -46,9 +48,9 @@ def read(path):
 
 
 @pytest.mark.parametrize(("stage", "end"), [(1, ""), (4, "_s4")])
-def test_files_lie_where_the_second_version_looks_for_them(tmp_path, stage, end):
+def test_files_are_in_the_layout_of_the_second_version(tmp_path, stage, end):
     root = run(tmp_path, artificial(8), stage=stage)
-    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    written = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
     generated = "Artificial_Generation/3D_max20_D14_K/SPREAD/Fixed"
     methods = ["single_frequency_D0", "single_frequency_D1", "zero_D0", "single_frequency_D0"]
     deformed = ("DeformedImage_Clean", "DeformedLung", "DeformedTorso")
@@ -63,10 +65,10 @@ def test_files_lie_where_the_second_version_looks_for_them(tmp_path, stage, end)
             expected.add(f"{generated}/ExpLung{case}/Dsmooth0/DNext3/{name}{end}.mha")
         for name in ("Image", "Mask", "Torso"):
             expected.add(f"LungExp/ExpLung{case}/Result/Fixed{name}FullRS1{end}.mha")
-    assert found == expected
+    assert written == expected
 
 
-def test_another_tool_makes_the_deformed_image_of_the_source(tmp_path):
+def test_simpleitk_reproduces_the_deformed_image_from_the_source(tmp_path):
     data = artificial(8)
     root = run(tmp_path, data)
     generated = root / "Artificial_Generation/3D_max20_D14_K/SPREAD/Fixed/ExpLung2"
@@ -95,11 +97,11 @@ def test_another_tool_makes_the_deformed_image_of_the_source(tmp_path):
         assert deformed.GetSpacing() == pytest.approx(SPACING)
     original = sitk.GetArrayFromImage(read(sources[0])).T
     np.testing.assert_array_equal(
-        original, np.rint(data.images[1]["moving"][0].numpy() * np.float32(1400) - 1000)
+        original, np.rint(data.source_dataset[1]["moving"][0].numpy() * np.float32(1400) - 1000)
     )
 
 
-def test_what_is_there_is_left_alone_and_a_look_is_named(tmp_path):
+def test_existing_files_are_kept_and_files_are_named_by_their_look(tmp_path):
     root = run(tmp_path, artificial(2))
     path = next(root.rglob("ExpLung1/Dsmooth0/*/DeformedDVF_pad0.mha"))
     first = path.read_bytes(), path.stat().st_mtime_ns
@@ -112,9 +114,9 @@ def test_what_is_there_is_left_alone_and_a_look_is_named(tmp_path):
     assert path.read_bytes() == first[0]
 
 
-def test_methods_have_their_published_names_and_other_data_are_refused(tmp_path):
-    assert folder_of("respiratory3") == "respiratory_motion_D3"
-    assert folder_of("mixed1") == "mixed_frequency_D1"
-    assert folder_of("translation") == "translation_D0"
+def test_methods_have_the_published_folder_names_and_other_data_are_refused(tmp_path):
+    assert make_method_folder("respiratory3") == "respiratory_motion_D3"
+    assert make_method_folder("mixed1") == "mixed_frequency_D1"
+    assert make_method_folder("translation") == "translation_D0"
     with pytest.raises(UserError, match="choose data=regnet_2019_s1"):
-        Published(str(tmp_path), "x").run(None, None, DataLoader([1, 2]))
+        RegNet2019ExportTask(str(tmp_path), "x").run(None, None, DataLoader([1, 2]))

@@ -1,4 +1,4 @@
-"""Evaluations collected into one table, and what is refused because it cannot be compared."""
+"""The leaderboard: its statistics, its file formats, and evaluations that cannot be compared."""
 
 import html
 import json
@@ -11,52 +11,52 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from pytorch_lightning import Trainer
 from scipy import stats
 
-from regnet_lab.cli.report import terminal
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import leaderboard_tables, setup
-from regnet_lab.evaluation.leaderboard import leaderboard
+from regnet_lab.evaluation.leaderboard import build_leaderboard
 from regnet_lab.metrics import tables
-from regnet_lab.training.callbacks import About
+from regnet_lab.training.callbacks import RunInfo
 from tests.helpers import ROOT
 
 CASES = [f"case_{n:02d}" for n in range(24)]
 
 
-def scores(seed, dice, cases):
+def make_scores(seed, dice, cases):
     rng = np.random.default_rng(seed)
     for case in cases:
-        one, two = np.clip(dice + 0.05 * rng.normal(size=2), 0, 1)
+        first, second = np.clip(dice + 0.05 * rng.normal(size=2), 0, 1)
         yield {
-            "case": case, "dice": (one + two) / 2, "dice/1": one, "dice/2": two,
-            "hd95_mm": 8 * (1 - one), "sdlogj": 0.1 * dice, "folds_percent": 0.2,
+            "case": case, "dice": (first + second) / 2, "dice/1": first, "dice/2": second,
+            "hd95_mm": 8 * (1 - first), "sdlogj": 0.1 * dice, "folds_percent": 0.2,
         }  # fmt: skip
 
 
-def evaluated(folder, method, dice, seed=1, cases=CASES, before=0.5, run=None, **about):
-    """An evaluation folder, as the callbacks leave it."""
-    records = [r | {"method": "identity"} for r in scores(0, before, cases)]
-    own = scores(seed, dice, cases)
-    records += [r | {"method": method, "seconds": 0.5, "peak_mb": 100.0} for r in own]
-    tables.write(records, folder)
-    known = {"method": method, "run": run and str(run), "device": "a CPU, 1 thread"} | about
-    (folder / "about.json").write_text(json.dumps(known))
+def write_evaluation(folder, method, dice, seed=1, cases=CASES, before=0.5, run=None, **about):
+    """Write an evaluation folder as the callbacks do."""
+    records = [r | {"method": "identity"} for r in make_scores(0, before, cases)]
+    model_scores = make_scores(seed, dice, cases)
+    records += [r | {"method": method, "seconds": 0.5, "peak_mb": 100.0} for r in model_scores]
+    tables.write_tables(records, folder)
+    run_info = {"method": method, "run": run and str(run), "device": "a CPU, 1 thread"} | about
+    (folder / "about.json").write_text(json.dumps(run_info))
     return folder
 
 
 @pytest.fixture
 def three(tmp_path):
     return [
-        evaluated(tmp_path / "good", "good", 0.8, seed=1, parameters=1234567),
-        evaluated(tmp_path / "bad", "bad", 0.6, seed=2, parameters=10),
-        evaluated(tmp_path / "similar", "similar", 0.801, seed=3, parameters=99),
+        write_evaluation(tmp_path / "good", "good", 0.8, seed=1, parameters=1234567),
+        write_evaluation(tmp_path / "bad", "bad", 0.6, seed=2, parameters=10),
+        write_evaluation(tmp_path / "similar", "similar", 0.801, seed=3, parameters=99),
     ]
 
 
-def test_the_board_says_of_each_method_what_scipy_and_numpy_say(three):
-    board = leaderboard(three, reference="good")
+def test_statistics_equal_those_of_scipy_and_numpy(three):
+    board = build_leaderboard(three, reference="good")
     frames = {
         path.name: (pd.read_csv(path / "cases.csv").query("method == @path.name").set_index("case"))
         for path in three
@@ -81,15 +81,15 @@ def test_the_board_says_of_each_method_what_scipy_and_numpy_say(three):
     assert board.attrs["reference"] == "good"
 
 
-def test_costs_stand_with_parameters_and_device(three):
-    board = leaderboard(three)
+def test_costs_parameters_and_device_are_listed(three):
+    board = build_leaderboard(three)
     assert board.loc["good", ["seconds", "peak_mb", "parameters"]].tolist() == [0.5, 100, 1234567]
     assert board.loc["good", "device"] == "a CPU, 1 thread"
     assert board.loc["identity", ["seconds", "parameters", "device"]].isna().all()
 
 
 def test_identity_is_first_without_a_rank_and_the_others_follow_their_ranks(three):
-    board = leaderboard(three)
+    board = build_leaderboard(three)
     assert board.index[0] == "identity"
     assert np.isnan(board.loc["identity", "rank"])
     assert board["rank"][1:].is_monotonic_decreasing
@@ -99,8 +99,8 @@ def test_identity_is_first_without_a_rank_and_the_others_follow_their_ranks(thre
     assert board.loc["good", "rank"] == pytest.approx((shared**3 * 0.55) ** 0.25)
 
 
-def test_dice30_is_of_the_structures_that_overlapped_least_before(three):
-    board = leaderboard(three)
+def test_dice30_is_of_the_structures_with_least_overlap_before_registration(three):
+    board = build_leaderboard(three)
     labels = pd.read_csv(three[0] / "labels.csv")
     before = labels[labels.method == "identity"].set_index(["case", "label"])["dice"]
     hard = before[before <= before.quantile(0.3)].index
@@ -110,119 +110,122 @@ def test_dice30_is_of_the_structures_that_overlapped_least_before(three):
     assert board.loc["identity", "dice30_mean"] < board.loc["identity", "dice_mean"]
 
 
-def test_the_best_is_the_reference_unless_another_is_named(three):
-    board = leaderboard(three)
+def test_the_best_method_is_the_reference_unless_another_is_named(three):
+    board = build_leaderboard(three)
     means = board["dice_mean"].drop("identity")
     assert board.attrs["reference"] == means.idxmax()
     with pytest.raises(UserError, match="reference=nobody is not one of good, bad, similar"):
-        leaderboard(three, reference="nobody")
+        build_leaderboard(three, reference="nobody")
 
 
-def test_a_run_s_folder_or_a_multirun_s_gives_what_lies_below_it(tmp_path):
-    evaluated(tmp_path / "sweep" / "0", "net", 0.7, seed=1, run=tmp_path / "runs" / "small")
-    evaluated(tmp_path / "sweep" / "1", "net", 0.8, seed=2, run=tmp_path / "runs" / "large")
-    board = leaderboard([tmp_path / "sweep"])
+def test_all_evaluations_below_a_folder_are_read(tmp_path):
+    write_evaluation(tmp_path / "sweep" / "0", "net", 0.7, seed=1, run=tmp_path / "runs" / "small")
+    write_evaluation(tmp_path / "sweep" / "1", "net", 0.8, seed=2, run=tmp_path / "runs" / "large")
+    board = build_leaderboard([tmp_path / "sweep"])
     assert set(board.index) == {"identity", "net (small)", "net (large)"}
     assert board.loc["net (large)", "dice_mean"] > board.loc["net (small)", "dice_mean"]
 
 
-def test_evaluations_of_one_run_are_told_apart_by_their_own_folders(tmp_path):
+def test_evaluations_of_one_run_are_named_by_their_folders(tmp_path):
     for name in ("best", "last"):
-        evaluated(tmp_path / name / "same", "net", 0.7, run=tmp_path / "run")
-    assert set(leaderboard([tmp_path]).index) == {"identity", "net (best)", "net (last)"}
+        write_evaluation(tmp_path / name / "same", "net", 0.7, run=tmp_path / "run")
+    assert set(build_leaderboard([tmp_path]).index) == {"identity", "net (best)", "net (last)"}
 
 
-def test_a_folder_given_twice_and_a_case_written_twice_count_once(three):
-    board = leaderboard(three[:2])
+def test_repeated_folders_and_repeated_cases_count_once(three):
+    board = build_leaderboard(three[:2])
     path = three[0] / "cases.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1], lines[-1]]) + "\n")
-    again = leaderboard([three[0], three[1], str(three[0])])
+    again = build_leaderboard([three[0], three[1], str(three[0])])
     pd.testing.assert_frame_equal(again, board)
 
 
-def test_the_user_may_name_a_method(three, tmp_path):
-    odd = evaluated(tmp_path / "weight=0.1", "net", 0.7)
-    board = leaderboard([f"ours={three[0]}", odd, three[1]])
+def test_the_user_can_name_a_method(three, tmp_path):
+    odd = write_evaluation(tmp_path / "weight=0.1", "net", 0.7)
+    board = build_leaderboard([f"ours={three[0]}", odd, three[1]])
     assert list(board.index[1:]) == [m for m in board.index if m in {"ours", "net", "bad"}]
     assert board.loc["ours", "parameters"] == 1234567
 
 
 @pytest.mark.parametrize("common", [False, True])
-def test_other_cases_are_refused_or_left_out_with_a_warning(common, three, tmp_path, caplog):
-    fewer = evaluated(tmp_path / "fewer", "fewer", 0.7)
+def test_different_cases_are_refused_or_left_out_with_a_warning(common, three, tmp_path, caplog):
+    fewer = write_evaluation(tmp_path / "fewer", "fewer", 0.7)
     frame = pd.read_csv(fewer / "cases.csv")
     frame[frame["case"] != CASES[3]].to_csv(fewer / "cases.csv", index=False)
     if not common:
         with pytest.raises(UserError, match=r"good and .*fewer .*\(24 and 23, 23 in common\)"):
-            leaderboard([*three, fewer])
+            build_leaderboard([*three, fewer])
         return
     with caplog.at_level(logging.WARNING):
-        board = leaderboard([*three, fewer], common=True)
-    assert "compared are the 23" in caplog.text
+        board = build_leaderboard([*three, fewer], common=True)
+    assert "only the 23 cases that all have are compared" in caplog.text
     assert set(board["cases"]) == {23}
     good = pd.read_csv(three[0] / "cases.csv").query("method == 'good' and case != @CASES[3]")
     assert board.loc["good", "dice_mean"] == pytest.approx(good["dice"].mean())
 
 
-def test_nothing_in_common_is_refused_even_so(three, tmp_path):
-    other = evaluated(tmp_path / "other", "other", 0.7, cases=["a", "b"])
+def test_evaluations_without_common_cases_are_refused(three, tmp_path):
+    other = write_evaluation(tmp_path / "other", "other", 0.7, cases=["a", "b"])
     with pytest.raises(UserError, match="different cases"):
-        leaderboard([*three, other], common=True)
+        build_leaderboard([*three, other], common=True)
 
 
 def test_evaluations_that_differ_before_registration_are_refused(three, tmp_path):
-    other = evaluated(tmp_path / "other", "other", 0.8, before=0.52)
+    other = write_evaluation(tmp_path / "other", "other", 0.8, before=0.52)
     with pytest.raises(UserError, match=r"other: dice of case_\d\d without registration is"):
-        leaderboard([*three, other])
+        build_leaderboard([*three, other])
 
 
-def test_identity_alone_is_a_board_without_ranks(tmp_path):
-    tables.write([r | {"method": "identity"} for r in scores(0, 0.5, CASES)], tmp_path)
-    board = leaderboard([tmp_path])
+def test_identity_alone_is_a_leaderboard_without_ranks(tmp_path):
+    tables.write_tables([r | {"method": "identity"} for r in make_scores(0, 0.5, CASES)], tmp_path)
+    board = build_leaderboard([tmp_path])
     assert list(board.index) == ["identity"]
     assert np.isnan(board.loc["identity", "rank"])
-    assert "0.5" in leaderboard_tables.markdown(board)
+    assert "0.5" in leaderboard_tables.to_markdown(board)
 
 
 @pytest.mark.parametrize(
-    ("damage", "sentence"),
+    ("damage", "message"),
     [
         (lambda f: (f / "cases.csv").unlink(), "good: holds no evaluation"),
-        (lambda f: (f / "cases.csv").write_text(""), "good: is no evaluation"),
-        (lambda f: (f / "cases.csv").write_text("a,b\n1,2\n"), "good: is no evaluation"),
-        (lambda f: (f / "about.json").write_text("{"), "good: is no evaluation"),
+        (lambda f: (f / "cases.csv").write_text(""), "good: cannot be read as an evaluation"),
+        (
+            lambda f: (f / "cases.csv").write_text("a,b\n1,2\n"),
+            "good: cannot be read as an evaluation",
+        ),
+        (lambda f: (f / "about.json").write_text("{"), "good: cannot be read as an evaluation"),
     ],
 )
-def test_what_is_no_evaluation_is_named(damage, sentence, three):
+def test_a_damaged_evaluation_is_named(damage, message, three):
     damage(three[0])
-    with pytest.raises(UserError, match=sentence):
-        leaderboard(three)
+    with pytest.raises(UserError, match=message):
+        build_leaderboard(three)
     with pytest.raises(UserError, match="Name the folders"):
-        leaderboard([])
+        build_leaderboard([])
 
 
-# --- the forms
+# --- file formats
 
 
-def cells(page):
-    """The tables of a page, as rows of text."""
+def read_html_rows(page):
+    """Return the rows of all tables of a page as text."""
     rows = re.findall("<tr>(.*?)</tr>", page, re.DOTALL)
     return [[html.unescape(c) for c in re.findall("<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
 
 
-def test_every_form_says_the_same(three, tmp_path):
-    board = leaderboard([f"a_b & <c>={three[0]}", *three[1:]])
-    written = leaderboard_tables.write(board, tmp_path / "out")
+def test_all_file_formats_hold_the_same_numbers(three, tmp_path):
+    board = build_leaderboard([f"a_b & <c>={three[0]}", *three[1:]])
+    written = leaderboard_tables.write_leaderboard(board, tmp_path / "out")
     assert [p.name for p in written] == [f"leaderboard.{e}" for e in ("csv", "md", "tex", "html")]
     csv, md, tex, page = (p.read_text(encoding="utf-8") for p in written)
-    back = pd.read_csv(tmp_path / "out/leaderboard.csv", index_col="method")
-    np.testing.assert_allclose(back["dice_mean"], board["dice_mean"])
-    row = leaderboard_tables.overview(board)[[*board.index].index("a_b & <c>") + 1]
+    csv_board = pd.read_csv(tmp_path / "out/leaderboard.csv", index_col="method")
+    np.testing.assert_allclose(csv_board["dice_mean"], board["dice_mean"])
+    row = leaderboard_tables.make_overview_table(board)[[*board.index].index("a_b & <c>") + 1]
     mean, sd = board.loc["a_b & <c>", ["dice_mean", "dice_sd"]]
     assert row[2] == f"{mean:.3f} ± {sd:.3f}"
     assert row[-2:] == ["1,234,567", "a CPU, 1 thread"]
-    assert row in cells(page)
+    assert row in read_html_rows(page)
     assert [
         c.strip() for c in next(x for x in md.splitlines() if "a_b" in x).split("|")[1:-1]
     ] == row
@@ -230,14 +233,14 @@ def test_every_form_says_the_same(three, tmp_path):
     assert (
         tex.count(r"\begin{tabular}")
         == tex.count(r"\end{tabular}")
-        == 1 + len(leaderboard_tables.metrics(board))
+        == 1 + len(leaderboard_tables.list_metrics(board))
     )
     assert "a_b & <c>" in csv
 
 
-def test_a_table_of_one_metric_has_all_its_statistics(three):
-    board = leaderboard(three, reference="good")
-    head, _, *rows = leaderboard_tables.details(board, "dice")
+def test_the_table_of_a_metric_has_all_statistics(three):
+    board = build_leaderboard(three, reference="good")
+    head, _, *rows = leaderboard_tables.make_metric_table(board, "dice")
     assert head == ["method", "mean", "sd", "median", "worst 30 %", "95 % from", "to", "p"]
     by_name = {row[0]: row for row in rows}
     assert by_name["bad"][-1] == "< 0.001"
@@ -245,10 +248,10 @@ def test_a_table_of_one_metric_has_all_its_statistics(three):
     assert by_name["bad"][1] == f"{board.loc['bad', 'dice_mean']:.3f}"
 
 
-def test_the_command_writes_the_board_and_says_in_one_sentence_what_is_wrong(three, tmp_path):
+def test_the_command_writes_the_leaderboard_and_names_errors_in_one_sentence(three, tmp_path):
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "regnet_lab.cli.report", *arguments],
+            [sys.executable, "-m", "regnet_lab.cli.report", "leaderboard", *arguments],
             capture_output=True, encoding="utf-8", cwd=ROOT,
         )  # fmt: skip
 
@@ -256,37 +259,80 @@ def test_the_command_writes_the_board_and_says_in_one_sentence_what_is_wrong(thr
     assert done.returncode == 0, done.stderr
     assert "against good" in " ".join(done.stdout.split())
     assert (tmp_path / "out/leaderboard.html").is_file()
-    wrong = run(str(tmp_path / "nowhere"))
-    assert wrong.returncode == 1
-    assert len(wrong.stderr.strip().splitlines()) == 1
-    assert "nowhere: holds no evaluation" in wrong.stderr
+    failed = run(str(tmp_path / "nowhere"))
+    assert failed.returncode == 1
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "nowhere: holds no evaluation" in failed.stderr
 
 
-# --- what an evaluation leaves for it
+# --- run information
 
 
-def test_an_evaluation_keeps_parameters_device_and_run(composed, tmp_path):
+def test_an_evaluation_records_parameters_device_and_run(composed, tmp_path):
     cfg = composed(
         "evaluate", "model=voxelmorph_1", "data=synthetic", "ndim=2", "data.dataset.shape=16",
-        "data.dataset.size=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
+        "data.dataset.num_pairs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
     )  # fmt: skip
-    module, data = setup.judged(cfg)
+    module, data = setup.set_up_evaluation(cfg)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, inference_mode=False,
-        callbacks=[About(str(tmp_path), "outputs/a run")], limit_test_batches=1,
+        callbacks=[RunInfo(str(tmp_path), "outputs/a run")], limit_test_batches=1,
         enable_model_summary=False,
     )  # fmt: skip
-    trainer.test(module, data.one_by_one("test"), verbose=False)
+    trainer.test(module, data.make_eval_dataloader("test"), verbose=False)
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["parameters"] == sum(p.numel() for p in module.model.parameters()) > 0
     assert about["run"] == "outputs/a run"
     assert f"{torch.get_num_threads()} thread" in about["device"]
 
 
-def test_on_the_terminal_many_methods_are_rows_and_few_are_columns():
-    few = [["method", "Dice", "HD95 (mm)"], ["identity", "0.5 ± 0.1", "4 ± 1"]]
-    many = few + [[f"method {n}", "0.7 ± 0.1", "2 ± 1"] for n in range(9)]
-    assert [str(c.header) for c in terminal(few, 60).columns] == ["", "identity"]
-    assert [str(c.header) for c in terminal(many, 60).columns] == ["", "Dice", "HD95 (mm)"]
-    assert [str(c.header) for c in terminal(many, 30).columns] == ["", "Dice"]
-    assert terminal(many, 30).row_count == 10
+# --- several evaluations of one run
+
+
+def save_config(folder, run, **settings):
+    """Write the configuration of an evaluation."""
+    config = {"output_dir": str(folder), "run": str(run)} | settings
+    (folder / "evaluation_config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_evaluations_of_one_run_on_several_splits_are_listed_to_choose_from(tmp_path):
+    run = tmp_path / "run"
+    for split in ("val", "test"):
+        folder = run / "evaluation" / f"task04-{split}-score-full"
+        write_evaluation(folder, "net", 0.7, run=run)
+        save_config(folder, run, data_name="task04", split=split, metrics={"a": 1})
+    message = r"several data sets or splits; give one of.*task04-test-score-full.*task04-val-score"
+    for source in (run, run / "evaluation"):
+        with pytest.raises(UserError, match=message):
+            build_leaderboard([source])
+    board = build_leaderboard([run / "evaluation" / "task04-val-score-full"])
+    assert list(board.index) == ["identity", "net"]
+
+
+def test_several_metrics_are_no_several_methods(tmp_path):
+    run = tmp_path / "run"
+    for name in ("full", "learn2reg"):
+        folder = run / "evaluation" / f"task04-test-score-{name}"
+        write_evaluation(folder, "net", 0.7, run=run)
+        save_config(folder, run, data_name="task04", split="test", metrics={"_target_": name})
+    message = "several choices of metrics=, which are not several methods; give one of"
+    with pytest.raises(UserError, match=message):
+        build_leaderboard([run])
+
+
+def test_a_model_without_run_is_checked_by_the_folder_of_its_evaluations(tmp_path):
+    for split in ("val", "test"):
+        folder = tmp_path / "demons" / "evaluation" / f"task04-{split}-score-full"
+        write_evaluation(folder, "demons", 0.7)
+        save_config(folder, "", data_name="task04", split=split, metrics={})
+    with pytest.raises(UserError, match="several data sets or splits"):
+        build_leaderboard([tmp_path / "demons"])
+
+
+def test_several_tasks_of_one_run_are_rows_of_their_own(tmp_path):
+    run = tmp_path / "run"
+    for task, method in (("score", "net"), ("iterative_refinement", "net x 2")):
+        folder = run / "evaluation" / f"task04-test-{task}-full"
+        write_evaluation(folder, method, 0.7, run=run)
+        save_config(folder, run, data_name="task04", split="test", metrics={})
+    assert set(build_leaderboard([run]).index) == {"identity", "net", "net x 2"}

@@ -1,11 +1,14 @@
 """Alignment against regularity from the evaluated runs of a sweep."""
 
+import json
+
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
+from regnet_lab.cli import report
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.tradeoff import main, point, points, regularity
+from regnet_lab.evaluation.tradeoff import draw_tradeoff, read_tradeoff_table
 
 KEY = "loss.folding.weight"
 ROWS = [  # method, weight, Dice, SDlogJ, folds
@@ -23,8 +26,8 @@ def evaluations(tmp_path):
         run.mkdir()
         folder.mkdir()
         config = {"module": {"name": method}, "loss": {"folding": {"weight": weight}}}
-        OmegaConf.save(config, run / "config.yaml")
-        OmegaConf.save({"run": str(run)}, folder / "evaluation_config.yaml")
+        OmegaConf.save(config | {"output_dir": str(run)}, run / "config.yaml")
+        (folder / "about.json").write_text(json.dumps({"method": method, "run": str(run)}))
         names = ["dice", "sdlogj", "folds_percent"]
         rows = [
             {"case": str(n), "method": method}
@@ -37,8 +40,8 @@ def evaluations(tmp_path):
     return folders
 
 
-def test_every_run_is_a_row_of_means_without_the_identity(evaluations):
-    table = points(evaluations, KEY)
+def test_every_run_is_a_row_of_means_without_identity(evaluations):
+    table = read_tradeoff_table(evaluations, KEY)
     assert list(table["method"]) == ["faim", "faim", "faim, cycle"]
     assert list(table[KEY]) == [0.0, 1e-3, 0.0]
     assert list(table["cases"]) == [2, 2, 2]
@@ -46,20 +49,20 @@ def test_every_run_is_a_row_of_means_without_the_identity(evaluations):
     assert table["folds_percent"].tolist() == pytest.approx([2.0, 0.5, 1.0])
 
 
-def test_the_curves_show_the_table(evaluations):
-    figure = regularity(points(evaluations, KEY), KEY)
-    sdlogj, folds, weight, price = figure.axes
-    drawn = [
+def test_the_figure_shows_the_table(evaluations):
+    figure = draw_tradeoff(read_tradeoff_table(evaluations, KEY), KEY)
+    sdlogj, folds, weight, cost = figure.axes
+    lines = [
         [
             [list(line.get_xdata().round(9)), list(line.get_ydata().round(9))]
             for line in panel.get_lines()
         ]
-        for panel in (sdlogj, folds, weight, price)
+        for panel in (sdlogj, folds, weight, cost)
     ]
-    assert drawn[0] == [[[0.3, 0.1], [0.7, 0.6]], [[0.2], [0.65]]]
-    assert drawn[1] == [[[2.0, 0.5], [0.7, 0.6]], [[1.0], [0.65]]]
-    assert drawn[2] == [[[0.0, 1e-3], [0.7, 0.6]], [[0.0], [0.65]]]
-    assert drawn[3] == [[[0.0, 1e-3], [2.0, 0.5]], [[0.0], [1.0]]]
+    assert lines[0] == [[[0.3, 0.1], [0.7, 0.6]], [[0.2], [0.65]]]
+    assert lines[1] == [[[2.0, 0.5], [0.7, 0.6]], [[1.0], [0.65]]]
+    assert lines[2] == [[[0.0, 1e-3], [0.7, 0.6]], [[0.0], [0.65]]]
+    assert lines[3] == [[[0.0, 1e-3], [2.0, 0.5]], [[0.0], [1.0]]]
     assert sdlogj.get_xlabel() == "SDlogJ"
     assert folds.get_xlabel() == "folds (%)"
     assert sorted(text.get_text() for text in folds.texts) == ["0", "0", "0.001"]
@@ -67,36 +70,43 @@ def test_the_curves_show_the_table(evaluations):
     assert weight.get_xscale() == "symlog"
 
 
-def test_the_command_writes_picture_and_table(evaluations, tmp_path, monkeypatch):
-    picture = tmp_path / "out.png"
-    monkeypatch.setattr("sys.argv", ["regularity", KEY, str(picture), *map(str, evaluations)])
-    main()
-    assert picture.read_bytes()[1:4] == b"PNG"
+def test_the_command_writes_figure_and_table(evaluations, tmp_path):
+    figure = tmp_path / "out.png"
+    report.main(["tradeoff", KEY, *map(str, evaluations), "--out", str(figure)])
+    assert figure.read_bytes()[1:4] == b"PNG"
     table = pd.read_csv(tmp_path / "out.csv")
     assert table[KEY].tolist() == [0.0, 1e-3, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("key", "lost", "named"),
+    ("key", "deleted", "message"),
     [
         ("loss.folds.weight", None, "loss.folds.weight"),
         ("loss.folding", None, "loss.folding"),
         (KEY, "evaluation0/cases.csv", "evaluation0"),
-        (KEY, "evaluation0/evaluation_config.yaml", "evaluation0"),
+        (KEY, "evaluation0/about.json", "evaluation0"),
         (KEY, "run0/config.yaml", "run0"),
     ],
 )
-def test_what_is_missing_is_named(key, lost, named, evaluations, tmp_path):
-    if lost:
-        (tmp_path / lost).unlink()
-    with pytest.raises(UserError, match=named):
-        point(evaluations[0], key)
+def test_what_is_missing_is_named(key, deleted, message, evaluations, tmp_path):
+    if deleted:
+        (tmp_path / deleted).unlink()
+    with pytest.raises(UserError, match=message):
+        read_tradeoff_table(evaluations[:1], key)
 
 
-def test_runs_judged_differently_have_no_curve(evaluations):
-    table = points(evaluations, KEY)
+def test_an_evaluation_of_several_methods_is_refused(evaluations):
+    cases = pd.read_csv(evaluations[0] / "cases.csv")
+    cases.loc[0, "method"] = "faim x2"
+    cases.to_csv(evaluations[0] / "cases.csv", index=False)
+    with pytest.raises(UserError, match=r"evaluation0: has several methods \(faim x2, faim\)"):
+        read_tradeoff_table(evaluations, KEY)
+
+
+def test_evaluations_with_different_metrics_have_no_figure(evaluations):
+    table = read_tradeoff_table(evaluations, KEY)
     with pytest.raises(UserError, match=r"dice.*sdlogj"):
-        regularity(table.drop(columns="sdlogj"), KEY)
+        draw_tradeoff(table.drop(columns="sdlogj"), KEY)
     table.loc[0, "dice"] = float("nan")
     with pytest.raises(UserError, match="common"):
-        regularity(table, KEY)
+        draw_tradeoff(table, KEY)

@@ -1,4 +1,4 @@
-"""What several test modules share."""
+"""Paths and helpers shared by several test modules."""
 
 from pathlib import Path
 

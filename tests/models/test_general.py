@@ -1,4 +1,4 @@
-"""Networks as files with a card: made of a run, checked, used for images of any size."""
+"""Pretrained weights with a card: packaging, checks, use on images of any size."""
 
 import hashlib
 import json
@@ -11,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from regnet_lab import ops
 from regnet_lab.cli import package_weights
-from regnet_lab.data.io.images import decode
-from regnet_lab.data.preprocessing.functional import pad_crop, percentile_range
-from regnet_lab.data.synthesis.synthmorph import Flow
+from regnet_lab.data.io.images import decode_image
+from regnet_lab.data.preprocessing.functional import crop_or_pad, normalize_percentiles
+from regnet_lab.data.synthesis.synthmorph import RandomDiffeomorphism
 from regnet_lab.errors import UserError
 from regnet_lab.models import Identity, SharedPyramid
-from regnet_lab.models import general as shipped
-from regnet_lab.registration.api import registrar_of
+from regnet_lab.models import general as pretrained
+from regnet_lab.registration.api import build_pipeline
 from tests.helpers import ROOT
 
 DATA = os.environ.get("REGNET_LAB_DATA")
@@ -29,28 +30,28 @@ DATA = os.environ.get("REGNET_LAB_DATA")
 SMALL = [
     "model=shared_pyramid",
     "model.levels=2",
-    "model.features=4",
-    "model.width=4",
-    "data=generated_2d",
+    "model.encoder_channels=4",
+    "model.estimator_channels=4",
+    "data=synthmorph_2d",
     "data.dataset.shape=[24,24]",
-    "data.dataset.size=2",
+    "data.dataset.num_pairs=2",
     "data.epoch_size=2",
     "data.batch_size=2",
-    "data.workers=0",
+    "data.num_workers=0",
     "loss=general",
     "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.logger=false",
-    "callbacks.panel=null",
-    "callbacks.energy=null",
+    "callbacks.validation_figure=null",
+    "callbacks.energy_curve=null",
     "callbacks.hyperparameters=null",
 ]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a training run of one step."""
+    """The directory of a training run of one step."""
     root = ROOT
     folder = tmp_path_factory.mktemp("run")
     done = subprocess.run(
@@ -65,13 +66,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def file(run, tmp_path):
-    path = tmp_path / "weights/general_2d.pt"
-    package_weights.ship(str(run), path)
+    path = tmp_path / "weights/general_2d.safetensors"
+    package_weights.package_weights(str(run), path)
     return path
 
 
-def test_a_run_becomes_a_file_of_tensors_and_a_card(run, file):
-    model, card = shipped.load(file)
+def test_a_run_is_packaged_as_weights_and_a_card(run, file):
+    model, card = pretrained.load_network(file)
     kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, kept["state_dict"][f"model.{name}"])
@@ -79,7 +80,7 @@ def test_a_run_becomes_a_file_of_tensors_and_a_card(run, file):
     assert card["steps"] == kept["global_step"] == 1
     assert (card["ndim"], card["voxels"], card["seed"]) == (2, 24 * 24, 0)
     assert card["made"]["command"][0].endswith("train.py")
-    assert all(isinstance(w, torch.Tensor) for w in torch.load(file, weights_only=True).values())
+    assert safetensors.torch.load_file(file).keys() == model.state_dict().keys()
 
 
 def damaged(path):
@@ -90,7 +91,7 @@ def damaged(path):
 
 def foreign(path):
     card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    card["model"]["width"] = 8
+    card["model"]["estimator_channels"] = 8
     path.with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
 
 
@@ -111,7 +112,7 @@ def pickled(path):
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
-        (damaged, "is damaged or another"),
+        (damaged, "is damaged or differs"),
         (foreign, "does not hold the weights"),
         (forbidden, "is refused"),
         (pickled, "does not hold the weights"),
@@ -120,49 +121,49 @@ def pickled(path):
         (lambda path: path.with_suffix(".json").write_text("{}"), "cannot be read"),
     ],
 )
-def test_a_file_that_is_not_what_its_card_says_is_refused(file, harm, named):
+def test_a_file_that_differs_from_its_card_is_refused(file, harm, named):
     harm(file)
     with pytest.raises(UserError, match=named):
-        shipped.load(file)
+        pretrained.load_network(file)
 
 
-def test_a_network_that_is_nowhere_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(shipped, "FOLDERS", (tmp_path,))
-    with pytest.raises(UserError, match=r"general_3d.pt is missing"):
-        shipped.General(3)
+def test_missing_weights_are_named_in_the_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "FOLDERS", (tmp_path,))
+    with pytest.raises(UserError, match=r"general_3d\.safetensors is missing"):
+        pretrained.GeneralModel(3)
 
 
-def test_an_installed_file_is_found_where_there_is_no_repository(monkeypatch, tmp_path, file):
-    monkeypatch.setattr(shipped, "FOLDERS", (tmp_path / "nowhere", file.parent))
-    assert shipped.shipped("general_2d") == file
+def test_installed_weights_are_found_without_a_repository(monkeypatch, tmp_path, file):
+    monkeypatch.setattr(pretrained, "FOLDERS", (tmp_path / "nowhere", file.parent))
+    assert pretrained.find_weights("general_2d") == file
 
 
 @pytest.mark.parametrize(
     ("shape", "voxels", "expected"),
     [((20, 30), 600, [20, 30]), ((256, 256, 10), 200_000, None), ((500, 20), 1000, None)],
 )
-def test_a_grid_is_bounded_and_short_sides_wait(shape, voxels, expected):
-    size = shipped.bounded(shape, voxels)
+def test_voxels_are_limited_and_short_sides_kept(shape, voxels, expected):
+    size = pretrained.limit_voxels(shape, voxels)
     assert size == (expected or size)
     assert math.prod(size) <= voxels
     assert math.prod(size) > 0.8 * voxels
     for n, old in zip(size, shape, strict=True):
-        assert n == old if old <= shipped.FEWEST else n >= shipped.FEWEST
+        assert n == old if old <= pretrained.MIN_SIDE else n >= pretrained.MIN_SIDE
 
 
 @pytest.fixture
 def general(file, monkeypatch):
-    """Both networks, with the tiny one of a run in 2D and the shipped one in 3D."""
-    monkeypatch.setattr(shipped, "FOLDERS", (file.parent, *shipped.FOLDERS))
-    return lambda **settings: shipped.General(**settings).eval()
+    """Both networks: the tiny one of a run in 2D, the distributed one in 3D."""
+    monkeypatch.setattr(pretrained, "FOLDERS", (file.parent, *pretrained.FOLDERS))
+    return lambda **settings: pretrained.GeneralModel(**settings).eval()
 
 
 @torch.no_grad()
-def test_each_look_is_at_a_finer_grid_and_starts_from_the_one_before(general):
+def test_each_pass_has_a_finer_grid_and_starts_from_the_previous_field(general):
     fixed, moving = torch.rand(2, 1, 1, 96, 48)
-    twice, once = general(ndim=2, growth=(1, 2)), general(ndim=2, growth=(2,))
+    twice, once = general(ndim=2, voxel_factors=(1, 2)), general(ndim=2, voxel_factors=(2,))
     first, second = twice(fixed, moving)
-    coarse, fine = (shipped.bounded((96, 48), n * 24 * 24) for n in (1, 2))
+    coarse, fine = (pretrained.limit_voxels((96, 48), n * 24 * 24) for n in (1, 2))
     assert [list(first.shape[2:]), list(second.shape[2:])] == [coarse, fine]
     small = ops.resize(fixed, fine), ops.resize(moving, fine)
     before = ops.resize_field(first, fine)
@@ -177,7 +178,7 @@ def test_other_dimensions_are_refused(general):
 
 @torch.no_grad()
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_few_thick_slices_go_slice_by_slice_wherever_they_lie(axis, general):
+def test_thick_slices_are_registered_slice_by_slice_along_any_axis(axis, general):
     fixed, moving = (image.movedim(-1, axis + 2) for image in torch.rand(2, 1, 1, 24, 20, 3))
     (u,) = general()(fixed, moving)
     plane = [a for a in range(3) if a != axis]
@@ -188,13 +189,13 @@ def test_few_thick_slices_go_slice_by_slice_wherever_they_lie(axis, general):
         assert torch.allclose(u[:, plane].select(axis + 2, number), alone, atol=1e-5)
 
 
-def test_register_uses_them_where_no_run_is_named(composed):
-    found = registrar_of(composed("register"), ())
-    none = registrar_of(composed("register", "model=identity"), ())
-    assert isinstance(found.model, shipped.General)
+def test_register_uses_pretrained_weights_without_a_run(composed):
+    found = build_pipeline(composed("register"), ())
+    none = build_pipeline(composed("register", "model=identity"), ())
+    assert isinstance(found.model, pretrained.GeneralModel)
     assert set(found.model.networks) == {"2", "3"}
     assert isinstance(none.model, Identity)
-    assert found.refine is not None
+    assert found.optimizer is not None
 
 
 def known_and_found(fixed, seed):
@@ -202,18 +203,20 @@ def known_and_found(fixed, seed):
     inverted and with another gamma.
     """
     shape = fixed.shape[2:]
-    flow = Flow(amplitude=(0.03, 0.03), width=(0.2, 0.3), linear=0.02, shift=0.02)
+    flow = RandomDiffeomorphism(
+        amplitude=(0.03, 0.03), smoothness=(0.2, 0.3), affine_std=0.02, max_translation=0.02
+    )
     there, back = flow(np.random.default_rng(seed), shape)
     moving = ops.warp(fixed, back)
     other = (1 - moving.clamp(0, 1)) ** 1.7
-    general = shipped.General(len(shape)).eval()
+    general = pretrained.GeneralModel(len(shape)).eval()
     with torch.no_grad():
         answers = [ops.resize_field(general(fixed, m)[-1], shape) for m in (moving, other)]
     return there, *answers
 
 
 def apart(u, v, where):
-    """Mean distance of two fields, voxels, where an image is."""
+    """Mean distance of two fields inside a mask, in voxels."""
     return float((u - v).square().sum(1, keepdim=True).sqrt()[where].mean())
 
 
@@ -221,7 +224,9 @@ def apart(u, v, where):
 @pytest.mark.parametrize("case", [250, 290])
 def test_two_contrasts_of_a_hippocampus_give_the_same_field(case):
     path = Path(DATA, f"learn2reg2020/task_04/Training/img/hippocampus_{case}.nii.gz")
-    image = percentile_range(pad_crop(decode(path).array.astype(np.float32), (48, 64, 48)))
+    image = normalize_percentiles(
+        crop_or_pad(decode_image(path).array.astype(np.float32), (48, 64, 48))
+    )
     fixed = torch.from_numpy(image)[None, None]
     there, plain, inverted = known_and_found(fixed, case)
     where = fixed > 0

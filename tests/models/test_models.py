@@ -1,4 +1,4 @@
-"""What every model must do, asked of every YAML in conf/model, and what each one promises."""
+"""The model interface for every YAML in conf/model, and properties of single models."""
 
 from itertools import pairwise
 
@@ -11,11 +11,11 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from regnet_lab import ops
-from regnet_lab.models import Diffeomorphic, GraDIRN, VoxelMorph
-from regnet_lab.models.classical.base import Classical
-from regnet_lab.models.layers import convolution
+from regnet_lab.models import DiffeomorphicModel, GraDIRN, VoxelMorph
+from regnet_lab.models.classical.base import ClassicalMethod
+from regnet_lab.models.layers import make_convolution
 from regnet_lab.ops import similarity
-from regnet_lab.ops.pairs import registered
+from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.types import Pair
 from tests.helpers import CONF
 from tests.helpers.images import smooth
@@ -32,7 +32,7 @@ def images(shape, batch=1):
 
 @pytest.fixture
 def build(composed):
-    """The model of a YAML, its weights from a fixed seed."""
+    """The model of a YAML, with a fixed seed."""
 
     def make(name, ndim):
         torch.manual_seed(0)
@@ -44,7 +44,7 @@ def build(composed):
 
 @EVERY
 @SHAPES
-def test_fields_come_coarse_to_fine_and_end_on_the_fixed_grid(name, shape, build):
+def test_fields_are_coarse_to_fine_and_end_on_the_fixed_grid(name, shape, build):
     fixed, moving = images(shape, batch=2)
     fields = build(name, len(shape))(fixed, moving)
     assert isinstance(fields, list)
@@ -55,7 +55,7 @@ def test_fields_come_coarse_to_fine_and_end_on_the_fixed_grid(name, shape, build
     sizes = [u[0].numel() for u in fields]
     assert sizes == sorted(sizes)
     pair = Pair(fixed=fixed, moving=moving, spacing=torch.ones(2, len(shape)), name=["a", "b"])
-    out = registered(pair, fields)
+    out = apply_displacement(pair, fields)
     assert out.displacement.shape == (2, len(shape), *shape)
     assert torch.equal(out.warped, ops.warp(moving, out.displacement))
 
@@ -80,7 +80,7 @@ def test_gradients_reach_every_parameter(name, shape, build):
 
 @EVERY
 @SMALL
-def test_evaluation_needs_no_graph_repeats_itself_and_agrees_with_training(name, shape, build):
+def test_evaluation_is_deterministic_and_equals_training(name, shape, build):
     # unrolled descent amplifies how its two forms of a gradient round: compared in double
     dtype = torch.float64 if name.startswith("gradirn") else torch.float32
     model = build(name, len(shape)).to(dtype)
@@ -101,7 +101,7 @@ def test_evaluation_needs_no_graph_repeats_itself_and_agrees_with_training(name,
 
 @EVERY
 @SMALL
-def test_the_cases_of_a_batch_do_not_mix(name, shape, build):
+def test_cases_of_a_batch_do_not_mix(name, shape, build):
     model = build(name, len(shape)).eval()
     fixed, moving = images(shape, batch=2)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_the_cases_of_a_batch_do_not_mix(name, shape, build):
 
 @EVERY
 @SMALL
-def test_fields_stay_single_under_mixed_precision(name, shape, build):
+def test_fields_are_float32_under_mixed_precision(name, shape, build):
     model = build(name, len(shape))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fields = model(*images(shape))
@@ -121,12 +121,12 @@ def test_fields_stay_single_under_mixed_precision(name, shape, build):
 
 @EVERY
 @SMALL
-def test_a_fresh_model_moves_but_stays_on_the_image(name, shape, build):
+def test_an_untrained_model_gives_small_nonzero_fields(name, shape, build):
     model = build(name, len(shape)).eval()
     with torch.no_grad():
         last = model(*images(shape))[-1]
     assert name != "identity" or not last.any()
-    optimises = any(isinstance(part, Classical) for part in model.modules())
+    optimises = any(isinstance(part, ClassicalMethod) for part in model.modules())
     if [*model.parameters()] and not optimises:  # which may do anything to unrelated images
         assert 0 < last.abs().max() < max(shape)
 
@@ -151,7 +151,7 @@ def test_sizes_are_the_published_ones(name, ndim, count, build):
 
 
 def still(model):
-    """Take the learned step out of a GraDIRN."""
+    """Remove the learned step of a GraDIRN."""
     for level in model.levels:
         for block in level:
             torch.nn.init.zeros_(block.regulariser[-1].weight)
@@ -163,7 +163,9 @@ def still(model):
 @pytest.mark.parametrize("tau_scale", [1.0, 10.0])
 def test_an_iteration_of_gradirn_descends_the_sum_of_squares(shape, tau_scale):
     ndim, step = len(shape), 1e-6
-    model = still(GraDIRN(ndim, blocks=(1,), repeats=(1,), tau=0.5, tau_scale=tau_scale)).double()
+    model = still(
+        GraDIRN(ndim, blocks=(1,), iterations=(1,), step_size=0.5, step_size_scale=tau_scale)
+    ).double()
     fixed, moving = (image.double() for image in images(shape))
     offset = np.random.default_rng(5)
     u = offset.integers(-1, 2, (ndim, *shape)) + offset.uniform(0.2, 0.4, (ndim, *shape))
@@ -176,7 +178,7 @@ def test_an_iteration_of_gradirn_descends_the_sum_of_squares(shape, tau_scale):
     slope = np.stack([(squares(u + e) - squares(u - e)) / (2 * step) for e in eye])
     expected = u - 0.25 * tau_scale * slope  # tau shared by one iteration and the start
     (block,) = model.levels[0]
-    moved = model.iterate(block, fixed, moving, torch.from_numpy(u)[None])
+    moved = model.descend(block, fixed, moving, torch.from_numpy(u)[None])
     np.testing.assert_allclose(moved[0].detach(), expected, atol=1e-7)
     assert np.abs(slope).max() > 0.05
 
@@ -187,7 +189,9 @@ def test_the_first_steps_of_gradirn_on_a_ramp(shape):
     x = ops.identity_grid(shape, rates)
     moving = (x * rates.view(1, -1, *[1] * ndim)).sum(1, keepdim=True)
     fixed = moving + 0.1
-    model = still(GraDIRN(ndim, blocks=(1, 1), repeats=(1, 1), tau=0.3, tau_scale=10.0))
+    model = still(
+        GraDIRN(ndim, blocks=(1, 1), iterations=(1, 1), step_size=0.3, step_size_scale=10.0)
+    )
     coarse, fine = model.eval()(fixed, moving)
     core, tau = (..., *[slice(2, -2)] * ndim), 0.3 / 3 * 10
     slope = 2 * rates  # of the ramp in voxels twice as wide
@@ -208,7 +212,7 @@ def test_the_first_steps_of_gradirn_on_a_ramp(shape):
 def test_the_energy_falls_over_the_iterations_of_gradirn(shape, energy, tau_scale):
     fixed = smooth(shape, 1, sigma=3.0)
     moving = ops.warp(fixed, 2 * smooth(shape, 3, channels=len(shape), sigma=4.0) - 1)
-    model = GraDIRN(len(shape), (1,), (8,), energy, tau=0.9, tau_scale=tau_scale)
+    model = GraDIRN(len(shape), (1,), (8,), energy, step_size=0.9, step_size_scale=tau_scale)
     fields = still(model).eval()(fixed, moving)
     energies = [energy(fixed, ops.warp(moving, u)).item() for u in [0 * fields[0], *fields]]
     assert all(after < before for before, after in pairwise(energies))
@@ -217,10 +221,17 @@ def test_the_energy_falls_over_the_iterations_of_gradirn(shape, energy, tau_scal
 
 @pytest.mark.parametrize("shape", [(5, 6), (4, 5, 4)])
 @pytest.mark.parametrize("energy", [similarity.mean_squares, similarity.global_ncc])
-def test_training_looks_through_the_gradient_steps_of_gradirn(shape, energy):
+def test_training_differentiates_through_the_gradient_steps_of_gradirn(shape, energy):
     torch.manual_seed(0)
     model = GraDIRN(
-        len(shape), (1, 1), (1, 2), energy, layers=2, channels=3, flow_deviation=0.1, tau_scale=3.0
+        len(shape),
+        (1, 1),
+        (1, 2),
+        energy,
+        layers=2,
+        channels=3,
+        flow_init_std=0.1,
+        step_size_scale=3.0,
     ).double()
     fixed, moving = (image.double() for image in images(shape))
     names, values = zip(*model.named_parameters(), strict=True)
@@ -237,10 +248,12 @@ def test_training_looks_through_the_gradient_steps_of_gradirn(shape, energy):
 
 @SMALL
 @pytest.mark.parametrize("images_seen", ["explicit", "implicit", "none"])
-def test_the_regulariser_of_gradirn_sees_what_it_is_told(shape, images_seen):
+def test_the_regulariser_of_gradirn_gets_the_chosen_inputs(shape, images_seen):
     torch.manual_seed(0)
     ndim = len(shape)
-    model = GraDIRN(ndim, images=images_seen, flow_deviation=0.1, tau=0.0, layers=3).eval()
+    model = GraDIRN(
+        ndim, regulariser_input=images_seen, flow_init_std=0.1, step_size=0.0, layers=3
+    ).eval()
     assert model.levels[0][0].regulariser[0].in_channels == ndim + 2 * (images_seen != "none")
     fixed, moving = images(shape)
     last = model(fixed, moving)[-1]
@@ -252,8 +265,8 @@ def test_the_regulariser_of_gradirn_sees_what_it_is_told(shape, images_seen):
         assert torch.equal(other, last) == (images_seen == "none")
 
 
-def test_the_step_size_of_gradirn_may_be_held():
-    held = GraDIRN(2, learn_tau=False)
+def test_the_step_size_of_gradirn_can_be_fixed():
+    held = GraDIRN(2, learn_step_size=False)
     assert [key for key, p in held.named_parameters() if not p.requires_grad] == [
         f"levels.{level}.0.tau" for level in range(3)
     ]
@@ -261,18 +274,18 @@ def test_the_step_size_of_gradirn_may_be_held():
 
 
 @SMALL
-def test_voxelmorph_normalises_in_the_encoder_alone(shape):
+def test_voxelmorph_normalises_in_the_encoder_only(shape):
     fixed, moving = images(shape)
     for normalised in (True, False):
         torch.manual_seed(0)
-        model = VoxelMorph(len(shape), (4,), (4, 4), ((4,), (4,)), (4,), normalised=normalised)
+        model = VoxelMorph(len(shape), (4,), (4, 4), ((4,), (4,)), (4,), encoder_norm=normalised)
         names = [n for n, m in model.named_modules() if type(m).__name__ == "InstanceNorm"]
         assert [n.split(".")[0] for n in names] == (["stem", "down", "down"] if normalised else [])
         assert model(fixed, moving)[0].shape == (1, len(shape), *shape)
 
 
 class Velocity(torch.nn.Module):
-    """A model that answers with the same two fields, whatever it sees."""
+    """A model that always returns the same two fields."""
 
     def __init__(self, *fields):
         super().__init__()
@@ -291,7 +304,7 @@ def test_a_diffeomorphic_model_does_not_fold(shape):
         edge = edge * along.view(-1, *[1] * (ndim - axis - 1))
     v = (smooth(shape, 4, channels=ndim, sigma=3.0) - 0.5) * edge
     v = v * 2 / ops.gradient(v).abs().max()  # up to two voxels per voxel
-    fields = Diffeomorphic(Velocity(v / 2, v))(*images(shape))
+    fields = DiffeomorphicModel(Velocity(v / 2, v))(*images(shape))
     for u, velocity in zip(fields, (v / 2, v), strict=True):
         assert torch.equal(u, ops.integrate(velocity, 7))
     for scheme in ("central", "forward"):
@@ -301,9 +314,9 @@ def test_a_diffeomorphic_model_does_not_fold(shape):
 
 
 @SMALL
-def test_the_number_of_squarings_is_heeded(shape):
+def test_the_number_of_squarings_is_used(shape):
     v = smooth(shape, 4, channels=len(shape)) * 3
-    none, three = (Diffeomorphic(Velocity(v), k)(*images(shape))[0] for k in (0, 3))
+    none, three = (DiffeomorphicModel(Velocity(v), k)(*images(shape))[0] for k in (0, 3))
     assert torch.equal(none, v)
     assert torch.equal(three, ops.integrate(v, 3))
     assert not torch.equal(three, ops.integrate(v, 7))
@@ -311,9 +324,9 @@ def test_the_number_of_squarings_is_heeded(shape):
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 1, 1), (2, 2, 2), (2, 3, 2), (4, 2, 5)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_have_right_gradients_on_grids_smaller_than_their_kernel(shape, stride):
+def test_convolution_gradients_are_right_on_grids_smaller_than_the_kernel(shape, stride):
     torch.manual_seed(0)
-    layer = convolution(len(shape), 16, 32, stride)
+    layer = make_convolution(len(shape), 16, 32, stride)
     x = torch.randn(1, 16, *shape)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)

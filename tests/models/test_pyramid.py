@@ -1,4 +1,4 @@
-"""The Pyramid CNN: its blocks against second implementations, its sizes, what it can recover."""
+"""The Pyramid CNN: blocks against reference implementations, sizes, recovered maps."""
 
 import numpy as np
 import pytest
@@ -10,26 +10,31 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from regnet_lab import ops
 from regnet_lab.models import Pyramid
 from regnet_lab.models.pyramid import (
-    AffineOfCoordinates,
-    AffineOfDisplacement,
     BatchNorm,
-    Estimator,
-    Features,
-    Rise,
+    CoordinateAffine,
+    DisplacementAffine,
+    FeaturePyramid,
+    LevelEstimator,
+    Upsampling,
 )
-from regnet_lab.ops.cost_volume import reference
-from regnet_lab.ops.pairs import registered
+from regnet_lab.ops.cost_volume import compute_reference_cost_volume
+from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.types import Pair
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 CONV = {2: F.conv2d, 3: F.conv3d}
-SMALL = {"widths": (4, 5, 6), "dense": (5, 4), "carried": 3, "radius": 1}
-MENDED = {
-    "context_at": "finest",
-    "affine": "coordinates",
+SMALL = {
+    "encoder_channels": (4, 5, 6),
+    "dense_channels": (5, 4),
+    "upsampled_channels": 3,
+    "cost_volume_radius": 1,
+}
+CORRECTED = {
+    "context_level": "finest",
+    "affine_acts_on": "coordinates",
     "residual": True,
-    "norm": "encoder",
-    "flow_deviation": 1e-3,
+    "norm": "encoder_instance",
+    "flow_init_std": 1e-3,
 }
 
 
@@ -64,15 +69,15 @@ def test_the_published_network_has_the_published_size(built):
     assert count(model.estimators[-1]) == 1_156_704
 
 
-def test_the_blocks_of_the_published_network_see_what_they_should(built):
+def test_the_published_blocks_have_the_right_input_channels(built):
     model = built("pyramid_2020", 3)
     seen = [[layer[0].in_channels for layer in e.dense] for e in model.estimators]
     assert [first for first, *_ in seen] == [160, 192, 192, 176, 161]
     assert [e.width for e in model.estimators] == [344, 376, 376, 360, 345]
     assert [bool(e.context) for e in model.estimators] == [True, False, False, False, False]
-    mended = built("pyramid", 3)
-    assert [bool(e.context) for e in mended.estimators] == [False, False, False, True]
-    assert not [m for m in mended.modules() if isinstance(m, BatchNorm)]
+    corrected = built("pyramid", 3)
+    assert [bool(e.context) for e in corrected.estimators] == [False, False, False, True]
+    assert not [m for m in corrected.modules() if isinstance(m, BatchNorm)]
 
 
 @SHAPES
@@ -80,7 +85,7 @@ def test_features_halve_the_grid_and_are_shared(shape):
     ndim = len(shape)
     torch.manual_seed(0)
     for norm in ("instance", "batch", "none"):
-        features = Features(ndim, [4, 5], norm).eval()
+        features = FeaturePyramid(ndim, [4, 5], norm).eval()
         image = smooth(shape)
         maps = features(image)
         x = image
@@ -101,12 +106,12 @@ def test_features_halve_the_grid_and_are_shared(shape):
 
 
 @SHAPES
-def test_both_images_see_the_same_features_together_or_apart(shape):
+def test_both_images_have_the_same_features_jointly_or_separately(shape):
     torch.manual_seed(0)
-    model = Pyramid(len(shape), **SMALL, **MENDED)
+    model = Pyramid(len(shape), **SMALL, **CORRECTED)
     fixed, moving = smooth(shape, batch=2, seed=1), smooth(shape, batch=2, seed=2)
     for f, m, a, b in zip(
-        *zip(*model.seen(fixed, moving), strict=True),
+        *zip(*model.encode(fixed, moving), strict=True),
         model.features(fixed),
         model.features(moving),
         strict=True,
@@ -115,7 +120,7 @@ def test_both_images_see_the_same_features_together_or_apart(shape):
 
 
 @SHAPES
-def test_batch_normalisation_learns_statistics_and_bears_a_single_value(shape):
+def test_batch_normalisation_updates_statistics_and_accepts_a_single_value(shape):
     norm = BatchNorm(3)
     x = 5 + 2 * smooth(shape, 3, 2)
     axes = [0, *range(2, x.ndim)]
@@ -137,7 +142,7 @@ def set_affine(module, matrix):
 @SHAPES
 def test_the_published_affine_map_acts_on_the_displacement(shape):
     ndim, matrix = len(shape), np.random.default_rng(0).normal(size=(len(shape), len(shape) + 1))
-    module, u = AffineOfDisplacement(ndim, 2), smooth(shape, ndim, seed=3)
+    module, u = DisplacementAffine(ndim, 2), smooth(shape, ndim, seed=3)
     maps = smooth(shape, 2, seed=4), smooth(shape, 2, seed=5)
     assert torch.equal(module(*maps, u), u)
     set_affine(module, matrix)
@@ -148,9 +153,9 @@ def test_the_published_affine_map_acts_on_the_displacement(shape):
 
 
 @SHAPES
-def test_the_mended_affine_map_acts_on_coordinates_about_the_centre(shape):
+def test_the_corrected_affine_map_acts_on_coordinates_about_the_centre(shape):
     ndim, matrix = len(shape), np.random.default_rng(0).normal(size=(len(shape), len(shape) + 1))
-    module, u = AffineOfCoordinates(ndim, 2), smooth(shape, ndim, seed=3)
+    module, u = CoordinateAffine(ndim, 2), smooth(shape, ndim, seed=3)
     maps = smooth(shape, 2, seed=4), smooth(shape, 2, seed=5)
     torch.testing.assert_close(module(*maps, u), u, atol=1e-5, rtol=0)
     set_affine(module, matrix)
@@ -163,12 +168,12 @@ def test_the_mended_affine_map_acts_on_coordinates_about_the_centre(shape):
 
 
 @SHAPES
-def test_scaling_arises_from_rest_only_in_the_mended_map(shape):
+def test_only_the_corrected_affine_map_scales_a_zero_field(shape):
     ndim = len(shape)
     matrix = np.concatenate([np.eye(ndim), np.zeros((ndim, 1))], 1)
     still, maps = torch.zeros(1, ndim, *shape), (smooth(shape, 2), smooth(shape, 2))
     moved = []
-    for kind in (AffineOfDisplacement, AffineOfCoordinates):
+    for kind in (DisplacementAffine, CoordinateAffine):
         module = kind(ndim, 2)
         set_affine(module, matrix)
         moved.append(module(*maps, still).abs().max().item())
@@ -185,7 +190,7 @@ def test_the_affine_coefficients_are_linear_in_the_moments_of_the_features(shape
     axes = tuple(range(-ndim, 0))
     moments = (both[:, :, None] * x).mean(axes).reshape(2, -1)
     torch.manual_seed(0)
-    for kind, pooled in ((AffineOfCoordinates, moments), (AffineOfDisplacement, both.mean(axes))):
+    for kind, pooled in ((CoordinateAffine, moments), (DisplacementAffine, both.mean(axes))):
         module = kind(ndim, 2)
         torch.nn.init.normal_(module.linear.weight)
         with torch.no_grad():
@@ -198,17 +203,19 @@ def test_the_affine_coefficients_are_linear_in_the_moments_of_the_features(shape
 @SHAPES
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("norm", ["batch", "none"])
-def test_an_estimator_is_what_is_described(shape, residual, norm):
+def test_a_level_estimator_equals_its_description(shape, residual, norm):
     torch.manual_seed(0)
-    ndim, kind = len(shape), AffineOfCoordinates if residual else AffineOfDisplacement
-    module = Estimator(ndim, 2, 3, kind, 1, (5, 4), (6, 3), (2, 4), residual, norm, None).eval()
+    ndim, kind = len(shape), CoordinateAffine if residual else DisplacementAffine
+    module = LevelEstimator(
+        ndim, 2, 3, kind, 1, (5, 4), (6, 3), (2, 4), residual, norm, None
+    ).eval()
     torch.nn.init.normal_(module.affine.linear.weight, std=0.1)
     fixed, moving, risen = (smooth(shape, c, seed=c) for c in (2, 2, 3))
     arrived = smooth(shape, ndim, seed=9)
     with torch.no_grad():
         found, dense = module(fixed, moving, arrived, [risen])
         u = module.affine(fixed, ops.warp(moving, arrived), arrived)
-        cost = reference(fixed, ops.warp(moving, u), 1)
+        cost = compute_reference_cost_volume(fixed, ops.warp(moving, u), 1)
         x = torch.cat([torch.where(cost > 0, cost, 0.1 * cost), fixed, u, risen], 1)
         assert x.shape[1] == 3**ndim + 2 + ndim + 3
 
@@ -231,20 +238,20 @@ def test_an_estimator_is_what_is_described(shape, residual, norm):
 
 
 @SHAPES
-def test_the_mended_rise_begins_as_the_identity(shape):
+def test_smooth_upsampling_starts_as_the_identity(shape):
     torch.manual_seed(0)
     ndim, fine = len(shape), [2 * n - 1 for n in shape]
     u, x = smooth(shape, ndim), smooth(shape, 4)
-    up, carried = Rise(ndim, 4, 3, smooth=True)(u, x, fine)
+    up, carried = Upsampling(ndim, 4, 3, smooth=True)(u, x, fine)
     torch.testing.assert_close(up, ops.resize_field(u, fine))
     assert carried.shape == (1, 3, *fine)
 
 
 @SHAPES
-def test_the_published_rise_repeats_voxels_and_convolves(shape):
+def test_published_upsampling_repeats_voxels_and_convolves(shape):
     torch.manual_seed(0)
     ndim, fine = len(shape), [2 * n for n in shape]
-    module, u, x = Rise(ndim, 4, 3, smooth=False), smooth(shape, ndim), smooth(shape, 4)
+    module, u, x = Upsampling(ndim, 4, 3, smooth=False), smooth(shape, ndim), smooth(shape, 4)
     repeated = [v.numpy() for v in (u, x)]
     for axis in range(2, ndim + 2):
         repeated = [v.repeat(2, axis) for v in repeated]
@@ -261,8 +268,10 @@ def test_the_published_rise_repeats_voxels_and_convolves(shape):
 @pytest.mark.parametrize("last", [0, 1, 2])
 def test_fields_below_the_last_estimator_are_interpolated(shape, last):
     torch.manual_seed(0)
-    context = {"context": (4, 4), "dilations": (1, 2)}
-    model = Pyramid(len(shape), **SMALL, **context, last=last, **MENDED | {"flow_deviation": 0.1})
+    context = {"context_channels": (4, 4), "context_dilations": (1, 2)}
+    model = Pyramid(
+        len(shape), **SMALL, **context, finest_level=last, **CORRECTED | {"flow_init_std": 0.1}
+    )
     fields = model(smooth(shape, seed=1), smooth(shape, seed=2))
     sizes = [tuple(-(-n // k) for n in shape) for k in (8, 4, 2, 1)]
     assert [tuple(u.shape[2:]) for u in fields] == sizes
@@ -280,7 +289,7 @@ def test_gradients_under_mixed_precision_are_those_of_single(shape):
     slopes = []
     for mixed in (False, True):
         torch.manual_seed(0)
-        model = Pyramid(len(shape), **SMALL, **MENDED | {"flow_deviation": 0.01})
+        model = Pyramid(len(shape), **SMALL, **CORRECTED | {"flow_init_std": 0.01})
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             fields = model(fixed, moving)
         torch.stack([u.square().mean() for u in fields]).sum().backward()
@@ -290,26 +299,26 @@ def test_gradients_under_mixed_precision_are_those_of_single(shape):
 
 
 @SHAPES
-def test_without_flow_weights_the_mended_model_is_the_identity(shape):
-    model = Pyramid(len(shape), **SMALL, **MENDED | {"flow_deviation": 0.0})
+def test_without_flow_weights_the_corrected_model_is_the_identity(shape):
+    model = Pyramid(len(shape), **SMALL, **CORRECTED | {"flow_init_std": 0.0})
     for u in model(smooth(shape, seed=1), smooth(shape, seed=2)):
         assert u.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("model", ["pyramid", "pyramid_2020"])
-@pytest.mark.parametrize("loss", ["pyramid", "pyramid_pretrain", "pyramid_joint", "pyramid_task2"])
-def test_every_preset_fits_either_model(model, loss, composed, built):
+@pytest.mark.parametrize("loss", ["pyramid", "pyramid_pretrain", "pyramid_joint", "pyramid_task02"])
+def test_every_loss_preset_fits_both_models(model, loss, composed, built):
     shape = (20, 17)
     cfg = composed("train", "~data", f"model={model}", f"loss={loss}", "+ndim=2")
     terms = instantiate(cfg.loss, _convert_="all")
-    net = built(model, 2, "model.widths=[4,4,4,4]", "model.dense=[4,4]")
+    net = built(model, 2, "model.encoder_channels=[4,4,4,4]", "model.dense_channels=[4,4]")
     labels = smooth(shape, 3, 1, 2.0, 3).argmax(1, keepdim=True)
     pair = Pair(
         fixed=smooth(shape, seed=1), moving=smooth(shape, seed=2), spacing=torch.ones(1, 2),
         name=["a"],
     )  # fmt: skip
     labelled = Pair(**pair, fixed_labels=labels, moving_labels=labels.flip(2))
-    out = registered(pair, net(pair["fixed"], pair["moving"]))
+    out = apply_displacement(pair, net(pair["fixed"], pair["moving"]))
     values = [
         {key: (term.weight * term(p, out)).item() for key, term in terms.items()}
         for p in (pair, labelled)
@@ -321,7 +330,7 @@ def test_every_preset_fits_either_model(model, loss, composed, built):
 
 
 def affine_pairs(rng, ndim, shape, batch, linear, shift):
-    """Images that differ by a random affine map of known displacement."""
+    """Images that differ by a random affine map with known displacement."""
     noise = gaussian_filter(rng.normal(size=(batch, 1, *shape)), [0, 0, *[2.0] * ndim])
     moving = torch.from_numpy(noise / noise.std()).float()
     matrix = torch.from_numpy(rng.uniform(-1, 1, (batch, ndim, ndim + 1))).float()
@@ -333,10 +342,14 @@ def affine_pairs(rng, ndim, shape, batch, linear, shift):
 
 
 def error_after_training(built, shape, steps, linear, shift):
-    """Mean distance to the known displacement inside new pairs, after training and before it."""
+    """Mean distance to the true displacement inside new pairs, after and before training."""
     ndim, rng = len(shape), np.random.default_rng(0)
-    small = ["model.widths=[8,16,16]", "model.dense=[16,16]", "model.context=[]"]
-    model = built("pyramid", ndim, *small, "model.dilations=[]")
+    small = [
+        "model.encoder_channels=[8,16,16]",
+        "model.dense_channels=[16,16]",
+        "model.context_channels=[]",
+    ]
+    model = built("pyramid", ndim, *small, "model.context_dilations=[]")
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     core = (..., *[slice(4, -4)] * ndim)
     for _ in range(steps):

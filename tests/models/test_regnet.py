@@ -1,4 +1,4 @@
-"""RegNet's networks, and the wrappers that take them to whole images."""
+"""RegNet's networks, and the wrappers that apply them to whole images."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from regnet_lab.errors import UserError
 from regnet_lab.models import (
     Identity,
     MultiStage,
-    Pretrained,
+    PretrainedModel,
     RegNet,
     RegNetCrop4,
     RegNetDecimation4,
     RegNetUNet,
-    Tiled,
+    TiledModel,
 )
-from regnet_lab.models.regnet_2017 import surrounded
-from regnet_lab.models.regnet_2019 import doubled, spline_kernel
+from regnet_lab.models.regnet_2017 import pad_replicate
+from regnet_lab.models.regnet_2019 import make_spline_kernel, upsample_linear
 
 PATCHES = {
     RegNet: (54, 2),
@@ -30,7 +30,7 @@ networks = pytest.mark.parametrize("network", PATCHES, ids=lambda n: n.__name__)
 
 
 def trained(network, ndim=2, **options):
-    """A network in evaluation and double precision, with running statistics of some training."""
+    """A network in evaluation mode and double precision, with trained running statistics."""
     torch.manual_seed(0)
     model = network(ndim, **options).double().eval()
     for module in model.modules():
@@ -46,11 +46,11 @@ def images(shape, batch=1):
 
 
 @networks
-def test_published_patches_give_published_answers(network):
+def test_published_patch_sizes_give_published_output_sizes(network):
     side, answer = PATCHES[network]
     assert network.margin == (side - answer) // 2
     with torch.no_grad():
-        assert trained(network).field(torch.cat([*images((side, side))], 1)).shape == (
+        assert trained(network).predict_field(torch.cat([*images((side, side))], 1)).shape == (
             1,
             2,
             answer,
@@ -59,7 +59,7 @@ def test_published_patches_give_published_answers(network):
 
 
 @networks
-def test_a_whole_image_and_its_patches_have_the_same_field(network):
+def test_whole_images_and_patches_give_equal_fields(network):
     if network is RegNetUNet:
         pytest.skip("its patches are whole images")
     model = trained(network)
@@ -72,7 +72,7 @@ def test_a_whole_image_and_its_patches_have_the_same_field(network):
             patch = pair[..., start : start + side, start : start + side]
             at = slice(start + network.margin, start + network.margin + answer)
             expected = whole[..., at, at]
-            found = model.field(patch).float()
+            found = model.predict_field(patch).float()
             if network is RegNet:  # the whole field is interpolated between its answers
                 found, expected = (F.avg_pool2d(u, 2) for u in (found, expected))
                 torch.testing.assert_close(found, expected, rtol=0, atol=0.2)
@@ -82,9 +82,9 @@ def test_a_whole_image_and_its_patches_have_the_same_field(network):
 
 
 @networks
-def test_nothing_beyond_the_reach_has_influence_and_most_within_has(network):
+def test_only_voxels_within_the_influence_radius_matter(network):
     model = trained(network)
-    n = 2 * model.reach + 41 + model.stride
+    n = 2 * model.influence_radius + 41 + model.stride
     first, second = images((n, 9))
     first.requires_grad_()
     far = []
@@ -93,8 +93,8 @@ def test_nothing_beyond_the_reach_has_influence_and_most_within_has(network):
         (slope,) = torch.autograd.grad(u[..., at, 4].square().sum(), first)
         seen = slope[0, 0].abs().sum(1).nonzero()[:, 0]
         far.append(max(at - int(seen.min()), int(seen.max()) - at))
-    assert max(far) <= model.reach
-    assert max(far) > model.reach - 8
+    assert max(far) <= model.influence_radius
+    assert max(far) > model.influence_radius - 8
 
 
 TILES = [
@@ -111,13 +111,13 @@ TILES = [
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("network", "shape", "tile"), TILES)
-def test_tiles_have_no_seams(network, shape, tile, precision):
+def test_tiled_inference_has_no_seams(network, shape, tile, precision):
     model = trained(network, len(shape)).to(precision)
     fixed, moving = images(shape).to(precision)
     seen = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2:].numel()))
     with torch.no_grad():
-        (whole,), (tiled,) = (Tiled(model, t).eval()(fixed, moving) for t in (None, tile))
+        (whole,), (tiled,) = (TiledModel(model, t).eval()(fixed, moving) for t in (None, tile))
     assert len(seen) > 2
     assert min(seen[1:]) < fixed.numel()
     assert whole.std() > 1e-3
@@ -129,18 +129,18 @@ def test_tiles_have_no_seams(network, shape, tile, precision):
     ("network", "shape"),
     [(RegNet, (96, 4, 5)), (RegNetUNet, (150, 9, 11)), (RegNetCrop4, (160, 40))],
 )
-def test_a_tile_is_computed_as_the_whole_is_to_double_rounding(network, shape):
+def test_a_tile_equals_the_whole_image_to_double_precision(network, shape):
     model = trained(network, len(shape))
 
     def field(pair):
         ends = [
-            model.margin + max((model.remainder - n) % model.stride, model.least - n)
+            model.margin + max((model.remainder - n) % model.stride, model.min_field_size - n)
             for n in pair.shape[2:]
         ]
-        return model.field(surrounded(pair, model.margin, ends))
+        return model.predict_field(pad_replicate(pair, model.margin, ends))
 
     pair = torch.cat([*images(shape)], 1)
-    reach = -(-model.reach // model.stride) * model.stride
+    reach = -(-model.influence_radius // model.stride) * model.stride
     start, tile = model.stride * 2, model.stride * 2
     seen = slice(max(start - reach, 0), start + tile + reach)
     with torch.no_grad():
@@ -151,44 +151,47 @@ def test_a_tile_is_computed_as_the_whole_is_to_double_rounding(network, shape):
     torch.testing.assert_close(within, whole, rtol=0, atol=1e-12)
 
 
-def test_tiles_bound_what_is_seen_at_once_and_training_sees_all():
+def test_tiles_bound_the_input_size_except_in_training():
     model = trained(RegNet)
     fixed, moving = images((200, 10))
     seen = []
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2]))
-    tiled = Tiled(model, 20)
+    tiled = TiledModel(model, 20)
     with torch.no_grad():
         tiled.eval()(fixed, moving)
-        assert max(seen) <= 20 + 2 * model.reach
+        assert max(seen) <= 20 + 2 * model.influence_radius
         tiled.train()(fixed, moving)
     assert seen[-1] == 200
-    with pytest.raises(UserError, match="tile=1 is too small"):
-        Tiled(model, 1)
+    with pytest.raises(UserError, match="tile_size=1 is too small"):
+        TiledModel(model, 1)
 
 
 @networks
-def test_a_training_patch_is_answered_in_its_middle(network):
+def test_the_field_of_a_training_patch_is_extended_over_its_margin(network):
     side, answer = PATCHES[network]
-    model = trained(network, patches=network.margin)
+    model = trained(network, patch_margin=network.margin)
     fixed, moving = images((side, side), batch=2 if answer == 2 else 1)
     pair = torch.cat([moving, fixed], 1)
     with torch.no_grad():
         (u,) = model.train()(fixed, moving)  # in training by the statistics of the batch
         assert u.shape[1:] == (2, side, side)
         inner = slice(network.margin, network.margin + answer)
-        found, expected = model.eval().patch(pair)[..., inner, inner], model.field(pair)
+        found, expected = (
+            model.eval().predict_patch_field(pair)[..., inner, inner],
+            model.predict_field(pair),
+        )
         torch.testing.assert_close(found, expected.float())
         assert model(fixed, moving)[0].shape == u.shape
-    with pytest.raises(UserError, match=r"patches=3, .* looks"):
-        network(2, patches=3)
+    with pytest.raises(UserError, match=r"=3, but the network has a"):
+        network(2, patch_margin=3)
     with pytest.raises(UserError, match=rf"{side + 1} voxels does not suit {network.__name__}"):
         model.train()(*images((side + 1, side + 1)))
 
 
 @networks
-def test_frozen_statistics_stay_and_train_what_is_judged(network):
+def test_frozen_batch_norm_uses_running_statistics_in_training(network):
     fixed, moving = images((32, 40), batch=2)
-    model, plain = trained(network, frozen=True), trained(network)
+    model, plain = trained(network, freeze_batch_norm=True), trained(network)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad():
         judged = model(fixed, moving)[0]
@@ -201,9 +204,9 @@ def test_frozen_statistics_stay_and_train_what_is_judged(network):
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (4, 3, 5)])
-def test_doubling_keeps_ramps_and_the_centre(shape):
+def test_linear_upsampling_keeps_ramps_and_the_centre(shape):
     x = ops.identity_grid(shape, torch.zeros(1))
-    up = doubled(x)
+    up = upsample_linear(x)
     assert up.shape[2:] == tuple(2 * n + 1 for n in shape)
     at = (ops.identity_grid(up.shape[2:], up) - 1) / 2
     limit = torch.tensor(shape).view(1, -1, *[1] * len(shape)) - 1.0
@@ -212,8 +215,8 @@ def test_doubling_keeps_ramps_and_the_centre(shape):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_decimating_kernel_is_a_cubic_spline_of_the_city_distance(ndim, factor):
-    kernel = spline_kernel(ndim, factor)[0, 0]
+def test_the_decimation_kernel_is_a_cubic_spline_of_the_l1_distance(ndim, factor):
+    kernel = make_spline_kernel(ndim, factor)[0, 0]
     assert kernel.shape == (4 * factor - 1,) * ndim
     spline = BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
     axes = torch.meshgrid(*[torch.arange(1 - 2 * factor, 2 * factor)] * ndim, indexing="ij")
@@ -223,7 +226,7 @@ def test_the_decimating_kernel_is_a_cubic_spline_of_the_city_distance(ndim, fact
 
 
 class Answer(torch.nn.Module):
-    """A field that depends on the moving image alone."""
+    """A field that depends on the moving image only."""
 
     def __init__(self, scale):
         super().__init__()
@@ -234,7 +237,7 @@ class Answer(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(13, 16), (9, 12, 10)])
-def test_stages_follow_one_another_as_maps(shape):
+def test_stages_are_composed(shape):
     fixed, moving = images(shape)
     stages = {"coarse": Answer(0.5), "fine": Answer(0.7)}
     coarse, fine = MultiStage(stages, (2, 1))(fixed, moving)
@@ -251,7 +254,7 @@ def test_stages_follow_one_another_as_maps(shape):
     assert (fine - added).abs().max() > 0.01
 
 
-def test_stages_need_a_factor_each_and_may_be_still():
+def test_every_stage_needs_a_factor():
     fixed, moving = images((12, 10))
     fields = MultiStage({"a": Identity(), "b": Identity()}, (4, 1))(fixed, moving)
     assert [u.shape[2:] for u in fields] == [(3, 3), (12, 10)]
@@ -260,16 +263,16 @@ def test_stages_need_a_factor_each_and_may_be_still():
         MultiStage({"a": Identity(), "b": Identity()}, (4, 2, 1))
 
 
-def test_pretrained_takes_the_weights_of_a_run(tmp_path):
+def test_pretrained_model_loads_the_weights_of_a_run(tmp_path):
     source = trained(RegNetUNet)
     state = {f"model.{k}": v for k, v in source.state_dict().items()} | {"losses.a": torch.ones(1)}
     torch.save({"state_dict": state}, tmp_path / "best.ckpt")
     torch.manual_seed(1)
-    model = Pretrained(RegNetUNet(2).double(), str(tmp_path / "best.ckpt")).eval()
+    model = PretrainedModel(RegNetUNet(2).double(), str(tmp_path / "best.ckpt")).eval()
     fixed, moving = images((20, 23))
     with torch.no_grad():
         assert torch.equal(model(fixed, moving)[0], source(fixed, moving)[0])
     with pytest.raises(UserError, match="another model than RegNet"):
-        Pretrained(RegNet(2), str(tmp_path / "best.ckpt"))
+        PretrainedModel(RegNet(2), str(tmp_path / "best.ckpt"))
     with pytest.raises(UserError, match=r"none\.ckpt"):
-        Pretrained(RegNet(2), str(tmp_path / "none.ckpt"))
+        PretrainedModel(RegNet(2), str(tmp_path / "none.ckpt"))

@@ -58,11 +58,11 @@ def test_fast_local_ncc_has_values_and_gradients_of_dense_convolutions(
     expected = torch.autograd.grad(dense, [f, w], torch.tensor([1.0, -2.0]).double())
     a, b = (x.detach().to(dtype).requires_grad_() for x in (f, w))
     value = similarity.local_ncc(a, b, mask, 9, padding)
-    found = torch.autograd.grad(value, [a, b], torch.tensor([1.0, -2.0], dtype=dtype))
+    gradients = torch.autograd.grad(value, [a, b], torch.tensor([1.0, -2.0], dtype=dtype))
     relative = 1e-5 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(value.double(), dense, rtol=relative, atol=0)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert (ours - theirs).abs().max() <= relative * theirs.abs().max()
+    for gradient, reference in zip(gradients, expected, strict=True):
+        assert (gradient - reference).abs().max() <= relative * reference.abs().max()
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (4, 3, 5)])

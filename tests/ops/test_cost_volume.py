@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.ops.cost_volume import cost_volume, offsets, reference
+from regnet_lab.ops.cost_volume import compute_reference_cost_volume, cost_volume, iterate_offsets
 
 CASES = pytest.mark.parametrize(
     ("shape", "radius", "stride", "dilation"),
@@ -39,7 +39,7 @@ def by_definition(fixed, moving, radius, stride, dilation):
 
 
 @CASES
-@pytest.mark.parametrize("form", [cost_volume, reference])
+@pytest.mark.parametrize("form", [cost_volume, compute_reference_cost_volume])
 def test_every_cost_is_the_mean_product_at_its_offset(form, shape, radius, stride, dilation):
     fixed, moving = maps(shape)
     expected = by_definition(fixed.numpy(), moving.numpy(), radius, stride, dilation)
@@ -50,12 +50,15 @@ def test_every_cost_is_the_mean_product_at_its_offset(form, shape, radius, strid
 @CASES
 def test_the_gradient_is_that_of_the_definition(shape, radius, stride, dilation):
     fixed, moving = (x.requires_grad_() for x in maps(shape))
-    values = [form(fixed, moving, radius, stride, dilation) for form in (cost_volume, reference)]
+    values = [
+        form(fixed, moving, radius, stride, dilation)
+        for form in (cost_volume, compute_reference_cost_volume)
+    ]
     weight = torch.randn_like(values[0])
     slopes = [torch.autograd.grad(v, (fixed, moving), weight) for v in values]
-    for own, expected in zip(*slopes, strict=True):
-        torch.testing.assert_close(own, expected)
-        assert own.abs().max() > 0
+    for gradient, expected in zip(*slopes, strict=True):
+        torch.testing.assert_close(gradient, expected)
+        assert gradient.abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -83,11 +86,11 @@ def test_views_are_as_good_as_copies(shape):
 def test_the_best_match_is_an_integer_shift_inside_the_radius(shape):
     (moving, _), radius = maps(shape, batch=1, channels=64), 2
     inner = (..., *[slice(radius, -radius)] * len(shape))
-    for step in offsets(len(shape), radius):
+    for step in iterate_offsets(len(shape), radius):
         fixed = moving.roll([-s for s in step], list(range(2, moving.ndim)))
         best = cost_volume(fixed, moving, radius).argmax(1)[inner]
-        found = np.stack(np.unravel_index(best.numpy(), [2 * radius + 1] * len(shape))) - radius
-        assert (found == np.reshape(step, (-1, *[1] * best.ndim))).all()
+        offset = np.stack(np.unravel_index(best.numpy(), [2 * radius + 1] * len(shape))) - radius
+        assert (offset == np.reshape(step, (-1, *[1] * best.ndim))).all()
 
 
 @SHAPES

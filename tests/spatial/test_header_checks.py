@@ -1,4 +1,4 @@
-"""A header that promises more than its file holds is refused before memory is taken."""
+"""Files too small for their header are refused before memory is allocated."""
 
 import gzip
 import struct
@@ -11,16 +11,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab.data.io.images import decode
+from regnet_lab.data.io.images import decode_image
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.serialization import nifti_array
+from regnet_lab.evaluation.submission.serialization import decode_nifti
 from regnet_lab.spatial import read_transform
 from regnet_lab.utils.profiling import Profile
 
-MB = 64  # that may come and go while a header is read; every image here promises 400 and more
+MAX_MEGABYTES = 64  # for reading a header; every image here promises 400 and more
 
 
-def nifti(path, shape, intent=0):
+def write_nifti(path, shape, intent=0):
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
     raw = bytearray(header.binaryblock)
@@ -32,7 +32,7 @@ def nifti(path, shape, intent=0):
     return path
 
 
-def meta(path, shape, more=""):
+def write_meta_image(path, shape, more=""):
     sizes = " ".join(map(str, shape))
     text = f"ObjectType = Image\nNDims = {len(shape)}\nBinaryData = True\n{more}DimSize = {sizes}\n"
     text += "ElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
@@ -40,14 +40,14 @@ def meta(path, shape, more=""):
     return path
 
 
-def nrrd(path, shape, encoding="raw"):
+def write_nrrd(path, shape, encoding="raw"):
     sizes = " ".join(map(str, shape))
     text = f"NRRD0004\ntype: float\ndimension: {len(shape)}\nsizes: {sizes}\nendian: little\n"
     path.write_bytes(f"{text}encoding: {encoding}\n\n".encode() + bytes(200000))
     return path
 
 
-def png(path, width, height):
+def write_png(path, width, height):
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -59,23 +59,23 @@ def png(path, width, height):
     return path
 
 
-def array_bytes(shape):
+def encode_npy(shape):
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.encode() + bytes(100)
 
 
-def npy(path, shape):
-    path.write_bytes(array_bytes(shape))
+def write_npy(path, shape):
+    path.write_bytes(encode_npy(shape))
     return path
 
 
-def npz(path, shape):
+def write_npz(path, shape):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("arr_0.npy", array_bytes(shape))
+        archive.writestr("arr_0.npy", encode_npy(shape))
     return path
 
 
-def dicom(folder, rows, columns):
+def write_dicom(folder, rows, columns):
     folder.mkdir(exist_ok=True)
     image = sitk.GetImageFromArray(np.ones((1, 8, 9), np.int16))
     uids = {"0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0008|0018": "1.2.3.4.5"}
@@ -86,35 +86,41 @@ def dicom(folder, rows, columns):
     writer.SetFileName(str(folder / "a.dcm"))
     writer.Execute(image)
     content = (folder / "a.dcm").read_bytes()
-    for tag, own, new in ((0x10, 8, rows), (0x11, 9, columns)):
-        old = struct.pack("<HHIH", 0x28, tag, 2, own)
-        assert content.count(old) == 1
-        content = content.replace(old, old[:8] + struct.pack("<H", new))
+    for tag, size, promised in ((0x10, 8, rows), (0x11, 9, columns)):
+        field = struct.pack("<HHIH", 0x28, tag, 2, size)
+        assert content.count(field) == 1
+        content = content.replace(field, field[:8] + struct.pack("<H", promised))
     (folder / "a.dcm").write_bytes(content)
     return folder
 
 
 LARGE = (500, 500, 500)
 FILES = {
-    "a.nii": (decode, lambda path: nifti(path, LARGE)),
-    "a.nii.gz": (decode, lambda path: nifti(path, LARGE)),
-    "a.mha": (decode, lambda path: meta(path, LARGE)),
-    "packed.mha": (decode, lambda path: meta(path, LARGE, "CompressedData = True\n")),
-    "a.nrrd": (decode, lambda path: nrrd(path, LARGE)),
-    "packed.nrrd": (decode, lambda path: nrrd(path, LARGE, "gzip")),
-    "a.png": (decode, lambda path: png(path, 30000, 30000)),
-    "a.npy": (decode, lambda path: npy(path, LARGE)),
-    "a_dicom_folder": (decode, lambda path: dicom(path, 65535, 65535)),
-    "field.nii": (read_transform, lambda path: nifti(path, (*LARGE, 1, 3), 1007)),
-    "disp_1_2.nii.gz": (read_transform, lambda path: nifti(path, (*LARGE, 3))),
-    "field.mha": (read_transform, lambda path: meta(path, LARGE, "ElementNumberOfChannels = 3\n")),
-    "field.nrrd": (read_transform, lambda path: nrrd(path, (3, *LARGE))),
-    "disp_1_2.npz": (read_transform, lambda path: npz(path, (3, *LARGE))),
+    "a.nii": (decode_image, lambda path: write_nifti(path, LARGE)),
+    "a.nii.gz": (decode_image, lambda path: write_nifti(path, LARGE)),
+    "a.mha": (decode_image, lambda path: write_meta_image(path, LARGE)),
+    "packed.mha": (
+        decode_image,
+        lambda path: write_meta_image(path, LARGE, "CompressedData = True\n"),
+    ),
+    "a.nrrd": (decode_image, lambda path: write_nrrd(path, LARGE)),
+    "packed.nrrd": (decode_image, lambda path: write_nrrd(path, LARGE, "gzip")),
+    "a.png": (decode_image, lambda path: write_png(path, 30000, 30000)),
+    "a.npy": (decode_image, lambda path: write_npy(path, LARGE)),
+    "a_dicom_folder": (decode_image, lambda path: write_dicom(path, 65535, 65535)),
+    "field.nii": (read_transform, lambda path: write_nifti(path, (*LARGE, 1, 3), 1007)),
+    "disp_1_2.nii.gz": (read_transform, lambda path: write_nifti(path, (*LARGE, 3))),
+    "field.mha": (
+        read_transform,
+        lambda path: write_meta_image(path, LARGE, "ElementNumberOfChannels = 3\n"),
+    ),
+    "field.nrrd": (read_transform, lambda path: write_nrrd(path, (3, *LARGE))),
+    "disp_1_2.npz": (read_transform, lambda path: write_npz(path, (3, *LARGE))),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_absurd_size_is_refused_before_memory_is_taken(name, tmp_path):
+def test_impossible_sizes_are_refused_before_memory_is_allocated(name, tmp_path):
     read, make = FILES[name]
     path = make(tmp_path / name)
     with Profile(torch.device("cpu")) as idle:
@@ -123,26 +129,26 @@ def test_an_absurd_size_is_refused_before_memory_is_taken(name, tmp_path):
         read(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert profile.peak_mb < idle.peak_mb + MB
+    assert profile.peak_mb < idle.peak_mb + MAX_MEGABYTES
 
 
-def test_a_dicom_folder_with_its_true_size_is_read(tmp_path):
-    assert decode(dicom(tmp_path / "sound", 8, 9)).array.shape == (9, 8)
+def test_a_dicom_folder_of_the_true_size_is_read(tmp_path):
+    assert decode_image(write_dicom(tmp_path / "valid", 8, 9)).array.shape == (9, 8)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("ending", [".mha", ".nrrd"])
-def test_files_that_hold_what_they_promise_are_read(tmp_path, ending, packed):
-    array = np.zeros((30, 40, 50), np.float64)  # as dense as a deflate stream becomes
-    path = tmp_path / f"sound{ending}"
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), packed)
-    assert decode(path).array.shape == (50, 40, 30)
+def test_files_of_the_promised_size_are_read(tmp_path, ending, compressed):
+    array = np.zeros((30, 40, 50), np.float64)  # compresses as much as deflate can
+    path = tmp_path / f"valid{ending}"
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), compressed)
+    assert decode_image(path).array.shape == (50, 40, 30)
 
 
 def test_a_submitted_field_larger_than_its_file_is_refused(tmp_path):
-    content = nifti(tmp_path / "a.nii.gz", (*LARGE, 3)).read_bytes()
+    content = write_nifti(tmp_path / "a.nii.gz", (*LARGE, 3)).read_bytes()
     with Profile(torch.device("cpu")) as idle:
         pass
     with Profile(torch.device("cpu")) as profile, pytest.raises(ValueError, match="promises"):
-        nifti_array(content, 10**9)
-    assert profile.peak_mb < idle.peak_mb + MB
+        decode_nifti(content, 10**9)
+    assert profile.peak_mb < idle.peak_mb + MAX_MEGABYTES

@@ -1,4 +1,4 @@
-"""Several processes, accumulated batches and clipped gradients do what one process would."""
+"""Training with several processes, accumulated batches and clipped gradients."""
 
 from types import SimpleNamespace
 
@@ -8,53 +8,57 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data import datamodule as data_module
-from regnet_lab.data.datamodule import DrawSampler, EpochSampler, Share
-from regnet_lab.data.patches import InOrder
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data import samplers
+from regnet_lab.data.samplers import (
+    DistributedEvalSampler,
+    DrawNumberSampler,
+    EpochSampler,
+    NumberedEpochSampler,
+)
 from regnet_lab.errors import UserError
 from regnet_lab.training import config_sync
-from regnet_lab.training.config_sync import Agreement
+from regnet_lab.training.config_sync import ConfigConsistencyCheck
 from regnet_lab.utils import distributed
-from regnet_lab.visualization.curves import scalars
+from regnet_lab.visualization.curves import read_scalars
 
 TINY = [
     "ndim=2",
     "data.dataset.shape=24",
-    "data.dataset.size=7",
+    "data.dataset.num_pairs=7",
     "data.epoch_size=8",
     "trainer.max_epochs=2",
     "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
-    "doctor=null",
+    "validate_data=null",
     "threads=1",
-    "callbacks.panel=null",
-    "callbacks.energy=null",
+    "callbacks.validation_figure=null",
+    "callbacks.energy_curve=null",
 ]
 ONE = ["trainer=cpu", "data.batch_size=4"]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 
 
 def of_each(monkeypatch, world, make):
-    """What ``make()`` gives in each of ``world`` processes."""
+    """Return the results of ``make()`` in each of ``world`` processes."""
     found = []
     for rank in range(world):
-        monkeypatch.setattr(data_module, "place", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(samplers, "rank_and_world_size", lambda rank=rank: (rank, world))
         found.append(make())
     monkeypatch.undo()
     return found
 
 
-@pytest.mark.parametrize("kind", [EpochSampler, DrawSampler, InOrder])
+@pytest.mark.parametrize("kind", [EpochSampler, NumberedEpochSampler, DrawNumberSampler])
 @pytest.mark.parametrize(("world", "start"), [(2, 0), (3, 0), (2, 2)])
-def test_a_step_of_several_processes_sees_what_one_with_as_large_a_batch_sees(
+def test_several_processes_see_the_pairs_of_one_with_a_larger_batch(
     kind, world, start, monkeypatch
 ):
     def drawn():
         sampler = kind(10, 12, 5)
         sampler.set_epoch(3)
         sampler.start = start
-        assert len(sampler) == -(-12 // distributed.place()[1]) or world > 1
+        assert len(sampler) == -(-12 // distributed.rank_and_world_size()[1]) or world > 1
         return list(sampler)
 
     sampler = kind(10, 12, 5)
@@ -66,29 +70,33 @@ def test_a_step_of_several_processes_sees_what_one_with_as_large_a_batch_sees(
     assert len(set(whole[:10])) == 10
 
 
-def test_an_epoch_is_rounded_up_so_that_all_processes_take_as_many_steps(monkeypatch):
+def test_epochs_are_rounded_up_to_equal_steps_of_all_processes(monkeypatch):
     each = of_each(monkeypatch, 2, lambda: list(EpochSampler(7, 7, 0)))
     assert [len(e) for e in each] == [4, 4]
     assert set(each[0] + each[1]) == set(range(7))
 
 
 @pytest.mark.parametrize("population", [2, 5, 6])
-def test_held_out_pairs_are_shared_without_padding(population, monkeypatch):
-    each = of_each(monkeypatch, 2, lambda: (list(Share(population)), len(Share(population))))
+def test_evaluation_pairs_are_divided_without_padding(population, monkeypatch):
+    each = of_each(
+        monkeypatch,
+        2,
+        lambda: (list(DistributedEvalSampler(population)), len(DistributedEvalSampler(population))),
+    )
     assert [len(mine) for mine, _ in each] == [length for _, length in each]
     assert sorted(index for mine, _ in each for index in mine) == list(range(population))
-    monkeypatch.setattr(distributed, "everyone", lambda _: [mine for mine, _ in each])
-    assert distributed.gathered([]) == list(range(population))
+    monkeypatch.setattr(distributed, "all_gather", lambda _: [mine for mine, _ in each])
+    assert distributed.gather_interleaved([]) == list(range(population))
 
 
 def test_more_processes_than_pairs_are_refused(monkeypatch):
-    monkeypatch.setattr(data_module, "place", lambda: (0, 3))
+    monkeypatch.setattr(samplers, "rank_and_world_size", lambda: (0, 3))
     with pytest.raises(UserError, match="2 pairs cannot be shared by 3 processes"):
-        len(Share(2))
+        len(DistributedEvalSampler(2))
 
 
 def fitted(composed, folder, *overrides):
-    """The module after training, and the lengths of its steps."""
+    """Return the module after training and the lengths of its steps."""
     lengths = []
 
     class Steps(Callback):
@@ -102,18 +110,18 @@ def fitted(composed, folder, *overrides):
             self.before = after
 
     cfg = composed("train", *TINY, "model=voxelmorph_1", "trainer.logger=false", *overrides)
-    cfg.folder = str(folder)
+    cfg.output_dir = str(folder)
     torch.manual_seed(0)
-    module = build(cfg.module)
-    trainer = build(cfg.trainer, callbacks=[Steps()], enable_checkpointing=False)
-    trainer.fit(module, build(cfg.data))
+    module = instantiate_config(cfg.module)
+    trainer = instantiate_config(cfg.trainer, callbacks=[Steps()], enable_checkpointing=False)
+    trainer.fit(module, instantiate_config(cfg.data))
     return module, lengths
 
 
 DESCENT = ["optim._target_=torch.optim.SGD", "optim.lr=1", "trainer.max_epochs=1"]
 
 
-def test_two_accumulated_batches_are_one_twice_as_large(composed, tmp_path):
+def test_two_accumulated_batches_equal_one_of_twice_the_size(composed, tmp_path):
     whole, _ = fitted(composed, tmp_path, *DESCENT, *ONE)
     half = ["trainer=cpu", "data.batch_size=2", "trainer.accumulate_grad_batches=2"]
     parts, _ = fitted(composed, tmp_path, *DESCENT, *half)
@@ -121,7 +129,7 @@ def test_two_accumulated_batches_are_one_twice_as_large(composed, tmp_path):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
-def test_clipping_bounds_the_step(composed, tmp_path):
+def test_gradient_clipping_bounds_the_step(composed, tmp_path):
     _, free = fitted(composed, tmp_path, *DESCENT, *ONE)
     bound = min(free) / 2
     clip = f"trainer.gradient_clip_val={bound}"
@@ -130,22 +138,22 @@ def test_clipping_bounds_the_step(composed, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["pyramid_2020", "regnet"])
-def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed, monkeypatch):
+def test_synchronized_batch_norm_is_refused_on_cpus(model, composed, monkeypatch):
     whole = composed("train", "trainer=ddp", f"model={model}", "ndim=2")
     shares = {"sync_batchnorm": whole.trainer.sync_batchnorm}
-    cfg = OmegaConf.create({"folder": "run", "trainer": shares})
-    network = build(whole.model)
-    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(build(whole.model))
+    cfg = OmegaConf.create({"output_dir": "run", "trainer": shares})
+    network = instantiate_config(whole.model)
+    shared = torch.nn.SyncBatchNorm.convert_sync_batchnorm(instantiate_config(whole.model))
     assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in shared.modules())
     assert shared.state_dict().keys() == network.state_dict().keys()
-    monkeypatch.setattr(config_sync, "everyone", lambda mine: [mine, mine])
+    monkeypatch.setattr(config_sync, "all_gather", lambda mine: [mine, mine])
     cpu, gpu = (
         SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device(name)))
         for name in ("cpu", "cuda")
     )
-    Agreement(cfg).setup(gpu, network, "fit")
+    ConfigConsistencyCheck(cfg).setup(gpu, network, "fit")
     with pytest.raises(UserError, match=r"trainer\.sync_batchnorm=false"):
-        Agreement(cfg).setup(cpu, network, "fit")
+        ConfigConsistencyCheck(cfg).setup(cpu, network, "fit")
 
 
 @pytest.mark.slow
@@ -153,24 +161,24 @@ def test_batch_statistics_are_shared_on_gpus_and_refused_on_cpus(model, composed
     "model",
     [
         ["model=voxelmorph"],
-        ["model=refined", "loss=refined", "callbacks=alternation"],
+        ["model=residual_refinement", "loss=residual_refinement", "callbacks=alternating"],
     ],
     ids=lambda m: m[0],
 )
-def test_two_processes_train_and_judge_as_one_does(model, tmp_path, command):
-    alternating = ["callbacks.alternation.epochs={model: 1, refinement: 1}"]
-    model = [*model, *(alternating if "callbacks=alternation" in model else [])]
+def test_two_processes_train_and_evaluate_like_one(model, tmp_path, command):
+    alternating = ["callbacks.alternating.epochs={model: 1, refinement: 1}"]
+    model = [*model, *(alternating if "callbacks=alternating" in model else [])]
     for name, devices in (("one", ONE), ("two", TWO)):
-        done = command("train.py", *TINY, *model, *devices, f"folder={tmp_path / name}")
+        done = command("train.py", *TINY, *model, *devices, f"output_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     for number in ("train/loss", "val/loss", "val/dice", "val/tre_mm"):
-        one, two = (scalars(tmp_path / name, number)[1] for name in ("one", "two"))
+        one, two = (read_scalars(tmp_path / name, number)[1] for name in ("one", "two"))
         assert len(one) == (4 if number == "train/loss" else 2)
         assert two == pytest.approx(one, abs=1e-5)
-    judge = [f"run={tmp_path / 'two'}", "trainer.enable_progress_bar=false", "pictures=2"]
+    judge = [f"run={tmp_path / 'two'}", "trainer.enable_progress_bar=false", "num_pictures=2"]
     several = ["trainer=evaluate_ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     for name, devices in (("judged_by_one", []), ("judged_by_two", several)):
-        done = command("evaluate.py", *judge, *devices, f"folder={tmp_path / name}")
+        done = command("evaluate.py", *judge, *devices, f"output_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     by_one, by_two = (
         pd.read_csv(tmp_path / f"judged_by_{n}" / "cases.csv") for n in ("one", "two")
@@ -186,9 +194,9 @@ def test_two_processes_train_and_judge_as_one_does(model, tmp_path, command):
 
 
 @pytest.mark.slow
-def test_a_process_with_another_configuration_is_refused(tmp_path, command):
+def test_processes_with_different_configurations_are_refused(tmp_path, command):
     unlike = "optim.lr='${oc.decode:${oc.env:LOCAL_RANK,2}}'"  # 2 in the first, 1 in the second
-    run = [f"folder={tmp_path / 'run'}", unlike]
+    run = [f"output_dir={tmp_path / 'run'}", unlike]
     done = command("train.py", *TINY, *TWO, "model=voxelmorph", *run)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

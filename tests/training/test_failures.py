@@ -1,4 +1,4 @@
-"""What befalls a run through nobody's fault is told in a sentence."""
+"""Failures of hardware, workers and other processes are explained in one sentence."""
 
 import errno
 import os
@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from regnet_lab.data.augmentation import Augmented
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datamodule import PairModule
-from regnet_lab.data.datasets.mixture import Mixed
-from regnet_lab.data.worker_monitor import Watched, called
+from regnet_lab.data.augmentation import AugmentedPairs
+from regnet_lab.data.case import Case
+from regnet_lab.data.datamodule import PairDataModule
+from regnet_lab.data.datasets.base import CasePairs, describe_item
+from regnet_lab.data.datasets.mixture import Mixture
+from regnet_lab.data.worker_monitor import WorkerMonitor
 from regnet_lab.errors import UserError
-from regnet_lab.training.failures import explained, less
+from regnet_lab.training.failures import oom_hint, translate_errors
 
 
 def made(fixed, moving, deaths=()):
@@ -42,35 +43,35 @@ DEATHS = {
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("how", DEATHS)
-def test_a_loader_s_death_names_what_it_was_reading(how, split, tmp_path):
+def test_death_of_a_loading_process_names_its_pair(how, split, tmp_path):
     dataset = partial(listed, tmp_path, deaths={"5": DEATHS[how]})
-    module = PairModule(dataset, workers=2)
+    module = PairDataModule(dataset, num_workers=2)
     loader = module.train_dataloader() if split == "train" else module.val_dataloader()
-    with pytest.raises(UserError) as caught, explained("", "go on"):
+    with pytest.raises(UserError) as caught, translate_errors("", "go on"):
         list(loader)
-    said = str(caught.value)
-    assert f"{tmp_path / '5.nii.gz'} and {tmp_path / '0.nii.gz'}" in said
-    assert "data.workers" in said
-    assert said.endswith("go on.")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert f"{tmp_path / '5.nii.gz'} and {tmp_path / '0.nii.gz'}" in message
+    assert "data.num_workers" in message
+    assert message.endswith("go on.")
+    assert "\n" not in message
 
 
-def test_loading_is_the_same_with_and_without_processes(tmp_path):
-    alone, together = (PairModule(partial(listed, tmp_path), workers=n) for n in (0, 2))
+def test_loading_processes_do_not_change_the_order_of_pairs(tmp_path):
+    alone, together = (PairDataModule(partial(listed, tmp_path), num_workers=n) for n in (0, 2))
     for split in ("train_dataloader", "val_dataloader"):
         names = [[p["name"] for p in getattr(m, split)()] for m in (alone, together)]
         assert names[0] == names[1]
-    assert isinstance(together.val_dataloader().dataset, Watched)
+    assert isinstance(together.val_dataloader().dataset, WorkerMonitor)
 
 
-def test_a_pair_is_called_by_its_files_wherever_it_lies(tmp_path):
+def test_pairs_are_named_by_their_files_inside_any_wrapper(tmp_path):
     plain = listed(tmp_path)
     fifth = f"{tmp_path / '5.nii.gz'} and {tmp_path / '0.nii.gz'}"
-    assert called(plain, 5) == fifth
-    assert called(Subset(plain, [3, 5]), 1) == fifth
-    assert called(Augmented(Subset(plain, [3, 5]), None, 0), 1) == fifth
-    assert called(Mixed("val", {"a": partial(listed, tmp_path)}), 5) == fifth
-    assert called(DataLoader([1, 2]).dataset, 1) == "pair 1"
+    assert describe_item(plain, 5) == fifth
+    assert describe_item(Subset(plain, [3, 5]), 1) == fifth
+    assert describe_item(AugmentedPairs(Subset(plain, [3, 5]), None, 0), 1) == fifth
+    assert describe_item(Mixture("val", {"a": partial(listed, tmp_path)}), 5) == fifth
+    assert describe_item(DataLoader([1, 2]).dataset, 1) == "pair 1"
 
 
 @pytest.mark.parametrize(
@@ -82,36 +83,42 @@ def test_a_pair_is_called_by_its_files_wherever_it_lies(tmp_path):
         MemoryError(),
     ],
 )
-def test_memory_that_does_not_suffice_says_what_to_lower(error, composed):
+def test_out_of_memory_says_what_to_change(error, composed):
     cfg = composed("train", "data.batch_size=4")
     sentence = r"lower data\.batch_size, now 4.*bf16"
-    with pytest.raises(UserError, match=sentence) as caught, explained(less(cfg), "go on"):
+    with (
+        pytest.raises(UserError, match=sentence) as caught,
+        translate_errors(oom_hint(cfg), "go on"),
+    ):
         raise error
     assert "\n" not in str(caught.value)
 
 
-def test_what_to_lower_is_what_can_be_lowered(composed):
-    single = less(composed("train", "data.batch_size=1", "trainer.precision=bf16-mixed"))
+def test_memory_hint_has_only_changes_that_are_possible(composed):
+    single = oom_hint(composed("train", "data.batch_size=1", "trainer.precision=bf16-mixed"))
     assert "batch_size" not in single
     assert "bf16" not in single
-    assert "batch_size" not in less(composed("evaluate", "data=synthetic"))
+    assert "batch_size" not in oom_hint(composed("evaluate", "data=synthetic"))
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_says_what_is_full(number):
-    with pytest.raises(UserError, match=r"events.*make room, then go on"), explained("", "go on"):
+def test_full_disk_names_the_file(number):
+    with (
+        pytest.raises(UserError, match=r"events.*make room, then go on"),
+        translate_errors("", "go on"),
+    ):
         raise OSError(number, os.strerror(number), "events")
 
 
-def test_an_operation_without_a_fixed_order_is_named():
+def test_nondeterministic_operation_is_named():
     error = RuntimeError("some_backward_cuda does not have a deterministic implementation, but")
     sentence = r"some_backward_cuda.*deterministic=warn"
-    with pytest.raises(UserError, match=sentence), explained("", ""):
+    with pytest.raises(UserError, match=sentence), translate_errors("", ""):
         raise error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError(2, "", "a")])
-def test_what_is_a_fault_of_ours_is_not_dressed_up(error):
-    with pytest.raises(type(error)) as caught, explained("", ""):
+def test_other_errors_pass_unchanged(error):
+    with pytest.raises(type(error)) as caught, translate_errors("", ""):
         raise error
     assert caught.value is error

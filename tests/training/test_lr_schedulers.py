@@ -1,10 +1,12 @@
+"""Learning-rate schedulers."""
+
 import io
 
 import pytest
 import torch
 
 from regnet_lab.errors import UserError
-from regnet_lab.training.lr_schedulers import Staircase
+from regnet_lab.training.lr_schedulers import PiecewiseConstantLR
 
 
 def optimizer(lr=3.0):
@@ -19,7 +21,7 @@ def rates(schedule, epochs):
 
 
 def published(fraction):
-    """The Pyramid CNN's rate by the share of training done, of a first rate of 1."""
+    """Return the Pyramid CNN's learning rate after a fraction of the training; the first is 1."""
     steps = [(0.1, 1), (0.2, 2), (0.3, 4), (0.4, 8), (0.5, 16), (0.6, 2), (0.7, 4), (0.8, 8)]
     return 1 / next((divisor for end, divisor in steps if fraction < end), 16)
 
@@ -27,21 +29,21 @@ def published(fraction):
 @pytest.mark.parametrize("epochs", [20, 100, 500])
 def test_the_default_is_the_published_schedule(epochs):
     expected = [3 * published((10 * e // epochs) / 10 + 0.05) for e in range(epochs)]
-    assert list(rates(Staircase(optimizer(), epochs), epochs)) == pytest.approx(expected)
+    assert list(rates(PiecewiseConstantLR(optimizer(), epochs), epochs)) == pytest.approx(expected)
 
 
-def test_parts_are_as_equal_as_epochs_allow_and_the_last_one_holds():
-    found = list(rates(Staircase(optimizer(1.0), 5, [1, 2]), 7))
-    assert found == [1, 1, 1, 0.5, 0.5, 0.5, 0.5]
+def test_parts_have_equal_lengths_and_the_last_one_continues():
+    values = list(rates(PiecewiseConstantLR(optimizer(1.0), 5, [1, 2]), 7))
+    assert values == [1, 1, 1, 0.5, 0.5, 0.5, 0.5]
 
 
-def test_it_goes_on_where_it_was():
-    first = Staircase(optimizer(), 20)
+def test_state_is_restored():
+    first = PiecewiseConstantLR(optimizer(), 20)
     list(rates(first, 11))
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    second = Staircase(optimizer(), 20)
+    second = PiecewiseConstantLR(optimizer(), 20)
     second.load_state_dict(torch.load(file, weights_only=True))
     second.step()
     first.step()
@@ -49,6 +51,6 @@ def test_it_goes_on_where_it_was():
 
 
 @pytest.mark.parametrize(("epochs", "divisors"), [(-1, [1]), (10, []), (10, [1, 0])])
-def test_what_makes_no_sense_is_named(epochs, divisors):
+def test_invalid_settings_are_named(epochs, divisors):
     with pytest.raises(UserError, match=f"epochs={epochs}"):
-        Staircase(optimizer(), epochs, divisors)
+        PiecewiseConstantLR(optimizer(), epochs, divisors)

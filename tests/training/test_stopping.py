@@ -12,25 +12,25 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 
-from regnet_lab.config.instantiate import build
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.errors import CommonError, DivergedError, UserError
 from regnet_lab.training.callbacks import checkpoint
-from regnet_lab.training.failures import explained, place
+from regnet_lab.training.failures import rank_and_world_size, translate_errors
 from regnet_lab.utils import distributed
-from regnet_lab.utils.distributed import stop_together
+from regnet_lab.utils.distributed import raise_on_all_ranks
 from tests.helpers import ROOT
 
 TINY = [
     "ndim=2",
     "model=voxelmorph",
     "data.dataset.shape=24",
-    "data.dataset.size=7",
+    "data.dataset.num_pairs=7",
     "data.batch_size=2",
     "trainer.enable_progress_bar=false",
-    "doctor=null",
+    "validate_data=null",
     "threads=1",
-    "callbacks.panel=null",
-    "callbacks.energy=null",
+    "callbacks.validation_figure=null",
+    "callbacks.energy_curve=null",
 ]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 LONG = [*TINY, *TWO, "data.epoch_size=40", "trainer.max_epochs=4", "callbacks.last.every_n_steps=5"]
@@ -45,7 +45,7 @@ def same(one, other):
 
 
 class Interrupting(Callback):
-    """Interrupts at a batch, counted from the beginning, or at a held-out case; or just ends."""
+    """Request a stop at a training batch or validation case, or exit at a batch."""
 
     def __init__(self, last, batch, case, end):
         self.last, self.batch, self.case, self.end, self.seen = last, batch, case, end, 0
@@ -53,32 +53,38 @@ class Interrupting(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.seen += 1
         if self.seen == self.batch:
-            self.last.interrupt()
+            self.last.request_stop()
         if self.seen == self.end:
             raise SystemExit
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, *_):
         if batch_idx == self.case:
-            self.last.interrupt()
+            self.last.request_stop()
 
 
-def train(composed, folder, gathered=1, batch=None, case=None, end=None, resumed=None):
-    """Train, gathering batches for each step; the highest loss of a validation, here the best."""
-    worst = ["monitor=val/loss", "monitor_mode=max", f"trainer.accumulate_grad_batches={gathered}"]
+def train(composed, folder, accumulated=1, batch=None, case=None, end=None, resumed=None):
+    """Train with accumulated batches; return the highest validation loss, here the best score."""
+    worst = [
+        "monitor=val/loss",
+        "monitor_mode=max",
+        f"trainer.accumulate_grad_batches={accumulated}",
+    ]
     length = ["data.epoch_size=14", "trainer.max_epochs=2"]
     cfg = composed("train", *TINY, "trainer=cpu", "trainer.logger=false", *length, *worst)
-    cfg.folder = str(folder)
-    best, last = (build(cfg.callbacks[name]) for name in ("best", "last"))
+    cfg.output_dir = str(folder)
+    best, last = (instantiate_config(cfg.callbacks[name]) for name in ("best", "last"))
     torch.manual_seed(0)
-    module, data = build(cfg.module), build(cfg.data)
-    trainer = build(cfg.trainer, callbacks=[best, last, Interrupting(last, batch, case, end)])
+    module, data = instantiate_config(cfg.module), instantiate_config(cfg.data)
+    trainer = instantiate_config(
+        cfg.trainer, callbacks=[best, last, Interrupting(last, batch, case, end)]
+    )
     with pytest.raises(SystemExit) if batch or case or end else nullcontext():
         trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
     return best.best_model_score
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 1), (3, 1), (5, 2), (9, 4)])
-def test_a_run_stopped_while_it_gathers_batches_goes_on_exactly(batch, steps, composed, tmp_path):
+def test_run_stopped_while_accumulating_batches_resumes_exactly(batch, steps, composed, tmp_path):
     """An epoch is 7 batches, a step 3: steps end with batches 3, 6, 7, 10, 13 and 14."""
     train(composed, tmp_path / "whole", 3)
     train(composed, tmp_path / "stopped", 3, batch=batch)
@@ -90,7 +96,7 @@ def test_a_run_stopped_while_it_gathers_batches_goes_on_exactly(batch, steps, co
 
 
 @pytest.mark.parametrize("how", [{"case": 4}, {"end": 8}], ids=str)
-def test_what_ends_after_a_validation_keeps_its_score(how, composed, tmp_path):
+def test_score_of_a_validation_before_the_end_is_kept(how, composed, tmp_path):
     """The first of two validations, after 7 batches, has the higher loss."""
     score = train(composed, tmp_path / "whole")
     train(composed, tmp_path / "stopped", **how)
@@ -102,43 +108,43 @@ def test_what_ends_after_a_validation_keeps_its_score(how, composed, tmp_path):
     assert not same(whole, whole.with_name("best.ckpt"))
 
 
-def test_the_interrupt_of_one_process_stops_the_others(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "everyone", lambda mine: [mine, True])
+def test_interrupt_of_one_process_stops_all(composed, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "all_gather", lambda mine: [mine, True])
     train(composed, tmp_path, batch=99)
     last = tmp_path / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == 1
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_signals_do_what_they_did_before_once_training_is_over(sign, composed, tmp_path):
+def test_signal_handlers_are_restored_after_training(sign, composed, tmp_path):
     before = signal.getsignal(sign)
     train(composed, tmp_path)
     assert signal.getsignal(sign) == before
 
 
-def test_a_divergence_is_told_in_the_words_of_the_process_it_befell(monkeypatch):
-    stop_together(None)
+def test_divergence_is_reported_by_the_process_that_diverged(monkeypatch):
+    raise_on_all_ranks(None)
     own = DivergedError("mine", {"name": ["a"]})
     with pytest.raises(DivergedError, match="mine") as alone:
-        stop_together(own)
+        raise_on_all_ranks(own)
     assert alone.value.batch == {"name": ["a"]}
-    monkeypatch.setattr(distributed, "everyone", lambda mine: [None, "theirs", mine])
-    monkeypatch.setattr(distributed, "place", lambda: (2, 3))
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [None, "theirs", mine])
+    monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (2, 3))
     for mine in (None, own):
         with pytest.raises(DivergedError, match="theirs") as other:
-            stop_together(mine)
+            raise_on_all_ranks(mine)
         assert other.value.batch is None
 
 
-def test_what_all_processes_have_is_told_by_the_first(monkeypatch):
-    with pytest.raises(CommonError), explained("", ""):
+def test_common_errors_are_reported_by_the_first_process(monkeypatch):
+    with pytest.raises(CommonError), translate_errors("", ""):
         raise CommonError
-    monkeypatch.setattr("regnet_lab.training.failures.place", lambda: (1, 2))
-    assert place() == (0, 1)
-    with pytest.raises(SystemExit) as left, explained("", ""):
+    monkeypatch.setattr("regnet_lab.training.failures.rank_and_world_size", lambda: (1, 2))
+    assert rank_and_world_size() == (0, 1)
+    with pytest.raises(SystemExit) as exit_info, translate_errors("", ""):
         raise CommonError
-    assert left.value.code == 0
-    with pytest.raises(UserError, match="mine alone"), explained("", ""):
+    assert exit_info.value.code == 0
+    with pytest.raises(UserError, match="mine alone"), translate_errors("", ""):
         raise UserError("mine alone")
 
 
@@ -150,9 +156,9 @@ def test_what_all_processes_have_is_told_by_the_first(monkeypatch):
         "process exiting prematurely.",
     ],
 )
-def test_a_process_whose_fellow_has_ended_says_so(message):
+def test_end_of_another_process_is_explained(message):
     sentence = "another process of this job has ended.*: go on"
-    with pytest.raises(UserError, match=sentence), explained("", "go on"):
+    with pytest.raises(UserError, match=sentence), translate_errors("", "go on"):
         raise RuntimeError(message)
 
 
@@ -172,7 +178,7 @@ SIGNALS = {
 def stopped(folder, send):
     """Train with two processes and send a signal once there is a checkpoint."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *LONG, f"folder={folder}"],
+        [sys.executable, ROOT / "train.py", *LONG, f"output_dir={folder}"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -190,13 +196,13 @@ def stopped(folder, send):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes as Linux lists them")
-def test_two_processes_stop_after_the_same_step_and_go_on_exactly(tmp_path, command):
-    assert command("train.py", *LONG, f"folder={tmp_path}/whole").returncode == 0
+def test_two_processes_stop_after_the_same_step_and_resume_exactly(tmp_path, command):
+    assert command("train.py", *LONG, f"output_dir={tmp_path}/whole").returncode == 0
     for number, (how, send) in enumerate(SIGNALS.items()):
         code, output, last = stopped(tmp_path / str(number), send)
         assert code != 0, how
         assert "Traceback" not in output, output
-        if "KILL" not in how:  # after which Lightning may end the first one before it speaks
+        if "KILL" not in how:  # Lightning may kill the first process before it logs
             assert f"resume={tmp_path / str(number)}" in output, how
         assert 5 <= torch.load(last, weights_only=True)["global_step"] < 40, how
         resumed = command("train.py", f"resume={tmp_path / str(number)}")
@@ -206,10 +212,10 @@ def test_two_processes_stop_after_the_same_step_and_go_on_exactly(tmp_path, comm
 
 
 FAULTY = """
-from regnet_lab.data.synthetic import Synthetic
+from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs
 
 
-class Faulty(Synthetic):
+class Faulty(PhantomPairs):
     def __init__(self, split, faulty, **settings):
         super().__init__(split, **settings)
         self.faulty = faulty == split
@@ -224,15 +230,15 @@ class Faulty(Synthetic):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_loss_that_is_not_finite_in_one_process_stops_all(split, tmp_path, command):
-    """Pair 3 comes to one of the two processes only."""
+def test_nonfinite_loss_in_one_process_stops_all(split, tmp_path, command):
+    """Only one of the two processes gets pair 3."""
     (tmp_path / "faulty.py").write_text(FAULTY, "utf-8")
     user = [
-        "allow=[faulty]",
+        "trusted_packages=[faulty]",
         "data.dataset._target_=faulty.Faulty",
         f"+data.dataset.faulty={split}",
         "data.epoch_size=40",
-        f"folder={tmp_path / 'run'}",
+        f"output_dir={tmp_path / 'run'}",
     ]
     path = f"{ROOT}{os.pathsep}{tmp_path}"
     done = command("train.py", *TINY, *TWO, *user, PYTHONPATH=path)
@@ -241,7 +247,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(split, tmp_path, com
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train:")]
     assert "loss.similarity became nan" in line
     assert f"synthetic-{split}-0003" in line
-    kept = torch.load(tmp_path / "run" / "diverged.pt", weights_only=True)
-    assert f"synthetic-{split}-0003" in kept["pair"]["name"]
-    assert torch.isnan(kept["pair"]["moving"]).any()
-    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+    saved = torch.load(tmp_path / "run" / "diverged.pt", weights_only=True)
+    assert f"synthetic-{split}-0003" in saved["pair"]["name"]
+    assert torch.isnan(saved["pair"]["moving"]).any()
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())

@@ -1,172 +1,188 @@
-"""Cine MR of the beating heart: end-systole (moving) is registered to end-diastole (fixed).
+"""Cardiac cine MR: end-systole (moving) is registered to end-diastole (fixed).
 
-A layout (:mod:`regnet_lab.data.datasets.cardiac_layouts`) lists the hearts of a folder, and :func:`beats` makes pairs
-of them. Training takes single
-slices, the sampler shuffling them; validation and test take volumes made of the same slices, each
-prepared on its own as in training, so that scores are those of a volume. A model for slices
-registers them through :class:`regnet_lab.models.SliceWise`.
+A layout (:mod:`regnet_lab.data.datasets.cardiac_layouts`) finds the subjects of a folder, and
+:func:`list_cardiac_pairs` pairs their phases.  Training uses single slices, shuffled by the
+sampler.  Validation and test use volumes of the same slices, each preprocessed on its own as in
+training, so that metrics are those of a volume; a 2D model registers them through
+:class:`regnet_lab.models.SliceWiseModel`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any, cast
 
 import nibabel
 import torch
+from nibabel.spatialimages import SpatialImage
 
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datasets.cardiac_layouts import Heart
-from regnet_lab.data.io.images import UNREADABLE
-from regnet_lab.data.splits import SHARES, Splits, of_split
+from regnet_lab.data.case import Case, CasePair
+from regnet_lab.data.datasets.base import CasePairs, Prepare
+from regnet_lab.data.datasets.cardiac_layouts import CardiacSubject
+from regnet_lab.data.io.images import IMAGE_READ_ERRORS
+from regnet_lab.data.splits import DEFAULT_SPLITS, SplitSpec, select_subjects
 from regnet_lab.errors import UserError
-from regnet_lab.types import Pair
+from regnet_lab.types import Pair, update_pair
 
-SHARED = ("name", "spacing")  # what slices of one volume have in common
+COMMON_KEYS = ("name", "spacing")  # the same in all slices of a volume
 
 
-def beats(
+def list_cardiac_pairs(
     split: str,
     root: str,
-    prepare: Callable[[Case, Case], Pair],
-    layout: Callable[[str], Mapping[str, Heart]],
-    splits: Splits = SHARES,
+    prepare: Prepare,
+    layout: Callable[[str], Mapping[str, CardiacSubject]],
+    splits: SplitSpec = DEFAULT_SPLITS,
     train_slices: Sequence[float] | None = None,
-    slices: Sequence[float] | None = None,
+    eval_slices: Sequence[float] | None = None,
     any_phases: bool = False,
-    overlapping: bool = False,
+    require_label_overlap: bool = False,
 ) -> CasePairs:
-    """The pairs of a split: slices to train on, volumes to judge.
+    """List the pairs of a split: slices for training, volumes for validation and test.
 
     Args:
-        split: ``train``, ``val`` or ``test``; no subject is trained on and judged, see
-            :func:`regnet_lab.data.splits.of_split`.
+        split: ``train``, ``val`` or ``test``.
         root: Folder of the data set.
-        prepare: Makes a pair of two slices.
-        layout: Gives the hearts of ``root`` by the subject's name.
-        splits: Which subjects are for which split.
+        prepare: Function that reads two slices and returns a pair.
+        layout: ``layout(root)`` returns the subjects by name.
+        splits: Subjects of each split, see :func:`regnet_lab.data.splits.select_subjects`.
         train_slices: Relative positions p of the slices int(p n) of n; null: every slice.
-        slices: The same for validation and test.
+        eval_slices: The same for validation and test.
         any_phases: Train on every ordered pair of phases of a slice, without labels, instead of
             the two labelled ones.
-        overlapping: Judge labels only on slices that :func:`overlapping_labels` keeps.
+        require_label_overlap: Evaluate labels only on slices that
+            :func:`keep_overlapping_labels` keeps.
 
     Raises:
-        UserError: The splits do not fit the subjects, or a heart has no cine to take phases of.
+        UserError: The splits do not fit the subjects, or a subject has no cine to take phases of.
     """
-    hearts = layout(root)
-    chosen = [hearts[name] for name in of_split(split, list(hearts), splits, root)]
+    subjects = layout(root)
+    names = select_subjects(split, list(subjects), splits, root)
+    selected = [subjects[name] for name in names]
     if split != "train":
-        return Volumes(chosen, prepare, slices, overlapping)
-    listed = phase_pairs if any_phases else labelled_pairs
-    return CasePairs([pair for heart in chosen for pair in listed(heart, train_slices)], prepare)
+        return VolumePairs(selected, prepare, eval_slices, require_label_overlap)
+    list_pairs = list_phase_pairs if any_phases else list_labelled_pairs
+    pairs = [pair for subject in selected for pair in list_pairs(subject, train_slices)]
+    return CasePairs(pairs, prepare)
 
 
-def labelled_pairs(heart: Heart, positions: Sequence[float] | None) -> list[tuple[Case, Case]]:
-    """End-diastole and end-systole of each slice."""
-    slices = at(positions, heart.slices or range(header(heart.ed.image)[0][2]))
-    return [(one_slice(heart.ed, k), one_slice(heart.es, k)) for k in slices]
+def list_labelled_pairs(
+    subject: CardiacSubject, positions: Sequence[float] | None
+) -> list[CasePair]:
+    """List end-diastole and end-systole of each slice."""
+    slices = select_slices(positions, subject.slices or range(read_header(subject.ed.image)[0][2]))
+    return [(make_slice_case(subject.ed, k), make_slice_case(subject.es, k)) for k in slices]
 
 
-def phase_pairs(heart: Heart, positions: Sequence[float] | None) -> list[tuple[Case, Case]]:
-    """Every phase of a slice with every other one, both ways round.
+def list_phase_pairs(subject: CardiacSubject, positions: Sequence[float] | None) -> list[CasePair]:
+    """List all ordered pairs of different phases of each slice.
 
     Raises:
         UserError: There is no cine, or it has no fourth axis.
     """
-    subject = heart.ed.name.removesuffix("-ED")
-    if heart.cine is None:
-        raise UserError(f"any_phases: subject {subject} has no cine; set any_phases=false.")
-    shape, _ = header(heart.cine)
+    name = subject.ed.name.removesuffix("-ED")
+    if subject.cine is None:
+        raise UserError(f"any_phases: subject {name} has no cine; set any_phases=false.")
+    shape, _ = read_header(subject.cine)
     if len(shape) != 4:
-        raise UserError(f"{heart.cine}: a cine has axes x, y, z and t, not shape {shape}.")
-    pairs: list[tuple[Case, Case]] = []
-    for k in at(positions, range(shape[2])):
-        phases = [Case(f"{subject}-t{t:02d}", heart.cine, phase=t) for t in range(shape[3])]
-        pairs += permutations([one_slice(phase, k) for phase in phases], 2)
+        raise UserError(f"{subject.cine}: a cine has axes x, y, z and t, not shape {shape}.")
+    pairs: list[CasePair] = []
+    for k in select_slices(positions, range(shape[2])):
+        phases = [Case(f"{name}-t{t:02d}", subject.cine, phase=t) for t in range(shape[3])]
+        pairs += permutations([make_slice_case(phase, k) for phase in phases], 2)
     return pairs
 
 
-def at(positions: Sequence[float] | None, slices: Sequence[int]) -> list[int]:
-    """The slice at each relative position, or all."""
+def select_slices(positions: Sequence[float] | None, slices: Sequence[int]) -> list[int]:
+    """Select the slice at each relative position, or all slices.
+
+    >>> select_slices([0.25, 0.5], range(10))
+    [2, 5]
+    """
     if positions is None:
         return list(slices)
     return [slices[min(int(p * len(slices)), len(slices) - 1)] for p in positions]
 
 
-def one_slice(case: Case, k: int) -> Case:
-    """A case's slice, under a name of its own."""
+def make_slice_case(case: Case, k: int) -> Case:
+    """Return the case of slice k, with its own name."""
     return replace(case, name=f"{case.name}-z{k:02d}", slice=k)
 
 
-def header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Shape of a NIfTI image and its millimetres along each axis.
+def read_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Read the shape of a NIfTI image and its voxel size in millimetres along each axis.
 
     Raises:
-        UserError: It is missing or damaged, or has fewer than three axes.
+        UserError: The file is missing or damaged, or has fewer than three axes.
     """
     try:
-        image = nibabel.load(path)
-    except UNREADABLE as error:
+        image = cast(SpatialImage, nibabel.load(path))
+    except IMAGE_READ_ERRORS as error:
         raise UserError(f"{path}: is missing or cannot be read as an image; replace it.") from error
-    shape = image.shape  # type: ignore[attr-defined]
+    shape = image.shape
     if len(shape) < 3:
         raise UserError(f"{path}: needs slices along a third axis, its shape is {shape}.")
-    return shape, image.header.get_zooms()  # type: ignore[attr-defined]
+    return shape, image.header.get_zooms()
 
 
-class Volumes(CasePairs):
+class VolumePairs(CasePairs):
     """End-diastole and end-systole as volumes (1, x, y, slices); a single slice stays (1, x, y).
 
     Args:
-        hearts: Those to show.
-        prepare: Makes a pair of two slices.
-        positions: Relative positions of the slices; null: all.
-        overlapping: Keep labels only where :func:`overlapping_labels` does.
+        subjects: One for each pair.
+        prepare: Function that reads two slices and returns a pair.
+        positions: Relative positions of the slices; None: all.
+        require_label_overlap: Keep labels only where :func:`keep_overlapping_labels` does.
     """
 
     def __init__(
         self,
-        hearts: Sequence[Heart],
-        prepare: Callable[[Case, Case], Pair],
+        subjects: Sequence[CardiacSubject],
+        prepare: Prepare,
         positions: Sequence[float] | None = None,
-        overlapping: bool = False,
+        require_label_overlap: bool = False,
     ) -> None:
-        super().__init__([(heart.ed, heart.es) for heart in hearts], prepare)
-        self.hearts, self.positions, self.overlapping = hearts, positions, overlapping
+        super().__init__([(subject.ed, subject.es) for subject in subjects], prepare)
+        self.subjects, self.positions = subjects, positions
+        self.require_label_overlap = require_label_overlap
 
     def __getitem__(self, index: int) -> Pair:
-        heart = self.hearts[index]
-        shape, zooms = header(heart.ed.image)
-        slices = at(self.positions, heart.slices or range(shape[2]))
-        sides = [(replace(heart.ed, slice=k), replace(heart.es, slice=k)) for k in slices]
-        pairs = [self.prepare(*side) for side in sides]
+        subject = self.subjects[index]
+        shape, zooms = read_header(subject.ed.image)
+        slices = select_slices(self.positions, subject.slices or range(shape[2]))
+        pairs = [
+            self.prepare(replace(subject.ed, slice=k), replace(subject.es, slice=k)) for k in slices
+        ]
         if len(pairs) == 1:
             return pairs[0]
         gap = float(zooms[2]) * (slices[-1] - slices[0]) / (len(slices) - 1)
-        volume = stacked(pairs, gap)
-        return overlapping_labels(volume) if self.overlapping else volume
+        volume = stack_slices(pairs, gap)
+        return keep_overlapping_labels(volume) if self.require_label_overlap else volume
 
 
-def stacked(slices: Sequence[Pair], gap: float) -> Pair:
-    """Slices (1, x, y) as a volume (1, x, y, slices), ``gap`` millimetres from one to the next."""
+def stack_slices(pairs: Sequence[Pair], gap: float) -> Pair:
+    """Stack slices (1, x, y) to a volume (1, x, y, slices) with ``gap`` mm between slices."""
+    slices: list[dict[str, Any]] = [dict(pair) for pair in pairs]
     first = slices[0]
     tensors = {
-        key: torch.stack([pair[key] for pair in slices], -1)  # type: ignore[literal-required]
+        key: torch.stack([one[key] for one in slices], -1)
         for key in first
-        if key not in SHARED
+        if key not in COMMON_KEYS
     }
     spacing = torch.cat([first["spacing"], first["spacing"].new_tensor([gap])])
-    return Pair(name=first["name"], spacing=spacing, **tensors)  # type: ignore[typeddict-item]
+    return cast(Pair, {"name": first["name"], "spacing": spacing, **tensors})
 
 
-def overlapping_labels(pair: Pair) -> Pair:
-    """The pair with labels only on slices in which every structure overlaps itself in the other
-    image before registration, as GraDIRN judges M&Ms-2: contraction moves the base through the
-    plane, and what it carries into a slice or out of it has no counterpart there.
+def keep_overlapping_labels(pair: Pair) -> Pair:
+    """Remove the labels of slices in which some structure does not overlap itself in the other
+    image before registration.
+
+    GraDIRN evaluates M&Ms-2 in this way: contraction moves the base through the plane, and
+    structures that enter or leave a slice have no counterpart there.
     """
     fixed, moving = pair["fixed_labels"], pair["moving_labels"]
     structures = torch.cat([fixed, moving]).unique()
     overlaps = [((fixed == s) & (moving == s)).flatten(0, -2).any(0) for s in structures if s != 0]
-    both = torch.stack(overlaps).all(0) if overlaps else fixed.new_ones(fixed.shape[-1])
-    return Pair(**{**pair, "fixed_labels": fixed * both, "moving_labels": moving * both})
+    keep = torch.stack(overlaps).all(0) if overlaps else fixed.new_ones(fixed.shape[-1])
+    return update_pair(pair, fixed_labels=fixed * keep, moving_labels=moving * keep)

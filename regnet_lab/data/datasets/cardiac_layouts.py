@@ -1,33 +1,40 @@
-"""Hearts in the layouts in which cine MR is published."""
+"""Published file layouts of cardiac cine MR."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from regnet_lab.data.case import Case
-from regnet_lab.data.splits import file_of, find_subjects
+from regnet_lab.data.splits import find_subject_file, find_subjects
 from regnet_lab.errors import UserError
 
 
 @dataclass(frozen=True)
-class Heart:
-    """A subject's short-axis volumes, whose last axis counts slices."""
+class CardiacSubject:
+    """The short-axis volumes of a subject; their last axis counts slices.
+
+    Args:
+        ed: End-diastole.
+        es: End-systole.
+        cine: All phases (x, y, z, t).
+        slices: Slices that both label maps cover; None: all.
+    """
 
     ed: Case
     es: Case
-    cine: Path | None = None  # all phases (x, y, z, t)
-    slices: tuple[int, ...] | None = None  # those that both label maps cover; None: all
+    cine: Path | None = None
+    slices: tuple[int, ...] | None = None
 
 
-def heart_files(
+def find_cardiac_files(
     root: str,
     ed: str,
     es: str,
     ed_labels: str | None = None,
     es_labels: str | None = None,
     cine: str | None = None,
-) -> dict[str, Heart]:
-    """Hearts found by file names, as in the UK Biobank and M&Ms-2.
+) -> dict[str, CardiacSubject]:
+    """Find subjects by file names, as in the UK Biobank and M&Ms-2.
 
     Args:
         root: Folder of the data set.
@@ -39,50 +46,53 @@ def heart_files(
         cine: The same for the 4D image of all phases.
 
     Raises:
-        UserError: There is no such volume, or a subject lacks one of the others.
+        UserError: There is no such volume, or a subject lacks one of the other files.
     """
 
-    def case(phase: str, name: str, image: str, labels: str | None) -> Case:
-        path = file_of(root, labels, name) if labels else None
-        return Case(f"{flat(name)}-{phase}", file_of(root, image, name), path)
+    def make_case(phase: str, name: str, image: str, labels: str | None) -> Case:
+        path = find_subject_file(root, labels, name) if labels else None
+        return Case(f"{_flatten_name(name)}-{phase}", find_subject_file(root, image, name), path)
 
     return {
-        name: Heart(
-            case("ED", name, ed, ed_labels),
-            case("ES", name, es, es_labels),
-            file_of(root, cine, name) if cine else None,
+        name: CardiacSubject(
+            make_case("ED", name, ed, ed_labels),
+            make_case("ES", name, es, es_labels),
+            find_subject_file(root, cine, name) if cine else None,
         )
         for name in find_subjects(root, ed)
     }
 
 
-def acdc(root: str) -> dict[str, Heart]:
-    """Hearts of the ACDC challenge (MICCAI 2017).
+def read_acdc(root: str) -> dict[str, CardiacSubject]:
+    """Read the subjects of the ACDC challenge (MICCAI 2017).
 
-    ``patientNNN/`` or ``training/patientNNN/`` holds ``Info.cfg`` with lines ``ED: 1`` and
-    ``ES: 12``, the frames ``patientNNN_frame01.nii.gz`` and ``patientNNN_frame01_gt.nii.gz`` that
-    it counts from 1, and ``patientNNN_4d.nii.gz``.
+    ``patientNNN/`` or ``training/patientNNN/`` contains ``Info.cfg`` with lines ``ED: 1`` and
+    ``ES: 12``, the frames ``patientNNN_frame01.nii.gz`` and ``patientNNN_frame01_gt.nii.gz``,
+    counted from 1, and ``patientNNN_4d.nii.gz``.
 
     Raises:
         UserError: A file is missing, or ``Info.cfg`` does not name both frames.
     """
 
-    def heart(name: str, info: Path) -> Heart:
-        frames = info_frames(info)
+    def make_subject(name: str, info: Path) -> CardiacSubject:
+        frames = read_acdc_frames(info)
 
-        def case(phase: str) -> Case:
+        def make_case(phase: str) -> Case:
             stem = f"{{}}/{{}}_frame{frames[phase]:02d}"
-            image, labels = (file_of(root, f"{stem}{end}.nii.gz", name) for end in ("", "_gt"))
-            return Case(f"{flat(name)}-{phase}", image, labels)
+            image, labels = (
+                find_subject_file(root, f"{stem}{end}.nii.gz", name) for end in ("", "_gt")
+            )
+            return Case(f"{_flatten_name(name)}-{phase}", image, labels)
 
         cine = info.with_name(f"{info.parent.name}_4d.nii.gz")
-        return Heart(case("ED"), case("ES"), cine if cine.is_file() else None)
+        return CardiacSubject(make_case("ED"), make_case("ES"), cine if cine.is_file() else None)
 
-    return {name: heart(name, info) for name, info in find_subjects(root, "{}/Info.cfg").items()}
+    infos = find_subjects(root, "{}/Info.cfg")
+    return {name: make_subject(name, info) for name, info in infos.items()}
 
 
-def info_frames(info: Path) -> dict[str, int]:
-    """The frames ``ED`` and ``ES`` of an ACDC ``Info.cfg``, counted from 1.
+def read_acdc_frames(info: Path) -> dict[str, int]:
+    """Read the frames ``ED`` and ``ES`` of an ACDC ``Info.cfg``, counted from 1.
 
     Raises:
         UserError: It does not name both.
@@ -96,49 +106,52 @@ def info_frames(info: Path) -> dict[str, int]:
         raise UserError(f"{info}: needs the lines 'ED: <frame>' and 'ES: <frame>'.") from error
 
 
-def sunnybrook(root: str) -> dict[str, Heart]:
-    """Hearts of the Sunnybrook Cardiac Data, converted to 4D.
+def read_sunnybrook(root: str) -> dict[str, CardiacSubject]:
+    """Read the subjects of the Sunnybrook Cardiac Data, converted to 4D.
 
     ``NAME_cine4d.nii.gz`` (x, y, z, t), ``NAME_ed_label.nii.gz`` (1 cavity, 2 myocardium),
     ``NAME_es_label.nii.gz`` (1 cavity) and ``NAME.json`` with the phases ``ed`` and ``es``, counted
-    from 0, and ``slices_with_both``. Only these slices are judged: the others were not contoured at
-    both phases, so that empty label maps there mean nothing.
+    from 0, and ``slices_with_both``.  Only these slices are evaluated: the others were not
+    contoured at both phases, so that empty label maps there mean nothing.
 
     Raises:
-        UserError: A file is missing, or the JSON lacks one of the three.
+        UserError: A file is missing, or the JSON lacks one of the three keys.
     """
 
-    def heart(name: str, cine: Path) -> Heart:
-        notes = cine_notes(file_of(root, "{}.json", name))
+    def make_subject(name: str, cine: Path) -> CardiacSubject:
+        annotations = read_cine_annotations(find_subject_file(root, "{}.json", name))
 
-        def case(phase: str) -> Case:
-            labels = file_of(root, f"{{}}_{phase}_label.nii.gz", name)
-            return Case(f"{flat(name)}-{phase.upper()}", cine, labels, phase=notes[phase])
+        def make_case(phase: str) -> Case:
+            labels = find_subject_file(root, f"{{}}_{phase}_label.nii.gz", name)
+            case_name = f"{_flatten_name(name)}-{phase.upper()}"
+            return Case(case_name, cine, labels, phase=annotations[phase])
 
-        return Heart(case("ed"), case("es"), cine, tuple(notes["slices_with_both"]))
+        slices = tuple(annotations["slices_with_both"])
+        return CardiacSubject(make_case("ed"), make_case("es"), cine, slices)
 
-    return {name: heart(name, c) for name, c in find_subjects(root, "{}_cine4d.nii.gz").items()}
+    cines = find_subjects(root, "{}_cine4d.nii.gz")
+    return {name: make_subject(name, cine) for name, cine in cines.items()}
 
 
-def cine_notes(path: Path) -> dict:
-    """The JSON beside a cine.
+def read_cine_annotations(path: Path) -> dict:
+    """Read the JSON that belongs to a cine.
 
     Raises:
-        UserError: It is damaged, or lacks a phase or the slices that count.
+        UserError: It is damaged, or lacks a phase or the list of slices.
     """
     try:
-        notes = json.loads(path.read_text(encoding="utf-8"))
-        usable = all(isinstance(notes[phase], int) for phase in ("ed", "es"))
-        usable &= bool(notes["slices_with_both"])
+        annotations = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(isinstance(annotations[phase], int) for phase in ("ed", "es"))
+        complete &= bool(annotations["slices_with_both"])
     except (ValueError, KeyError, TypeError):
-        usable = False
-    if not usable:
+        complete = False
+    if not complete:
         raise UserError(
             f"{path}: needs the frames 'ed' and 'es', counted from 0, and 'slices_with_both'."
         )
-    return notes
+    return annotations
 
 
-def flat(name: str) -> str:
-    """A subject's name without folders."""
+def _flatten_name(name: str) -> str:
+    """Return a subject's name without folders."""
     return name.replace("/", "-")

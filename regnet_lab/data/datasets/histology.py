@@ -1,7 +1,7 @@
 """Serial sections of tissue in different stains, and patches cut from them (ANHIR, BIRL).
 
-Sections are pictures: axis 0 leads along a row (x), axis 1 down the columns (y), and lengths are
-in pixels of the file, since what a picture says of millimetres is the resolution of a screen.
+Sections are pictures: axis 0 leads along a row (x), axis 1 down the columns (y).  Lengths are in
+pixels of the file, since the millimetres in its header are the resolution of a screen.
 """
 
 import re
@@ -14,109 +14,118 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from regnet_lab.data.case import Case, CasePairs, Points
-from regnet_lab.data.io.cases import Scan
-from regnet_lab.data.io.images import existing_folder, read_volume
+from regnet_lab.data.case import Case, CasePair, LandmarkFile
+from regnet_lab.data.datasets.base import CasePairs, PairDataset, Prepare
+from regnet_lab.data.io.cases import LoadedCase
+from regnet_lab.data.io.images import read_volume, require_folder
 from regnet_lab.data.preprocessing.cache import Arrays, MemoryCache
-from regnet_lab.data.preprocessing.functional import centred_grid, percentile_range, resample
-from regnet_lab.data.preprocessing.grids import CentredGrid
-from regnet_lab.data.splits import SHARES, SPLITS, Splits, of_split
-from regnet_lab.data.synthesis.deformed_images import alone
+from regnet_lab.data.preprocessing.functional import (
+    compute_centered_grid,
+    normalize_percentiles,
+    resample_image,
+)
+from regnet_lab.data.preprocessing.grids import CropOrPad, DecodedFiles
+from regnet_lab.data.splits import DEFAULT_SPLITS, SPLITS, SplitSpec, select_subjects
+from regnet_lab.data.synthesis.deformed_images import make_self_pair
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
 
-ATTEMPTS = 20
+MAX_DRAWS = 20  # of a patch that has enough contrast
 
-Sections = dict[str, dict[str, Path]]  # the file of every stain of every tissue
+Sections = dict[str, dict[str, Path]]  # files by tissue and stain
 
 
-def stained(array: NDArray, low: float = 0.5, high: float = 99.5) -> NDArray[np.float32]:
+def normalize_stain(array: NDArray, low: float = 0.5, high: float = 99.5) -> NDArray[np.float32]:
     """Map the ``low`` and ``high`` percentiles to 1 and 0: tissue is bright, the bare slide 0."""
-    return 1 - percentile_range(array, low, high)
+    return 1 - normalize_percentiles(array, low, high)
 
 
-class PixelGrid(CentredGrid):
-    """:class:`regnet_lab.data.preprocessing.grids.CentredGrid` with pixels of the files for millimetres."""
+class PixelCropOrPad(CropOrPad):
+    """:class:`regnet_lab.data.preprocessing.grids.CropOrPad` for pictures: a pixel counts as 1 mm.
 
-    def scan(self, case: Case) -> Scan:
-        return replace(super().scan(case), affine=np.eye(4))
+    Its arguments are those of the base class.
+    """
+
+    def read_case(self, case: Case, decoded: DecodedFiles | None = None) -> LoadedCase:
+        return replace(super().read_case(case, decoded), affine=np.eye(4))
 
 
-def histology(
+def list_histology_pairs(
     split: str,
     root: str,
-    prepare: Callable[[Case, Case], Pair],
-    splits: Splits = SHARES,
+    prepare: Prepare,
+    splits: SplitSpec = DEFAULT_SPLITS,
     image: str = "{tissue}/{stain}.jpg",
     landmarks: str = "{tissue}/{stain}[._]*csv",
-    columns: Sequence[int | str] = ("X", "Y"),
-    scales: Mapping[str, float] | None = None,
+    landmark_columns: Sequence[int | str] = ("X", "Y"),
+    landmark_scales: Mapping[str, float] | None = None,
 ) -> CasePairs:
-    """Every two stains of one tissue: both ways round in training, once otherwise.
+    """List all pairs of stains of one tissue: in both directions in training, else in one.
 
     Args:
         split: ``train``, ``val`` or ``test``.
         root: Folder of the data set.
-        prepare: Makes a pair of two cases.
-        splits: Tissues of each split (:func:`regnet_lab.data.splits.of_split`).
-        image: Path of a section below the root, where ``*`` is anything within a folder's name.
-        landmarks: The same for its landmarks, as a shell's pattern; a section may have none.
-        columns: Of x, which leads along a row, and y in the tables of landmarks.
-        scales: Factor on the landmarks of a tissue that is not 1, such as 0.1 where they were set
-            on the half-size image and the files are of a twentieth.
+        prepare: Function that reads two cases and returns a pair.
+        splits: Tissues of each split (:func:`regnet_lab.data.splits.select_subjects`).
+        image: Path of a section below the root, where ``*`` matches anything within one name.
+        landmarks: The same for its landmarks, as a shell pattern; a section may have none.
+        landmark_columns: Columns of x, which leads along a row, and y in the landmark tables.
+        landmark_scales: Factor on the landmarks of a tissue where it is not 1, such as 0.1 for
+            landmarks set on half-size images if the files are a twentieth of full size.
 
     Raises:
         UserError: There is no section, a name is ambiguous, or a tissue is unknown.
     """
     sections = find_sections(root, image)
-    scales = scales or {}
+    scales = landmark_scales or {}
     if unknown := sorted(scales.keys() - sections.keys()):
-        raise UserError(f"scales: {root} has no tissue '{unknown[0]}', only {', '.join(sections)}.")
+        raise UserError(
+            f"landmark_scales: {root} has no tissue '{unknown[0]}', only {', '.join(sections)}."
+        )
 
-    def case(tissue: str, stain: str, path: Path) -> Case:
-        table = landmarks_of(root, landmarks, tissue, stain)
+    def make_case(tissue: str, stain: str, path: Path) -> Case:
+        table = find_landmark_table(root, landmarks, tissue, stain)
         scale = scales.get(tissue, 1.0)
-        points = Points(table, tuple(columns), scale=scale) if table else None
+        points = LandmarkFile(table, tuple(landmark_columns), scale=scale) if table else None
         return Case(f"{tissue}-{stain}", path, points=points)
 
-    partners = permutations if split == "train" else combinations
-    pairs = []
-    for tissue in of_split(split, list(sections), splits, root):
-        cases = [case(tissue, stain, path) for stain, path in sections[tissue].items()]
-        pairs += list(partners(cases, 2))
+    combine = permutations if split == "train" else combinations
+    pairs: list[CasePair] = []
+    for tissue in select_subjects(split, list(sections), splits, root):
+        cases = [make_case(tissue, stain, path) for stain, path in sections[tissue].items()]
+        pairs += combine(cases, 2)
     return CasePairs(pairs, prepare)
 
 
 def find_sections(root: str, image: str) -> Sections:
-    """Files below ``root`` that match a pattern with ``{tissue}`` and ``{stain}``.
+    """Find the files below ``root`` that match a pattern with ``{tissue}`` and ``{stain}``.
 
     Raises:
-        UserError: There is none, or one for several files.
+        UserError: There is none, or several for one section.
     """
-    folder = existing_folder(root, "histology")
+    folder = require_folder(root, "histology")
     groups = {"{tissue}": "(?P<tissue>[^/]+)", "{stain}": "(?P<stain>[^/]+)", "*": "[^/]*"}
     pieces = re.split(r"(\{tissue\}|\{stain\}|\*)", image)
     expression = "".join(groups.get(piece, re.escape(piece)) for piece in pieces)
-    found: Sections = {}
+    sections: Sections = {}
     for path in sorted(folder.glob(image.format(tissue="*", stain="*"))):
         match = re.fullmatch(expression, path.relative_to(folder).as_posix())
         if not match:
             continue
-        stains = found.setdefault(match["tissue"], {})
+        stains = sections.setdefault(match["tissue"], {})
         if match["stain"] in stains:
             raise UserError(
                 f"{path} and {stains[match['stain']]} are the same section: narrow image={image}."
             )
         stains[match["stain"]] = path
-    if not found:
+    if not sections:
         raise UserError(f"{folder}: there is no section {image} in this folder.")
-    return found
+    return sections
 
 
-def landmarks_of(root: str, landmarks: str, tissue: str, stain: str) -> Path | None:
-    """The table of landmarks of a section, if there is one.
+def find_landmark_table(root: str, landmarks: str, tissue: str, stain: str) -> Path | None:
+    """Find the landmark table of a section, if there is one.
 
     Raises:
         UserError: There are several.
@@ -129,87 +138,88 @@ def landmarks_of(root: str, landmarks: str, tissue: str, stain: str) -> Path | N
     return tables[0] if tables else None
 
 
-class Patches(Dataset[Pair]):
-    """Patches cut at random from single images, each with itself, by (seed, split, index) alone.
+class SectionPatches(PairDataset):
+    """Random patches of single images, each paired with itself, from (seed, split, index) alone.
 
-    Item i is cut from image i mod n and lies wholly inside its margin.  They are to be deformed,
-    see :class:`regnet_lab.data.synthesis.deformed_images.Deformed`.
+    Item i is cut from image i mod n, inside its margin.  Patches are to be deformed by
+    :class:`regnet_lab.data.synthesis.deformed_images.DeformedImages`.
 
     Args:
         split: ``train``, ``val`` or ``test``; they share no image.
         root: Folder of the images.
-        images: Which files below it, as a shell's pattern.
-        size: Pixels of a patch along each axis.
+        pattern: Shell pattern of the files below it.
+        patch_size: Size of a patch in pixels along each axis.
         splits: Names of the files below ``root`` for each split, or numbers of them
-            (:func:`regnet_lab.data.splits.of_split`).
-        per_image: Patches of every image.
-        shrink: Pixels of the file in one of the patch.
-        margin: Pixels of the shrunken image at each border that are in no patch.
-        contrast: Least standard deviation; a plainer patch is drawn again, 20 times at most.
-        intensity: Maps an image's values to about [0, 1].
-        seed: Another seed, other patches.
-        megabytes: Of images kept in memory.
+            (:func:`regnet_lab.data.splits.select_subjects`).
+        patches_per_image: Number of patches of every image.
+        downsample_factor: Size of a pixel of the patch in pixels of the file.
+        margin: Pixels of the downsampled image at each border that are in no patch.
+        min_std: Smallest standard deviation; a patch below it is drawn again, at most 20 times.
+        intensity: Function that maps an image's values to about [0, 1].
+        seed: Seed of the patches.
+        megabytes: Limit of the images kept in memory.
 
     Raises:
-        UserError: There is no image; when a patch is asked for, also that it is too small.
+        UserError: There is no image; when a patch is read, also that the image is too small.
     """
 
     def __init__(
         self,
         split: str,
         root: str,
-        images: str,
-        size: Sequence[int],
-        splits: Splits = SHARES,
-        per_image: int = 20,
-        shrink: float = 1,
+        pattern: str,
+        patch_size: Sequence[int],
+        splits: SplitSpec = DEFAULT_SPLITS,
+        patches_per_image: int = 20,
+        downsample_factor: float = 1,
         margin: int = 0,
-        contrast: float = 0.04,
-        intensity: Callable[[NDArray], NDArray[np.float32]] = stained,
+        min_std: float = 0.04,
+        intensity: Callable[[NDArray], NDArray[np.float32]] = normalize_stain,
         seed: int = 0,
         megabytes: float = 1024,
     ) -> None:
-        folder = existing_folder(root, "patches")
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(images))}
+        folder = require_folder(root, "patches")
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern))}
         if not files:
-            raise UserError(f"{folder}: there is no image {images} in this folder.")
-        self.paths = [files[name] for name in of_split(split, list(files), splits, root)]
-        self.size, self.per_image = tuple(size), per_image
-        self.shrink, self.margin, self.contrast = shrink, margin, contrast
-        self.intensity, self.key = intensity, (seed, SPLITS.index(split))
+            raise UserError(f"{folder}: there is no image {pattern} in this folder.")
+        self.paths = [files[name] for name in select_subjects(split, list(files), splits, root)]
+        self.patch_size, self.patches_per_image = tuple(patch_size), patches_per_image
+        self.downsample_factor, self.margin, self.min_std = downsample_factor, margin, min_std
+        self.intensity, self.seeds = intensity, (seed, SPLITS.index(split))
         self.cache = MemoryCache(megabytes)
 
     def __len__(self) -> int:
-        return len(self.paths) * self.per_image
+        return len(self.paths) * self.patches_per_image
 
     def __getitem__(self, index: int) -> Pair:
         if not 0 <= index < len(self):
             raise IndexError(f"patch {index} of {len(self)}")
         path = self.paths[index % len(self.paths)]
-        image = self.cache.get(str(path), lambda: self._read(path))["image"]
-        rng = np.random.default_rng([*self.key, index])
-        for _ in range(ATTEMPTS):
-            patch = image[self._window(rng, path, image.shape)]
-            if patch.std() >= self.contrast:
+        image = self.cache.get_or_create(str(path), lambda: self._read_image(path))["image"]
+        rng = np.random.default_rng([*self.seeds, index])
+        for _ in range(MAX_DRAWS):
+            patch = image[self._draw_box(rng, path, image.shape)]
+            if patch.std() >= self.min_std:
                 break
         name = f"{path.parent.name}-{path.stem}-{index:05d}"
-        return alone(torch.from_numpy(patch.copy())[None], name)
+        return make_self_pair(torch.from_numpy(patch.copy())[None], name)
 
-    def _read(self, path: Path) -> Arrays:
+    def _read_image(self, path: Path) -> Arrays:
         array = read_volume(path).array
-        shape, matrix = centred_grid(array.shape, np.full(array.ndim, float(self.shrink)))
-        return {"image": resample(self.intensity(array), matrix, shape)}
+        factor = np.full(array.ndim, float(self.downsample_factor))
+        shape, matrix = compute_centered_grid(array.shape, factor)
+        return {"image": resample_image(self.intensity(array), matrix, shape)}
 
-    def _window(
+    def _draw_box(
         self, rng: np.random.Generator, path: Path, shape: Sequence[int]
     ) -> tuple[slice, ...]:
-        """Where a patch is cut; every place inside the margin is as likely."""
-        fits = len(shape) == len(self.size)
-        room = [n - s - 2 * self.margin for n, s in zip(shape, self.size, strict=fits)]
+        """Draw the position of a patch, uniformly inside the margin."""
+        fits = len(shape) == len(self.patch_size)
+        room = [n - s - 2 * self.margin for n, s in zip(shape, self.patch_size, strict=fits)]
         if not fits or min(room) < 0:
             raise UserError(
-                f"{path}: no patch {list(self.size)} fits into {list(shape)} voxels with a margin "
-                f"of {self.margin}; choose size, margin or shrink to suit."
+                f"{path}: no patch {list(self.patch_size)} fits into {list(shape)} voxels with a "
+                f"margin of {self.margin}; lower patch_size, margin or downsample_factor."
             )
         start = [self.margin + int(rng.integers(r + 1)) for r in room]
-        return tuple(slice(a, a + s) for a, s in zip(start, self.size, strict=True))
+        return tuple(slice(a, a + s) for a, s in zip(start, self.patch_size, strict=True))

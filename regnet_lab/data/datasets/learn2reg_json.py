@@ -1,4 +1,4 @@
-"""What the ``dataset.json`` of Learn2Reg 2021 and later says: images, pairs and their shapes."""
+"""The ``dataset.json`` of Learn2Reg 2021 and later: images, pairs and their shapes."""
 
 import json
 from collections.abc import Collection
@@ -8,47 +8,51 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from regnet_lab.data.io.images import existing_folder
+from regnet_lab.data.io.images import require_folder
 from regnet_lab.errors import UserError
 
 PAIRINGS = ("paired", "unpaired", "hybrid")
 
-Images = tuple[str, str]  # fixed and moving, such as imagesTr/OASIS_0001_0000.nii.gz
+ImagePair = tuple[str, str]  # fixed and moving, such as imagesTr/OASIS_0001_0000.nii.gz
 
 
 @dataclass(frozen=True)
-class Release:
-    """A data set as its json file describes it.
+class DatasetDescription:
+    """The content of a ``dataset.json``.
 
     Every property and method raises a UserError that names the file and the key if a key is
-    missing or holds something else.
+    missing or has a wrong value.
+
+    Args:
+        path: The file.
+        content: Its keys and values.
     """
 
     path: Path
     content: dict[str, Any]
 
     @classmethod
-    def read(cls, root: str | Path) -> "Release":
-        """The release in a folder: its ``dataset.json`` or ``NAME_dataset.json``.
+    def read(cls, root: str | Path) -> "DatasetDescription":
+        """Read the ``dataset.json`` or ``NAME_dataset.json`` of a folder.
 
         Raises:
             UserError: There is none or more than one, or it is no json object.
         """
-        folder = existing_folder(root, "Learn2Reg")
-        found = sorted(folder.glob("*dataset.json"))
-        if len(found) != 1:
-            raise UserError(f"{folder}: holds {len(found)} files *dataset.json; there must be one.")
+        folder = require_folder(root, "Learn2Reg")
+        paths = sorted(folder.glob("*dataset.json"))
+        if len(paths) != 1:
+            raise UserError(f"{folder}: holds {len(paths)} files *dataset.json; there must be one.")
         try:
-            content = json.loads(found[0].read_text(encoding="utf-8"))
+            content = json.loads(paths[0].read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{found[0]}: is not valid json ({error}).") from error
+            raise UserError(f"{paths[0]}: is not valid json ({error}).") from error
         if not isinstance(content, dict):
-            raise UserError(f"{found[0]}: must hold a json object with the keys of a release.")
-        return cls(found[0], content)
+            raise UserError(f"{paths[0]}: must contain a json object with the keys of a release.")
+        return cls(paths[0], content)
 
     @property
     def folder(self) -> Path:
-        """Where the data lie."""
+        """Folder of the data set."""
         return self.path.parent
 
     def __getitem__(self, key: str) -> Any:
@@ -56,39 +60,43 @@ class Release:
             raise UserError(f"{self.path}: the key '{key}' is missing.")
         return self.content[key]
 
-    def listed(self, key: str) -> list[Images]:
-        """The pairs of images below a key."""
+    def list_pairs(self, key: str) -> list[ImagePair]:
+        """List the pairs of images below a key."""
         try:
-            return [(plain(pair["fixed"]), plain(pair["moving"])) for pair in self[key]]
+            return [
+                (normalize_path(pair["fixed"]), normalize_path(pair["moving"]))
+                for pair in self[key]
+            ]
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path}: every entry of '{key}' needs the keys 'fixed' and 'moving'."
             ) from error
 
     @cached_property
-    def validation(self) -> list[Images]:
+    def validation(self) -> list[ImagePair]:
         """The pairs of the validation set."""
-        return self.listed("registration_val")
+        return self.list_pairs("registration_val")
 
     @cached_property
-    def test(self) -> list[Images]:
+    def test(self) -> list[ImagePair]:
         """The pairs of the test set; empty where the release has none."""
         keys = [key for key in ("registration_test", "test_paired_images") if self.content.get(key)]
-        return self.listed(keys[0]) if keys else []
+        return self.list_pairs(keys[0]) if keys else []
 
     @cached_property
-    def matched(self) -> set[Images]:
-        """All pairs that are listed, as against combinations."""
+    def corresponding_pairs(self) -> set[ImagePair]:
+        """All pairs that the json lists, in contrast to combinations of images."""
         key = "training_paired_images"
-        return {*self.validation, *self.test, *(self.listed(key) if key in self.content else [])}
+        training = self.list_pairs(key) if key in self.content else []
+        return {*self.validation, *self.test, *training}
 
-    def images(self, key: str) -> dict[str, dict[str, str]]:
-        """The images below a key and what is named beside each of them."""
+    def list_images(self, key: str) -> dict[str, dict[str, str]]:
+        """List the images below a key, each with the files of its entry."""
         try:
             entries = [
                 entry if isinstance(entry, dict) else {"image": entry} for entry in self[key]
             ]
-            return {plain(entry["image"]): entry for entry in entries}
+            return {normalize_path(entry["image"]): entry for entry in entries}
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path}: every entry of '{key}' needs the key 'image'."
@@ -96,32 +104,35 @@ class Release:
 
     @cached_property
     def entries(self) -> dict[str, dict[str, str]]:
-        """What is named beside each image, for training and test."""
-        return self.images("training") | (self.images("test") if "test" in self.content else {})
+        """The entries of all training and test images."""
+        test = self.list_images("test") if "test" in self.content else {}
+        return self.list_images("training") | test
 
-    def training(self, pairings: str) -> list[Images]:
-        """The pairs to train on: listed (paired), combined (unpaired), or both (hybrid).
-
-        No patient of a validation or test pair is among them.
+    def list_training_pairs(self, pairings: str) -> list[ImagePair]:
+        """List the training pairs: those of the json (paired), combinations (unpaired), or both
+        (hybrid), without patients of validation and test pairs.
         """
         if pairings not in PAIRINGS:
             raise UserError(f"pairings='{pairings}' is unknown; choose from {', '.join(PAIRINGS)}.")
-        held_out = {patient(image) for pair in self.validation + self.test for image in pair}
-        pairs = self.listed("training_paired_images") if pairings != "unpaired" else []
-        pairs = [pair for pair in pairs if held_out.isdisjoint(map(patient, pair))]
-        return pairs + (self.combinations(held_out) if pairings != "paired" else [])
+        held_out = {get_patient(image) for pair in self.validation + self.test for image in pair}
+        pairs = self.list_pairs("training_paired_images") if pairings != "unpaired" else []
+        pairs = [pair for pair in pairs if held_out.isdisjoint(map(get_patient, pair))]
+        return pairs + (self.combine_images(held_out) if pairings != "paired" else [])
 
-    def combinations(self, held_out: Collection[str]) -> list[Images]:
-        """Every image of the fixed modality with those of the moving one of other patients."""
-        images = [image for image in self.images("training") if patient(image) not in held_out]
+    def combine_images(self, held_out: Collection[str]) -> list[ImagePair]:
+        """Combine every image of the fixed modality with those of the moving modality of other
+        patients.
+        """
+        images = [i for i in self.list_images("training") if get_patient(i) not in held_out]
         fixed, moving = (
-            [image for image in images if modality(image) == self.direction(side)]
+            [image for image in images if parse_modality(image) == self.get_modality(side)]
             for side in ("fixed", "moving")
         )
-        return [pair for pair in product(fixed, moving) if patient(pair[0]) != patient(pair[1])]
+        pairs = product(fixed, moving)
+        return [pair for pair in pairs if get_patient(pair[0]) != get_patient(pair[1])]
 
-    def direction(self, side: str) -> int:
-        """The modality of the fixed or the moving images."""
+    def get_modality(self, side: str) -> int:
+        """Return the modality of the fixed or the moving images."""
         try:
             return int(self["registration_direction"][side])
         except (KeyError, TypeError, ValueError) as error:
@@ -129,40 +140,51 @@ class Release:
                 f"{self.path}: 'registration_direction' needs a whole number as its '{side}'."
             ) from error
 
-    def shape(self, image: str) -> tuple[int, ...]:
-        """The promised shape of an image; modality 0 speaks for those that are not listed."""
+    def get_shape(self, image: str) -> tuple[int, ...]:
+        """Return the stated shape of an image: that of its modality, or else of modality 0."""
         try:
             shapes = self["tensorImageShape"]
-            return tuple(int(n) for n in shapes.get(str(modality(image)), shapes["0"]))
+            return tuple(int(n) for n in shapes.get(str(parse_modality(image)), shapes["0"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.path}: 'tensorImageShape' needs a list of whole numbers as its '0'."
             ) from error
 
 
-def plain(image: str) -> str:
-    """The path without the leading ``./``."""
+def normalize_path(image: str) -> str:
+    """Return a path without the leading ``./``."""
     return str(PurePosixPath(image))
 
 
-def stem(image: str) -> str:
-    """``imagesTr/OASIS_0001_0000.nii.gz`` -> ``OASIS_0001_0000``."""
+def get_stem(image: str) -> str:
+    """Return the file name without suffix.
+
+    >>> get_stem("imagesTr/OASIS_0001_0000.nii.gz")
+    'OASIS_0001_0000'
+    """
     return image.rpartition("/")[2].partition(".")[0]
 
 
 @cache
-def patient(image: str) -> str:
-    """``imagesTr/OASIS_0001_0000.nii.gz`` -> ``OASIS_0001``."""
-    return stem(image).rpartition("_")[0]
+def get_patient(image: str) -> str:
+    """Return task and patient of an image.
+
+    >>> get_patient("imagesTr/OASIS_0001_0000.nii.gz")
+    'OASIS_0001'
+    """
+    return get_stem(image).rpartition("_")[0]
 
 
-def modality(image: str) -> int:
-    """``imagesTr/OASIS_0001_0000.nii.gz`` -> 0.
+def parse_modality(image: str) -> int:
+    """Parse the modality of an image, the last number of its name.
+
+    >>> parse_modality("imagesTr/OASIS_0001_0000.nii.gz")
+    0
 
     Raises:
         UserError: The name does not end in such a number.
     """
-    number = stem(image).rpartition("_")[2]
+    number = get_stem(image).rpartition("_")[2]
     if not number.isdigit():
         raise UserError(f"{image}: the name must be TASK_patient_modality, as in OASIS_0001_0000.")
     return int(number)

@@ -5,31 +5,33 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any
 
-from torch.utils.data import Dataset
-
+from regnet_lab.data.datasets.base import PairDataset, as_pair_dataset
 from regnet_lab.errors import UserError
-from regnet_lab.types import Pair
+from regnet_lab.types import Pair, update_pair
 
 
-class Mixed(Dataset[Pair]):
-    """Several data sets as one: balanced in training, one after another otherwise.
+class Mixture(PairDataset):
+    """Several data sets as one: balanced in training, concatenated otherwise.
 
-    In training, index i is item (i // n) mod len(d) of data set d = i mod n of the n data sets, so
-    that each is drawn equally often whatever its size, and the largest once in full. The name of a
-    pair begins with that of its data set. Where grids or keys differ, batches must have size 1.
+    In training, index i is item (i // n) mod len(d) of data set d = i mod n of the n data sets:
+    each data set is drawn equally often, and an epoch shows every pair of the largest once.  The
+    name of a pair starts with that of its data set.  Where grids or keys differ, the batch size
+    must be 1.
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        datasets: By name; each is called as ``dataset(split=...)``.
+        datasets: Data sets by name; each is called as ``dataset(split=...)``.
 
     Raises:
-        UserError: There is none, or one that has nothing to train on.
+        UserError: There is no data set, or one has no pairs to train on.
     """
 
     def __init__(self, split: str, datasets: Mapping[str, Callable[..., Any]]) -> None:
         if not datasets:
-            raise UserError("Mixed: name at least one data set below 'datasets'.")
-        self.parts = {name: dataset(split=split) for name, dataset in datasets.items()}
+            raise UserError("Mixture: name at least one data set below 'datasets'.")
+        self.parts = {
+            name: as_pair_dataset(dataset(split=split)) for name, dataset in datasets.items()
+        }
         self.balanced = split == "train"
         for name, part in self.parts.items():
             if self.balanced and not len(part):
@@ -37,19 +39,19 @@ class Mixed(Dataset[Pair]):
 
     @property
     def sizes(self) -> list[int]:
-        """Pairs in each of the data sets."""
+        """Number of pairs of each data set."""
         return [len(part) for part in self.parts.values()]
 
     def __len__(self) -> int:
         return len(self.sizes) * max(self.sizes) if self.balanced else sum(self.sizes)
 
     def __getitem__(self, index: int) -> Pair:
-        name, item = self.place(index)
+        name, item = self.locate(index)
         pair = self.parts[name][item]
-        return Pair(**{**pair, "name": f"{name}_{pair['name']}"})  # type: ignore[typeddict-item]
+        return update_pair(pair, name=f"{name}_{pair['name']}")
 
-    def place(self, index: int) -> tuple[str, int]:
-        """The data set that an index stands for, and the item in it.
+    def locate(self, index: int) -> tuple[str, int]:
+        """Return the name of the data set that holds a pair, and the index of the pair in it.
 
         Raises:
             IndexError: The index is out of range.
@@ -63,3 +65,7 @@ class Mixed(Dataset[Pair]):
             part = bisect_right(list(accumulate(self.sizes)), index)
             item = index - sum(self.sizes[:part])
         return list(self.parts)[part], item
+
+    def describe_item(self, index: int) -> str:
+        name, item = self.locate(index)
+        return self.parts[name].describe_item(item)

@@ -1,4 +1,4 @@
-"""The images of a data set, each once and all on one grid: what an atlas is made of."""
+"""The images of a data set, each once and all on one grid, as atlas construction needs them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,40 +10,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.datasets.csv_pairs import NamedPairs
-from regnet_lab.data.preprocessing.grids import Grid
+from regnet_lab.data.case import Case, CasePair
+from regnet_lab.data.datasets.base import CasePairs, as_pair_dataset
+from regnet_lab.data.preprocessing.grids import PairPreprocessor
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.types import Pair
 
 SIDES = ("fixed", "moving")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One image, a batch of one."""
+class UniqueImage:
+    """One image as a batch of one.
+
+    Args:
+        name: Name of the image.
+        image: (1, 1, *spatial).
+        labels: (1, 1, *spatial) integers.
+    """
 
     name: str
-    image: Tensor  # (1, 1, *spatial)
-    labels: Tensor | None = None  # (1, 1, *spatial) integers
+    image: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Population(Sequence[Subject]):
-    """Images that are read when they are asked for.
+class UniqueImages(Sequence[UniqueImage]):
+    """Images that are read when they are requested.
 
     Args:
         names: One for each image.
-        load: Makes the subject of an index.
+        load: Function that reads the image of an index.
         affine: (4, 4) from voxels of the common grid to millimetres, RAS+.
         spacing: (1, D) millimetres per voxel.
     """
 
     names: list[str]
-    load: Callable[[int], Subject]
+    load: Callable[[int], UniqueImage]
     affine: coordinates.Matrix
     spacing: Tensor
 
@@ -56,63 +60,73 @@ class Population(Sequence[Subject]):
         return self.load(range(len(self))[index])
 
 
-def population(dataset: Dataset[Pair]) -> Population:
-    """The images that occur in the pairs of a data set.
+def collect_unique_images(dataset: Any) -> UniqueImages:
+    """Collect the images that occur in the pairs of a data set, each once.
 
-    Of listed files all are prepared on the grid of the first fixed one, through world coordinates
-    where the data set's preparation is :class:`regnet_lab.data.preprocessing.grids.WorldGrid`. Any other data set
-    gives both images of its pairs, voxel 0 lying at 0 mm, those that are equal only once.
+    Files are all preprocessed to the grid of the first fixed image, through world coordinates if
+    the data set is preprocessed by
+    :class:`regnet_lab.data.preprocessing.grids.ResampleToFixed`.  Other data sets give both images
+    of their pairs, with voxel 0 at 0 mm.
 
     Raises:
-        UserError: There is only one image, or they are on several grids.
+        UserError: There is only one image, or the images are on several grids.
     """
-    listed = type(dataset) in (CasePairs, NamedPairs) and isinstance(dataset.prepare, Grid)  # type: ignore[attr-defined]
-    found = of_cases(dataset.pairs, dataset.prepare) if listed else of_pairs(dataset)  # type: ignore[attr-defined]
-    if len(found) < 2:
+    pairs = as_pair_dataset(dataset)
+    if type(pairs) is CasePairs and isinstance(pairs.prepare, PairPreprocessor):
+        images = collect_from_cases(pairs.case_pairs, pairs.prepare)
+    else:
+        images = collect_from_pairs(pairs)
+    if len(images) < 2:
         raise UserError(
-            f"an atlas needs at least two images, but the pairs hold only {found.names[0]}: "
+            f"an atlas needs at least two images, but the pairs hold only {images.names[0]}: "
             "choose another split or other data."
         )
-    return found
+    return images
 
 
-def of_cases(pairs: Sequence[tuple[Case, Case]], grid: Grid) -> Population:
-    """The cases of a listing on the grid of the first; a case of the same image is the same."""
+def collect_from_cases(
+    case_pairs: Sequence[CasePair], preprocessor: PairPreprocessor
+) -> UniqueImages:
+    """Collect the cases of a data set on the grid of the first one.
+
+    Cases that select the same part of the same image count as one.
+    """
     by_image: dict[object, Case] = {}
-    for case in chain.from_iterable(pairs):
+    for case in chain.from_iterable(case_pairs):
         by_image.setdefault((case.image, case.phase, case.slice), case)
     cases = list(by_image.values())
     first = cases[0]
 
-    def load(index: int) -> Subject:
-        arrays = grid.prepared(cases[index], first)
-        found = {key: batch(arrays[key]) for key in ("", "_labels") if key in arrays}
-        return Subject(cases[index].name, found[""], found.get("_labels"))
+    def load(index: int) -> UniqueImage:
+        arrays = preprocessor.load_side(cases[index], first)
+        labels = to_batch(arrays["labels"]) if "labels" in arrays else None
+        return UniqueImage(cases[index].name, to_batch(arrays["image"]), labels)
 
-    spacing = batch(grid.prepared(first, first)["spacing"])
-    return Population([case.name for case in cases], load, grid.affine(first), spacing)
+    spacing = to_batch(preprocessor.load_side(first, first)["spacing"])
+    names = [case.name for case in cases]
+    return UniqueImages(names, load, preprocessor.compute_affine(first), spacing)
 
 
-def batch(array: NDArray) -> Tensor:
-    """A copy of an array of the cache as a batch of one."""
+def to_batch(array: NDArray) -> Tensor:
+    """Copy a cached array to a batch of one."""
     return torch.from_numpy(array.copy())[None]
 
 
-def of_pairs(dataset: Dataset[Pair]) -> Population:
-    """Both images of every pair that differ from all before.
+def collect_from_pairs(dataset: Any) -> UniqueImages:
+    """Collect both images of every pair, without repetitions of equal images.
 
     Raises:
         UserError: Their shapes differ.
     """
-    places: dict[str, tuple[int, str]] = {}
+    locations: dict[str, tuple[int, str]] = {}  # index and side by hash
     names, shapes = [], set()
-    for index in range(len(dataset)):  # type: ignore[arg-type]
-        pair = dataset[index]
+    for index in range(len(dataset)):
+        pair: dict[str, Any] = dict(dataset[index])
         for side in SIDES:
-            image = pair[side]  # type: ignore[literal-required]
+            image = pair[side]
             key = blake2b(image.numpy().tobytes()).hexdigest()
-            if key not in places:
-                places[key] = (index, side)
+            if key not in locations:
+                locations[key] = (index, side)
                 names.append(f"{pair['name']}-{side}")
                 shapes.add(tuple(image.shape[1:]))
     if len(shapes) > 1:
@@ -120,14 +134,14 @@ def of_pairs(dataset: Dataset[Pair]) -> Population:
             f"an atlas needs images on one grid, but these have {len(shapes)} shapes, such as "
             f"{' and '.join(map(str, sorted(shapes)[:2]))}: set the shape of the data's grid."
         )
-    listed = list(places.values())
+    listed = list(locations.values())
 
-    def load(index: int) -> Subject:
+    def load(index: int) -> UniqueImage:
         item, side = listed[index]
-        pair: dict = dict(dataset[item])
+        pair: dict[str, Any] = dict(dataset[item])
         labels = pair.get(f"{side}_labels")
-        return Subject(names[index], pair[side][None], None if labels is None else labels[None])
+        return UniqueImage(names[index], pair[side][None], None if labels is None else labels[None])
 
     spacing = dataset[0]["spacing"][None]
     scale = np.diag([*spacing[0].tolist(), 1.0])
-    return Population(names, load, coordinates.embedded(scale), spacing)
+    return UniqueImages(names, load, coordinates.embed_in_3d(scale), spacing)

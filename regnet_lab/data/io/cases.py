@@ -1,6 +1,5 @@
-"""A case as its files say: image, labels, mask and landmarks together on the image's own grid."""
+"""Reading of a case: image, labels, mask and landmarks on the image's own grid."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,19 +7,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regnet_lab.data.case import Case
-from regnet_lab.data.io.formats import files_of
-from regnet_lab.data.io.images import Volume, decode, frame, whole_numbers
-from regnet_lab.data.io.landmarks import read_points
-from regnet_lab.data.preprocessing.cache import content, fingerprint
+from regnet_lab.data.io.images import Decoder, Volume, decode_image, extract_frame, read_labels
+from regnet_lab.data.io.landmarks import read_landmarks
+from regnet_lab.data.preprocessing.cache import compute_fingerprint, hash_file
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-
-Decoder = Callable[[Path], Volume]
+from regnet_lab.spatial.header_checks import list_image_files
 
 
 @dataclass(frozen=True)
-class Scan:
-    """What a case holds, all of it in voxels of its image; ``affine`` (4, 4) leads to RAS+ mm."""
+class LoadedCase:
+    """The arrays of a case, all in voxels of its image.
+
+    Args:
+        image: (*spatial).
+        affine: (4, 4) from voxels to millimetres, RAS+.
+        labels: (*spatial) label map.
+        mask: (*spatial), non-zero where the image is valid.
+        points: (N, D) landmarks.
+    """
 
     image: NDArray[np.float32]
     affine: coordinates.Matrix
@@ -29,8 +34,8 @@ class Scan:
     points: NDArray[np.float32] | None = None
 
 
-def slice_of(case: Case, volume: Volume) -> Volume:
-    """The case's slice of a 3D volume, or the volume if it asks for none.
+def extract_slice(case: Case, volume: Volume) -> Volume:
+    """Return the slice of a 3D volume that a case selects, or the volume if it selects none.
 
     Raises:
         UserError: There is no such slice.
@@ -47,10 +52,10 @@ def slice_of(case: Case, volume: Volume) -> Volume:
     return Volume(array[:, :, index], affine)
 
 
-def _landmarks(case: Case, image: Volume) -> NDArray[np.float32] | None:
+def _read_landmarks(case: Case, image: Volume) -> NDArray[np.float32] | None:
     if case.points is None:
         return None
-    points = read_points(case.points, image.affine)
+    points = read_landmarks(case.points, image.affine)
     if points.shape[1] != image.array.ndim:
         raise UserError(
             f"{case.points.path}: gives {points.shape[1]} coordinates for each landmark, "
@@ -59,50 +64,48 @@ def _landmarks(case: Case, image: Volume) -> NDArray[np.float32] | None:
     return points
 
 
-def read_scan(case: Case, decoder: Decoder = decode) -> Scan:
+def read_case(case: Case, decoder: Decoder = decode_image) -> LoadedCase:
     """Read all files of a case.
 
     Args:
         case: Its files.
-        decoder: Reads an image file, or remembers it.
+        decoder: Function that decodes an image file, or returns it from a cache.
 
     Raises:
         UserError: A file is missing, damaged or does not fit the image.
     """
-    volume = frame(case.image, decoder(case.image), case.phase)
+    volume = extract_frame(case.image, decoder(case.image), case.phase)
 
-    def belonging(path: Path | None) -> NDArray[np.int16] | None:
+    def read_slice(path: Path | None) -> NDArray[np.int16] | None:
         if path is None:
             return None
-        found = decoder(path)
-        found = frame(path, found, case.phase if found.array.ndim == 4 else None)
-        whole = whole_numbers(path, found, volume, case.image)
-        return slice_of(case, Volume(whole, found.affine)).array
+        labels = read_labels(path, volume, case.image, case.phase, decoder)
+        return extract_slice(case, Volume(labels, volume.affine)).array
 
-    image = slice_of(case, volume)
-    return Scan(
+    image = extract_slice(case, volume)
+    return LoadedCase(
         image.array,
         image.affine,
-        belonging(case.labels),
-        belonging(case.mask),
-        _landmarks(case, image),
+        read_slice(case.labels),
+        read_slice(case.mask),
+        _read_landmarks(case, image),
     )
 
 
-def identity(case: Case) -> str:
-    """Hash of everything a case says and of the bytes of its files.
+def fingerprint_case(case: Case) -> str:
+    """Compute a hash of the contents of a case's files and of the part it selects.
 
     Raises:
         UserError: A file is missing.
     """
     files = [
-        [content(file) for file in files_of(path)] if path else None
+        [hash_file(file) for file in list_image_files(path)] if path else None
         for path in (case.image, case.labels, case.mask)
     ]
     points = case.points and (
-        content(case.points.path),
+        hash_file(case.points.path),
         case.points.columns,
         case.points.space,
         case.points.scale,
     )
-    return fingerprint(files, points, case.phase, case.slice)
+    return compute_fingerprint(files, points, case.phase, case.slice)

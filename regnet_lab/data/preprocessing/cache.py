@@ -1,16 +1,14 @@
-"""Keeping prepared arrays: in memory, or in a folder that several processes fill and share.
+"""Caches of preprocessed arrays: in memory, or in a folder that several processes share.
 
 An entry is a set of named arrays.  Its key is a hash of the bytes of the files it was made from
-and of the settings it was made with, so a changed file or setting is simply another entry.
+and of the settings it was made with, so a changed file or setting gives another entry.
 """
 
 import hashlib
 import json
-import os
-import secrets
+import math
 import shutil
 import tempfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,74 +19,83 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from regnet_lab.errors import UserError
-from regnet_lab.utils.atomic_io import settle
+from regnet_lab.utils.atomic_io import write_bytes
 
 Arrays = dict[str, NDArray]
 
-MAGIC = b"regnet1\n"
-SPARE = 2**30  # bytes left free on the disk of a cache folder
-ALIGNED = 64  # bytes, so that mapped arrays start where processors like it
+MIN_FREE_BYTES = 2**30  # left free on the disk of a cache folder
 
 
 class Cache(Protocol):
-    """Keeps what was made under a key."""
+    """A store of entries by key."""
 
-    def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of ``key``, made if they are not there; not to be written to."""
+    megabytes: float  # to which the total size of the entries is limited
+
+    def get_or_create(self, key: str, create: Callable[[], Arrays]) -> Arrays:
+        """Return the arrays of ``key``, created if they are missing; they are read-only."""
 
 
-def describe(part: object) -> object:
-    """What tells two settings apart and stays the same in another process: functions by name,
-    code and bound arguments, everything else by its value.
+def describe_setting(value: object) -> object:
+    """Return what distinguishes two settings and is the same in every process: functions by name,
+    code and bound arguments, other objects by their ``repr``.
     """
-    if isinstance(part, partial):
-        return describe([part.func, part.args, part.keywords])
-    if isinstance(part, dict):
-        return [[describe(k), describe(v)] for k, v in part.items()]
-    if isinstance(part, list | tuple):
-        return [describe(item) for item in part]
-    if isinstance(part, FunctionType):
-        return [part.__module__, part.__qualname__, part.__code__.co_code.hex()]
-    return repr(part)
+    if isinstance(value, partial):
+        return describe_setting([value.func, value.args, value.keywords])
+    if isinstance(value, dict):
+        return [[describe_setting(k), describe_setting(v)] for k, v in value.items()]
+    if isinstance(value, list | tuple):
+        return [describe_setting(item) for item in value]
+    if isinstance(value, FunctionType):
+        return [value.__module__, value.__qualname__, value.__code__.co_code.hex()]
+    return repr(value)
 
 
-def fingerprint(*parts: object) -> str:
-    """A short hash of what :func:`describe` says of the parts."""
-    return hashlib.blake2b(json.dumps(describe(parts)).encode(), digest_size=16).hexdigest()
+def compute_fingerprint(*settings: object) -> str:
+    """Compute a short hash of settings, as :func:`describe_setting` describes them."""
+    text = json.dumps(describe_setting(settings))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @cache
-def _digest(path: Path, size: int, modified: int) -> str:
+def _hash_bytes(path: Path, size: int, modified: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
-def content(path: Path) -> str:
-    """Hash of a file's bytes, read again only when its size or time of change differ.
+def hash_file(path: Path) -> str:
+    """Compute the hash of a file's bytes; it is read again only if its size or time changes.
 
     Raises:
-        UserError: There is no such file, or it may not be read.
+        UserError: The file is missing or cannot be read.
     """
     try:
         state = path.stat()
-        return _digest(path, state.st_size, state.st_mtime_ns)
+        return _hash_bytes(path, state.st_size, state.st_mtime_ns)
     except FileNotFoundError as error:
         raise UserError(f"{path}: this file is missing.") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-class Uncached:
-    """Keeps nothing."""
+class NoCache:
+    """A cache that stores nothing."""
 
-    def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
-        return make()
+    megabytes = math.inf
+
+    def get_or_create(self, key: str, create: Callable[[], Arrays]) -> Arrays:
+        return create()
 
 
 class MemoryCache:
-    """Keeps the entries used last, of ``megabytes`` together; each process has its own."""
+    """A cache of the most recently used entries in the memory of one process.
+
+    Args:
+        megabytes: Limit of their total size.
+    """
 
     def __init__(self, megabytes: float) -> None:
         self.megabytes, self.used = megabytes, 0
@@ -97,36 +104,40 @@ class MemoryCache:
     def __reduce__(self) -> tuple:
         return MemoryCache, (self.megabytes,)
 
-    def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
+    def get_or_create(self, key: str, create: Callable[[], Arrays]) -> Arrays:
         if key not in self.entries:
-            self.entries[key] = make()
-            self.used += _size(self.entries[key])
+            self.entries[key] = create()
+            self.used += _count_bytes(self.entries[key])
         self.entries.move_to_end(key)
         arrays = self.entries[key]
         while self.used > self.megabytes * 1e6 and self.entries:
-            self.used -= _size(self.entries.popitem(last=False)[1])
+            self.used -= _count_bytes(self.entries.popitem(last=False)[1])
         return arrays
 
 
-def _size(arrays: Arrays) -> int:
+def _count_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
 class FolderCache:
-    """Keeps one file for each entry, mapped into memory when it is used.
+    """A cache with one memory-mapped safetensors file per entry.
 
-    A file is written beside its place, flushed to disk and renamed, so that readers and other
-    writers see all of it or nothing.  Its checksum is verified the first time a process opens it,
-    its length every time; a damaged file is made again.  When the disk is nearly full, what is
-    made is used and not kept.
+    Files are written atomically, so other processes see a whole file or none.  The digest of a
+    file is verified when a process first opens it, its length every time; a damaged or foreign file
+    is created again.  If the disk is nearly full, new entries are used but not stored.
+
+    Args:
+        folder: Where the files lie; created if it is missing.
 
     Raises:
         UserError: The folder cannot be written to.
     """
 
+    megabytes = math.inf
+
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
-        self.verified: set[tuple[str, int]] = set()
+        self.verified: set[tuple[str, int]] = set()  # name and time of change
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder).close()
@@ -136,77 +147,77 @@ class FolderCache:
                 "'memory' or null."
             ) from error
 
-    def get(self, key: str, make: Callable[[], Arrays]) -> Arrays:
-        path = self.folder / f"{key}.arrays"
-        arrays = self._read(path)
-        if arrays is not None:
-            return arrays
-        made = make()
-        if shutil.disk_usage(self.folder).free < _size(made) + SPARE:
-            return made
-        with suppress(OSError):  # a quota, or a disk that another process has just filled
-            write(path, made)
-        return made
+    def get_or_create(self, key: str, create: Callable[[], Arrays]) -> Arrays:
+        path = self.folder / f"{key}.safetensors"
+        stored = self._read(path)
+        if stored is not None:
+            return stored
+        arrays = create()
+        if shutil.disk_usage(self.folder).free >= _count_bytes(arrays) + MIN_FREE_BYTES:
+            with suppress(UserError):  # a quota, or a disk that another process has just filled
+                write_arrays(path, arrays)
+        return arrays
 
     def _read(self, path: Path) -> Arrays | None:
-        """The entry, or nothing where there is none or a damaged one."""
+        """Return the arrays of a file, or None if it is missing or damaged."""
         try:
-            stamp = (path.name, path.stat().st_mtime_ns)
-            arrays = read(path, verify=stamp not in self.verified)
-        except (OSError, ValueError, KeyError, TypeError):
+            version = (path.name, path.stat().st_mtime_ns)
+            arrays = read_arrays(path, verify=version not in self.verified)
+        except (OSError, ValueError, SafetensorError):
             return None
-        self.verified.add(stamp)
+        self.verified.add(version)
         return arrays
 
 
-def write(path: Path, arrays: Arrays) -> None:
-    """Put arrays into one file: magic, length of the header, header, aligned arrays.
-
-    The header is JSON: for each array its name, type, shape and offset, and the checksum of all.
-    """
-    table, payload, offset = [], [], 0
-    for name, array in arrays.items():
-        data = np.ascontiguousarray(array).tobytes()
-        table.append([name, array.dtype.str, array.shape, offset])
-        payload.append(data + bytes(-len(data) % ALIGNED))
-        offset += len(payload[-1])
-    body = b"".join(payload)
-    header = json.dumps({"arrays": table, "bytes": offset, "checksum": zlib.crc32(body)}).encode()
-    header += b" " * (-(len(MAGIC) + 8 + len(header)) % ALIGNED)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        aside.write_bytes(MAGIC + len(header).to_bytes(8, "little") + header + body)
-        settle(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+def _hash_arrays(arrays: Arrays) -> str:
+    """Compute a hash of contiguous arrays with their names, types and shapes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
-def read(path: Path, verify: bool) -> Arrays:
-    """Map the arrays of a file that :func:`write` made.
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays atomically to a safetensors file whose metadata hold their digest.
 
     Raises:
-        ValueError: It is damaged; with ``verify`` that includes any changed byte.
+        UserError: The file cannot be written.
     """
-    file = np.memmap(path, np.uint8, "r")
-    start = len(MAGIC) + 8
-    if file[: len(MAGIC)].tobytes() != MAGIC:
-        raise ValueError(f"{path} is no cache entry")
-    begin = start + int.from_bytes(file[len(MAGIC) : start].tobytes(), "little")
-    header = json.loads(file[start:begin].tobytes())
-    body = file[begin:]
-    if len(body) != header["bytes"] or (verify and zlib.crc32(body.data) != header["checksum"]):
-        raise ValueError(f"{path} is damaged")
-    arrays = {}
-    for name, kind, shape, offset in header["arrays"]:
-        dtype = np.dtype(kind)
-        count = int(np.prod(shape)) * dtype.itemsize
-        arrays[name] = body[offset : offset + count].view(dtype).reshape(shape)
+    # safetensors stores the memory of an array as it lies there
+    plain = {
+        name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
+        for name, array in arrays.items()
+    }
+    write_bytes(path, save(plain, {"digest": _hash_arrays(plain)}))
+
+
+def read_arrays(path: Path, verify: bool) -> Arrays:
+    """Map the arrays of a file that :func:`write_arrays` wrote, read-only.
+
+    Args:
+        path: The file.
+        verify: Compare the arrays with the digest; otherwise only the file's length is checked.
+
+    Raises:
+        ValueError: The digest is missing or differs.
+        SafetensorError: The file is truncated or no safetensors file.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    for array in arrays.values():
+        array.flags.writeable = False
+    if verify and metadata.get("digest") != _hash_arrays(arrays):
+        raise ValueError(f"{path}: its digest does not match its arrays.")
     return arrays
 
 
-def open_cache(where: str | None, megabytes: float) -> Cache:
-    """``memory``, bounded by ``megabytes``; a folder, bounded by the disk; null keeps nothing."""
-    if where is None:
-        return Uncached()
-    return MemoryCache(megabytes) if where == "memory" else FolderCache(where)
+def open_cache(location: str | None, megabytes: float) -> Cache:
+    """Return the cache for ``memory`` (limited to ``megabytes``), for a folder (limited by the
+    disk), or for None (stores nothing).
+    """
+    if location is None:
+        return NoCache()
+    return MemoryCache(megabytes) if location == "memory" else FolderCache(location)

@@ -1,11 +1,12 @@
-"""Bringing images to the network's grid and range: small pure functions on arrays.
+"""Resampling, label selection and intensity normalization of arrays.
 
-A grid is placed by a matrix (D+1, D+1) that takes its voxels to voxels of the array it samples.
-Images are interpolated linearly, labels and masks take the voxel whose cell holds the point, and
-points go through the inverse, so that a point and its label stay together.
+A grid is placed by a matrix (D+1, D+1) that maps its voxels to voxels of the array it samples.
+Images are interpolated linearly, labels and masks by nearest neighbour; landmarks go through the
+inverse matrix, so that a landmark stays with its label.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,188 +17,231 @@ from regnet_lab import ops
 from regnet_lab.errors import UserError
 
 Matrix = NDArray[np.floating]
-Selection = Sequence[int] | Mapping[int, int | Sequence[int]] | None
+LabelGroup = int | Sequence[int] | Mapping[str, Any]  # the last: {name: ..., labels: [...]}
+LabelSelection = Sequence[int] | Mapping[int, LabelGroup] | None
 
 
-def shifted(
-    array: NDArray, offset: Sequence[int], shape: Sequence[int], outside: float = 0
+def shift_array(
+    array: NDArray, offset: Sequence[int], shape: Sequence[int], fill: float = 0
 ) -> NDArray:
-    """The array on a grid of ``shape``, voxel x landing on x + ``offset``."""
+    """Shift an array to a grid of ``shape``: voxel x moves to x + ``offset``, the rest is ``fill``.
+
+    >>> shift_array(np.array([1, 2, 3]), (1,), (5,))
+    array([0, 1, 2, 3, 0])
+    """
     source = tuple(
-        slice(max(-o, 0), max(min(n, new - o), 0))
-        for o, n, new in zip(offset, array.shape, shape, strict=True)
+        slice(max(-o, 0), max(min(n, new_n - o), 0))
+        for o, n, new_n in zip(offset, array.shape, shape, strict=True)
     )
     target = tuple(
-        slice(max(o, 0), max(min(n + o, new), 0))
-        for o, n, new in zip(offset, array.shape, shape, strict=True)
+        slice(max(o, 0), max(min(n + o, new_n), 0))
+        for o, n, new_n in zip(offset, array.shape, shape, strict=True)
     )
-    result = np.full(tuple(shape), outside, array.dtype)
+    result = np.full(tuple(shape), fill, array.dtype)
     result[target] = array[source]
     return result
 
 
-def pad_crop(array: NDArray, shape: Sequence[int]) -> NDArray:
-    """Centre the array on a grid of ``shape``: zeros where it is short, cut where it is long.
+def shift_array_with_border(array: NDArray, offset: Sequence[int], shape: Sequence[int]) -> NDArray:
+    """Shift an array as :func:`shift_array` does, with its outermost voxels continued outside.
 
-    Voxel x lands on x + :func:`pad_crop_offset`.
+    >>> shift_array_with_border(np.array([1, 2, 3]), (1,), (5,))
+    array([1, 1, 2, 3, 3])
     """
-    return shifted(array, pad_crop_offset(array.shape, shape), shape)
+    index = [
+        np.clip(np.arange(new_n) - o, 0, n - 1)
+        for o, n, new_n in zip(offset, array.shape, shape, strict=True)
+    ]
+    return array[np.ix_(*index)]
 
 
-def pad_crop_offset(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
-    """Voxels by which :func:`pad_crop` moves an array along each axis."""
-    return tuple((b - a) // 2 for a, b in zip(old, new, strict=True))
+def crop_or_pad(array: NDArray, shape: Sequence[int]) -> NDArray:
+    """Crop or pad an array with zeros about its centre to ``shape``.
+
+    Voxel x moves to x + :func:`compute_crop_or_pad_offset`.
+    """
+    return shift_array(array, compute_crop_or_pad_offset(array.shape, shape), shape)
 
 
-def scaling(factor: NDArray, shift: NDArray) -> Matrix:
-    """The homogeneous matrix of x -> factor x + shift along every axis."""
+def compute_crop_or_pad_offset(shape: Sequence[int], new_shape: Sequence[int]) -> tuple[int, ...]:
+    """Compute the voxels by which :func:`crop_or_pad` shifts an array along each axis."""
+    return tuple((new_n - n) // 2 for n, new_n in zip(shape, new_shape, strict=True))
+
+
+def make_scaling_matrix(factor: NDArray, shift: NDArray) -> Matrix:
+    """Return the homogeneous matrix (D+1, D+1) of x -> factor x + shift along every axis."""
     matrix = np.diag(np.append(factor, 1.0))
     matrix[:-1, -1] = shift
     return matrix
 
 
-def centred_grid(
-    old: Sequence[int], factor: NDArray[np.float64], shape: Sequence[int] | None = None
+def compute_centered_grid(
+    array_shape: Sequence[int], factor: NDArray[np.float64], shape: Sequence[int] | None = None
 ) -> tuple[tuple[int, ...], Matrix]:
-    """A grid about the middle of an array, whose voxels are ``factor`` of the array's.
+    """Compute a grid about the centre of an array, with voxels ``factor`` times as large.
 
-    It has as many voxels as cover the array, or ``shape``, as :func:`pad_crop` would then cut.
+    Args:
+        array_shape: Shape of the array.
+        factor: (D,) size of a voxel of the grid in voxels of the array.
+        shape: Shape of the grid, cropped or padded as by :func:`crop_or_pad`; None covers the
+            array.
 
     Returns:
-        Its shape and the matrix from its voxels to the array's.
+        The shape and the matrix from voxels of the grid to those of the array.
     """
-    extent = np.asarray(old, np.float64)
+    extent = np.asarray(array_shape, np.float64)
     size = np.maximum(np.rint(extent / factor), 1)
     covering = tuple(int(n) for n in size)
     final = covering if shape is None else tuple(shape)
-    offset = np.array(pad_crop_offset(covering, final), np.float64)
-    return final, scaling(factor, (extent - 1) / 2 - factor * (offset + (size - 1) / 2))
+    offset = np.array(compute_crop_or_pad_offset(covering, final), np.float64)
+    return final, make_scaling_matrix(factor, (extent - 1) / 2 - factor * (offset + (size - 1) / 2))
 
 
-def stretched_grid(old: Sequence[int], shape: Sequence[int]) -> Matrix:
-    """From voxels of a grid of ``shape`` to those of an array with the same field of view."""
-    factor = np.divide(old, shape)
-    return scaling(factor, (factor - 1) / 2)
+def compute_stretch_matrix(array_shape: Sequence[int], shape: Sequence[int]) -> Matrix:
+    """Compute the matrix from voxels of a grid of ``shape`` to those of an array with the same
+    field of view.
+    """
+    factor = np.divide(array_shape, shape)
+    return make_scaling_matrix(factor, (factor - 1) / 2)
 
 
-def whole_shift(matrix: Matrix) -> tuple[int, ...] | None:
-    """The offset of :func:`shifted` if the matrix moves by whole voxels and does nothing else."""
+def find_integer_shift(matrix: Matrix) -> tuple[int, ...] | None:
+    """Return the offset of :func:`shift_array` if a matrix only shifts by whole voxels, or None."""
     linear, shift = matrix[:-1, :-1], matrix[:-1, -1]
-    whole = np.rint(shift)
-    if np.abs(linear - np.eye(len(linear))).max() < 1e-6 and np.abs(shift - whole).max() < 1e-4:
-        return tuple(int(-s) for s in whole)
+    rounded = np.rint(shift)
+    if np.abs(linear - np.eye(len(linear))).max() < 1e-6 and np.abs(shift - rounded).max() < 1e-4:
+        return tuple(int(-s) for s in rounded)
     return None
 
 
-def _grid_points(matrix: Matrix, shape: Sequence[int]) -> Tensor:
-    """(1, D, *shape) where the voxels of a grid lie."""
+def _compute_sampling_points(matrix: Matrix, shape: Sequence[int]) -> Tensor:
+    """Compute where the voxels of a grid lie in the array, (1, D, *shape)."""
     single = torch.from_numpy(matrix).float()[None]
     return ops.affine_field(single, shape) + ops.identity_grid(shape, single)
 
 
-def continued(array: NDArray, offset: Sequence[int], shape: Sequence[int]) -> NDArray:
-    """As :func:`shifted`, the outermost voxels continued beyond the array."""
-    index = [
-        np.clip(np.arange(new) - o, 0, n - 1)
-        for o, n, new in zip(offset, array.shape, shape, strict=True)
-    ]
-    return array[np.ix_(*index)]
-
-
-def resample(
-    image: NDArray, matrix: Matrix, shape: Sequence[int], outside: str = "minimum"
+def resample_image(
+    image: NDArray, matrix: Matrix, shape: Sequence[int], padding_mode: str = "minimum"
 ) -> NDArray[np.float32]:
-    """An image on another grid, linear between voxels.
+    """Resample an image to another grid by linear interpolation.
 
-    Along an axis of which a new voxel covers f > 1 old ones, cells are first averaged over the
-    same field of view to n / f of them (:func:`regnet_lab.ops.resize`), which prevents aliasing;
-    f is the norm of the matrix's row.  Whole-voxel shifts are exact.
+    Along an axis on which a new voxel covers f > 1 old ones, f being the norm of the matrix's row,
+    the image is first averaged to n / f voxels over the same field of view
+    (:func:`regnet_lab.ops.resize`), which prevents aliasing.  Shifts by whole voxels are exact.
 
     Args:
         image: (*spatial).
         matrix: (D+1, D+1) from voxels of the new grid to those of the image.
-        shape: Of the new grid.
-        outside: What lies beyond the field of view: the image's ``minimum``, or its ``border``
+        shape: Shape of the new grid.
+        padding_mode: Values outside the field of view: the image's ``minimum``, or its ``border``
             continued.
 
     Raises:
-        UserError: ``outside`` is neither.
+        UserError: ``padding_mode`` is neither.
     """
-    if outside not in ("minimum", "border"):
-        raise UserError(f"outside={outside} must be minimum or border.")
+    if padding_mode not in ("minimum", "border"):
+        raise UserError(f"padding_mode={padding_mode} must be minimum or border.")
     image = np.require(image, np.float32, ["C", "W"])
-    offset = whole_shift(matrix)
+    offset = find_integer_shift(matrix)
     if offset is not None:
-        if outside == "border":
-            return continued(image, offset, shape)
-        return shifted(image, offset, shape, image.min())
-    old = np.array(image.shape)
+        if padding_mode == "border":
+            return shift_array_with_border(image, offset, shape)
+        return shift_array(image, offset, shape, image.min())
+    old_shape = np.array(image.shape)
     factor = np.maximum(np.linalg.norm(matrix[:-1, :-1], axis=1), 1)
-    size = np.maximum(np.rint(old / factor), 1).astype(int)
+    size = np.maximum(np.rint(old_shape / factor), 1).astype(int)
     fine = torch.from_numpy(image)[None, None]
-    points = _grid_points(stretched_grid(size.tolist(), image.shape) @ matrix, shape)
+    points = _compute_sampling_points(
+        compute_stretch_matrix(size.tolist(), image.shape) @ matrix, shape
+    )
     inside = torch.ones(1, 1, *shape, dtype=torch.bool)
     for axis, n in enumerate(size):
         inside &= (points[:, axis] >= -0.5) & (points[:, axis] <= n - 0.5)
     values = ops.sample(ops.resize(fine, size.tolist()), points)
-    known = inside | (outside == "border")
-    return torch.where(known, values, fine.min())[0, 0].numpy()
+    keep = inside | (padding_mode == "border")
+    return torch.where(keep, values, fine.min())[0, 0].numpy()
 
 
-def resample_nearest(labels: NDArray, matrix: Matrix, shape: Sequence[int]) -> NDArray:
-    """Labels or a mask on another grid, 0 outside; arguments as in :func:`resample`."""
-    offset = whole_shift(matrix)
+def resample_labels(labels: NDArray, matrix: Matrix, shape: Sequence[int]) -> NDArray:
+    """Resample labels or a mask to another grid by nearest neighbour, 0 outside the field of view.
+
+    Arguments are those of :func:`resample_image`.
+    """
+    offset = find_integer_shift(matrix)
     if offset is not None:
-        return shifted(labels, offset, shape)
-    points = _grid_points(matrix, shape)
+        return shift_array(labels, offset, shape)
+    points = _compute_sampling_points(matrix, shape)
     single = torch.from_numpy(np.require(labels, None, ["C", "W"]))[None, None]
     return ops.sample_nearest(single, points, "zeros")[0, 0].numpy()
 
 
-def select_labels(labels: NDArray, wanted: Selection) -> NDArray:
-    """Keep the values of a list, or give groups ``{new: [old, ...]}`` a new value each; the others
-    become background.  ``None`` keeps all as they are.
+def list_group_labels(group: LabelGroup) -> list[int]:
+    """Return the label values of a group.
+
+    >>> list_group_labels({"name": "thalamus", "labels": [10, 49]})
+    [10, 49]
     """
-    if wanted is None:
+    labels = group["labels"] if isinstance(group, Mapping) else group
+    return np.ravel(labels).tolist()
+
+
+def select_labels(labels: NDArray, selection: LabelSelection) -> NDArray:
+    """Keep some labels, or merge groups of labels; all others become background.
+
+    Args:
+        labels: Label map.
+        selection: Values to keep, or groups ``{new: {name: ..., labels: [old, ...]}}``, where a
+            list or a number may stand for the inner mapping; None keeps all labels.
+
+    >>> groups = {1: {"name": "thalamus", "labels": [10, 49]}, 2: [17, 53]}
+    >>> select_labels(np.array([0, 10, 49, 53, 2]), groups)
+    array([0, 1, 1, 2, 0])
+    """
+    if selection is None:
         return labels
-    groups = wanted if isinstance(wanted, Mapping) else {value: value for value in wanted}
+    groups: Mapping[int, LabelGroup] = (
+        selection if isinstance(selection, Mapping) else {value: value for value in selection}
+    )
     result = np.zeros_like(labels)
-    for new, old in groups.items():
-        result[np.isin(labels, old)] = new
+    for value, group in groups.items():
+        result[np.isin(labels, list_group_labels(group))] = value
     return result
 
 
-def rescale(array: NDArray, bottom: float, top: float) -> NDArray[np.float32]:
-    """Map ``bottom`` to 0 and ``top`` to 1, clipping beyond; zero where they coincide."""
-    return np.clip((array - bottom) / max(top - bottom, 1e-12), 0, 1).astype(np.float32)
+def rescale_to_unit_range(array: NDArray, low: float, high: float) -> NDArray[np.float32]:
+    """Map ``low`` to 0 and ``high`` to 1, clipped beyond; zero where they coincide."""
+    return np.clip((array - low) / max(high - low, 1e-12), 0, 1).astype(np.float32)
 
 
-def percentile_range(
+def normalize_percentiles(
     array: NDArray, low: float = 0.5, high: float = 99.5, like: NDArray | None = None
 ) -> NDArray[np.float32]:
-    """Map the ``low`` and ``high`` percentiles of the non-zero voxels to 0 and 1, clipping beyond.
+    """Map the ``low`` and ``high`` percentiles of the non-zero voxels to 0 and 1, clipped beyond.
 
-    Copes with mixed scales and with zero padding; a constant image becomes zero.  The percentiles
-    are those of ``like`` if it is given.
+    Zero padding has no influence; a constant image becomes zero.  With ``like`` the percentiles
+    are those of that image.
     """
     like = array if like is None else like
-    inside = like[like != 0]
-    if not inside.size:
+    nonzero = like[like != 0]
+    if not nonzero.size:
         return np.zeros(array.shape, np.float32)
-    return rescale(array, *np.percentile(inside, [low, high]))
+    return rescale_to_unit_range(array, *np.percentile(nonzero, [low, high]))
 
 
-def min_max(array: NDArray, like: NDArray | None = None) -> NDArray[np.float32]:
+def normalize_min_max(array: NDArray, like: NDArray | None = None) -> NDArray[np.float32]:
     """Map the smallest and the largest value, of ``like`` if it is given, to 0 and 1."""
     like = array if like is None else like
-    return rescale(array, float(like.min()), float(like.max()))
+    return rescale_to_unit_range(array, float(like.min()), float(like.max()))
 
 
-def window(
+def normalize_window(
     array: NDArray, low: float, high: float, like: NDArray | None = None
 ) -> NDArray[np.float32]:
-    """Map ``low`` and ``high``, such as Hounsfield units, to 0 and 1, clipping beyond.
+    """Map ``low`` and ``high``, such as Hounsfield units, to 0 and 1, clipped beyond.
 
-    The same for every image, so ``like`` changes nothing.
+    The window is the same for every image; ``like`` has no influence.
+
+    >>> normalize_window(np.array([-1000.0, 0.0, 1000.0]), -1000, 1000)
+    array([0. , 0.5, 1. ], dtype=float32)
     """
-    return rescale(array, low, high)
+    return rescale_to_unit_range(array, low, high)

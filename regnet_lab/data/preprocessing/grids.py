@@ -1,228 +1,274 @@
-"""Two cases on one voxel grid: what a layout's files become before a model sees them.
+"""Preprocessors that bring the two cases of a pair to one voxel grid.
 
-The classes differ in where they place the grid, and share reading, resampling and keeping.
+The classes differ in where they place the grid; reading, resampling and caching are shared.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from regnet_lab.data.case import Case
-from regnet_lab.data.io.cases import Scan, identity, read_scan
-from regnet_lab.data.io.formats import files_of
-from regnet_lab.data.io.images import Volume, decode
-from regnet_lab.data.preprocessing.cache import Arrays, content, fingerprint, open_cache
+from regnet_lab.data.io.cases import LoadedCase, fingerprint_case, read_case
+from regnet_lab.data.io.images import Volume, decode_image
+from regnet_lab.data.preprocessing.cache import Arrays, compute_fingerprint, hash_file, open_cache
 from regnet_lab.data.preprocessing.functional import (
+    LabelSelection,
     Matrix,
-    Selection,
-    centred_grid,
-    percentile_range,
-    resample,
-    resample_nearest,
+    compute_centered_grid,
+    compute_stretch_matrix,
+    normalize_percentiles,
+    resample_image,
+    resample_labels,
     select_labels,
-    stretched_grid,
 )
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.header_checks import list_image_files
 from regnet_lab.types import Pair
 
-REVISION = 1  # of what is done to a case; a new one leaves old cache entries behind
-LIMIT = 4096  # megabytes kept in memory
+CACHE_VERSION = 2  # to be raised when preprocessing changes, so that old cache entries are not used
+DEFAULT_CACHE_MEGABYTES = 4096
+SIDE_ARRAYS = ("image", "spacing", "labels", "mask", "points")  # of one side of a pair
 
 Shape = tuple[int, ...]
 Spacing = float | Sequence[float] | None
+DecodedFiles = dict[Path, Volume]
 
 
-def factors(spacing: Spacing, own: NDArray[np.float64]) -> NDArray[np.float64]:
-    """New voxels in old ones along each axis; ones where no spacing is asked for.
+def compute_spacing_ratio(
+    spacing: Spacing, image_spacing: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Compute the size of a new voxel in voxels of the image along each axis; ones without spacing.
 
     Raises:
         UserError: The spacing is neither one positive number nor one for each axis.
     """
-    wanted = own if spacing is None else np.asarray(spacing)
-    fits = wanted.dtype.kind in "iuf" and wanted.size in (1, own.size)
+    wanted = image_spacing if spacing is None else np.asarray(spacing)
+    fits = wanted.dtype.kind in "iuf" and wanted.size in (1, image_spacing.size)
     if not fits or not (wanted > 0).all():
-        raise UserError(f"spacing={spacing} must be one positive number of mm, or {own.size}.")
-    return wanted / own
+        raise UserError(
+            f"spacing={spacing} must be one positive number of mm, or {image_spacing.size}."
+        )
+    return wanted / image_spacing
 
 
-class Grid(ABC):
-    """Prepare two cases; a subclass places the grid.
+class PairPreprocessor(ABC):
+    """Base class of preprocessors, called as ``preprocessor(fixed_case, moving_case)``.
+
+    The pair has labels, masks and landmarks if the cases have them; landmarks are in voxels of the
+    grid.  Each file is decoded at most once per pair.
 
     Args:
-        shape: Of the grid.
-        intensity: Maps an image's values to about [0, 1]; with ``shared_range`` it is also given
-            the fixed image as ``like``, whose range it is to use.
-        labels: Label values to keep, or groups ``{new: [old, ...]}``; null: all as they are.
-        shared_range: Map both images by the fixed one's range.
-        outside: What lies beyond an image's field of view: its ``minimum``, or its ``border``
-            continued, which makes no faces for a similarity to hold on to.
+        shape: Shape of the grid.
+        intensity: Function that maps an image's values to about [0, 1]; with ``shared_range`` it is
+            also given the fixed image as ``like``, whose range it is to use.
+        labels: Label values to keep, or groups ``{new: {name: ..., labels: [old, ...]}}``; null
+            keeps all as they are.
+        shared_range: Map both images by the range of the fixed one.
+        padding_mode: Values outside an image's field of view: its ``minimum``, or its ``border``
+            continued, which leaves no edges for a similarity to align.
         cache: ``memory``, a folder, or null.
-        megabytes: Bound of ``memory``, in each process that loads.
-
-    The pair has masks and landmarks if the cases have them; landmarks are in voxels of the grid.
+        megabytes: Limit of ``memory``, in each loading process.
     """
 
-    needs_fixed = False  # whether the fixed case decides where the moving one's grid lies
+    needs_fixed = False  # whether the grid of the moving case depends on the fixed one
+    spacing: Spacing = None  # of the grid in mm; None: that of the image
 
     def __init__(
         self,
         shape: Sequence[int] | None,
-        intensity: Callable[..., NDArray[np.float32]] = percentile_range,
-        labels: Selection = None,
+        intensity: Callable[..., NDArray[np.float32]] = normalize_percentiles,
+        labels: LabelSelection = None,
         shared_range: bool = False,
-        outside: str = "minimum",
+        padding_mode: str = "minimum",
         cache: str | None = "memory",
-        megabytes: float = LIMIT,
+        megabytes: float = DEFAULT_CACHE_MEGABYTES,
     ) -> None:
         self.shape = None if shape is None else tuple(shape)
         self.intensity, self.labels, self.shared_range = intensity, labels, shared_range
-        self.outside = outside
+        self.padding_mode = padding_mode
         self.cache = open_cache(cache, megabytes)
 
     @abstractmethod
-    def place(self, scan: Scan, fixed: Scan) -> tuple[Shape, Matrix]:
-        """Shape of the grid and the matrix from its voxels to those of ``scan``."""
+    def compute_grid(self, loaded: LoadedCase, fixed: LoadedCase) -> tuple[Shape, Matrix]:
+        """Return the shape of the grid and the matrix from its voxels to those of ``loaded``."""
 
-    def scan(self, case: Case) -> Scan:
-        """Read a case, remembering its files if other entries of the cache need them too."""
-        again = self.needs_fixed or case.phase is not None or case.slice is not None
-        return read_scan(case, self._decode if again else decode)
+    def read_case(self, case: Case, decoded: DecodedFiles | None = None) -> LoadedCase:
+        """Read all files of a case, except those in ``decoded``, to which new ones are added."""
+        decoded = {} if decoded is None else decoded
+        shared = self.needs_fixed or case.phase is not None or case.slice is not None
 
-    def affine(self, fixed: Case) -> coordinates.Matrix:
-        """From voxels of a fixed case's grid to millimetres, RAS+ (4, 4)."""
-        scan = self.scan(fixed)
-        return scan.affine @ coordinates.embedded(self.place(scan, scan)[1])
+        def decode_once(path: Path) -> Volume:
+            if path not in decoded:
+                decoded[path] = self._decode_cached(path) if shared else decode_image(path)
+            return decoded[path]
 
-    def _decode(self, path: Path) -> Volume:
-        key = fingerprint(REVISION, [content(file) for file in files_of(path)])
-        return Volume(**self.cache.get(key, lambda: vars(decode(path))))
+        return read_case(case, decode_once)
 
-    def prepare(self, case: Case, fixed: Case) -> Arrays:
-        """One side of a pair on its grid: image, labels, mask and points, by their keys' endings.
+    def _decode_cached(self, path: Path) -> Volume:
+        """Decode a file of which other pairs need another frame, slice or grid."""
+        key = compute_fingerprint(
+            CACHE_VERSION, [hash_file(file) for file in list_image_files(path)]
+        )
+        return Volume(**self.cache.get_or_create(key, lambda: vars(decode_image(path))))
+
+    def compute_affine(self, fixed: Case) -> coordinates.Matrix:
+        """Compute the matrix (4, 4) from voxels of a fixed case's grid to millimetres, RAS+."""
+        loaded = self.read_case(fixed)
+        matrix = self.compute_grid(loaded, loaded)[1]
+        return loaded.affine @ coordinates.embed_in_3d(matrix)
+
+    def _depends_on_fixed(self, case: Case, fixed: Case) -> bool:
+        return case != fixed and (self.needs_fixed or self.shared_range)
+
+    def preprocess_side(
+        self, case: Case, fixed: Case, decoded: DecodedFiles | None = None
+    ) -> Arrays:
+        """Read one case of a pair and resample it to its grid, (1, *shape).
+
+        Returns:
+            Those of ``SIDE_ARRAYS`` that the case has.
 
         Raises:
             UserError: A file is faulty, or an image has not as many axes as the grid.
         """
-        scan = self.scan(case)
-        reference = scan if case == fixed else self.scan(fixed)
+        decoded = {} if decoded is None else decoded
+        loaded = self.read_case(case, decoded)
+        dependent = self._depends_on_fixed(case, fixed)
+        reference = self.read_case(fixed, decoded) if dependent else loaded
         ndim = len(self.shape) if self.shape else reference.image.ndim
-        for name, found in ((case.image, scan.image.ndim), (fixed.image, reference.image.ndim)):
-            if found != ndim:
-                raise UserError(f"{name}: has {found} axes, but the grid has {ndim}.")
-        shape, matrix = self.place(scan, reference)
+        for path, axes in ((case.image, loaded.image.ndim), (fixed.image, reference.image.ndim)):
+            if axes != ndim:
+                raise UserError(f"{path}: has {axes} axes, but the grid has {ndim}.")
+        shape, matrix = self.compute_grid(loaded, reference)
         like = {"like": reference.image} if self.shared_range else {}
-        spacing = coordinates.spacing(scan.affine @ coordinates.embedded(matrix), ndim)
+        image = self.intensity(loaded.image, **like)
+        spacing = coordinates.affine_to_spacing(
+            loaded.affine @ coordinates.embed_in_3d(matrix), ndim
+        )
         arrays = {
-            "": resample(self.intensity(scan.image, **like), matrix, shape, self.outside)[None],
+            "image": resample_image(image, matrix, shape, self.padding_mode)[None],
             "spacing": spacing.astype(np.float32),
         }
-        if scan.labels is not None:
-            labels = select_labels(scan.labels, self.labels)
-            arrays["_labels"] = resample_nearest(labels, matrix, shape)[None]
-        if scan.mask is not None:
-            mask = (scan.mask > 0).astype(np.float32)
-            arrays["_mask"] = resample_nearest(mask, matrix, shape)[None]
-        if scan.points is not None:
-            moved = coordinates.transform(np.linalg.inv(matrix), scan.points)
-            arrays["_points"] = moved.astype(np.float32)
+        if loaded.labels is not None:
+            labels = select_labels(loaded.labels, self.labels)
+            arrays["labels"] = resample_labels(labels, matrix, shape)[None]
+        if loaded.mask is not None:
+            mask = (loaded.mask > 0).astype(np.float32)
+            arrays["mask"] = resample_labels(mask, matrix, shape)[None]
+        if loaded.points is not None:
+            points = coordinates.apply_affine(np.linalg.inv(matrix), loaded.points)
+            arrays["points"] = points.astype(np.float32)
         return arrays
 
     @cached_property
     def settings(self) -> str:
-        """Hash of what decides how a case is prepared."""
+        """Hash of everything that decides how a case is preprocessed."""
         options = {name: value for name, value in vars(self).items() if name != "cache"}
-        return fingerprint(REVISION, type(self).__name__, options)
+        return compute_fingerprint(CACHE_VERSION, type(self).__name__, options)
 
-    def prepared(self, case: Case, fixed: Case) -> Arrays:
-        """One side of a pair through the cache."""
-        alone = case == fixed or not (self.needs_fixed or self.shared_range)
-        cases = [identity(case)] if alone else [identity(case), identity(fixed)]
-        key = fingerprint(self.settings, cases)
-        return self.cache.get(key, lambda: self.prepare(case, fixed))
+    def load_side(self, case: Case, fixed: Case, decoded: DecodedFiles | None = None) -> Arrays:
+        """Return the arrays of :meth:`preprocess_side` from the cache, created if missing."""
+        cases = [case, fixed] if self._depends_on_fixed(case, fixed) else [case]
+        key = compute_fingerprint(self.settings, [fingerprint_case(one) for one in cases])
+        return self.cache.get_or_create(key, lambda: self.preprocess_side(case, fixed, decoded))
 
     def __call__(self, fixed: Case, moving: Case) -> Pair:
-        sides = {"moving": self.prepared(moving, fixed), "fixed": self.prepared(fixed, fixed)}
-        count = {name: len(side["_points"]) for name, side in sides.items() if "_points" in side}
-        if len(set(count.values())) > 1:
-            raise UserError(
-                f"{fixed.points.path} has {count['fixed']} landmarks, "  # type: ignore[union-attr]
-                f"but {moving.points.path} has {count['moving']}."  # type: ignore[union-attr]
-            )
-        pair: dict = {"name": f"{fixed.name}_{moving.name}"}
+        decoded: DecodedFiles = {}
+        sides = {
+            "moving": self.load_side(moving, fixed, decoded),
+            "fixed": self.load_side(fixed, fixed, decoded),
+        }
+        _check_landmark_counts(fixed, moving, sides)
+        pair: dict[str, Any] = {"name": f"{fixed.name}_{moving.name}"}
         for side, arrays in sides.items():
-            named = {k if k == "spacing" else side + k: a for k, a in arrays.items()}
-            pair |= {key: torch.from_numpy(np.array(array)) for key, array in named.items()}
-        return Pair(**pair)  # type: ignore[typeddict-item]
+            keys = {"image": side, "spacing": "spacing"}
+            for name in SIDE_ARRAYS:
+                if name in arrays:
+                    key = keys.get(name, f"{side}_{name}")
+                    pair[key] = torch.from_numpy(np.array(arrays[name]))
+        return cast(Pair, pair)
 
 
-class CentredGrid(Grid):
-    """Bring every image to one voxel grid by centring it there, whatever its world coordinates.
+def _check_landmark_counts(fixed: Case, moving: Case, sides: dict[str, Arrays]) -> None:
+    """Raise a UserError if both cases have landmarks, but not the same number."""
+    if fixed.points is None or moving.points is None:
+        return
+    fixed_count, moving_count = (len(sides[side]["points"]) for side in ("fixed", "moving"))
+    if fixed_count != moving_count:
+        raise UserError(
+            f"{fixed.points.path} has {fixed_count} landmarks, "
+            f"but {moving.points.path} has {moving_count}."
+        )
 
-    For data whose arrays are comparable voxel by voxel, such as cut-out organs at one spacing.
+
+class CropOrPad(PairPreprocessor):
+    """Crop or pad every image about its centre to one shape, ignoring world coordinates.
+
+    For data whose arrays correspond voxel by voxel, such as cut-out organs at one spacing.
 
     Args:
-        shape: The grid; smaller images are padded, larger ones cut.
-        spacing: Millimetres per voxel to which images are resampled first; null: as they are.
-        outside: As :class:`Grid`; here every image needs padding, so its border continues.
-        **more: As :class:`Grid`.
+        shape: Shape of the grid; smaller images are padded, larger ones cropped.
+        spacing: Millimetres per voxel to which images are resampled first; null keeps theirs.
+        padding_mode: As in :class:`PairPreprocessor`, by default ``border``.
+        **more: As in :class:`PairPreprocessor`.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
         spacing: Spacing = None,
-        outside: str = "border",
-        **more: object,
+        padding_mode: str = "border",
+        **more: Any,
     ) -> None:
-        super().__init__(shape, outside=outside, **more)  # type: ignore[arg-type]
+        super().__init__(shape, padding_mode=padding_mode, **more)
         self.spacing = spacing
 
-    def place(self, scan: Scan, fixed: Scan) -> tuple[Shape, Matrix]:
-        own = coordinates.spacing(scan.affine, scan.image.ndim)
-        return centred_grid(scan.image.shape, factors(self.spacing, own), self.shape)
+    def compute_grid(self, loaded: LoadedCase, fixed: LoadedCase) -> tuple[Shape, Matrix]:
+        image_spacing = coordinates.affine_to_spacing(loaded.affine, loaded.image.ndim)
+        ratio = compute_spacing_ratio(self.spacing, image_spacing)
+        return compute_centered_grid(loaded.image.shape, ratio, self.shape)
 
 
-class StretchedGrid(Grid):
-    """Stretch every image's field of view over one voxel grid, whatever its shape and spacing.
+class Resize(PairPreprocessor):
+    """Resize every image to one shape, whatever its own shape and spacing.
 
-    Args:
-        shape: The grid.
-        **more: As :class:`Grid`.
+    Its arguments are those of :class:`PairPreprocessor`.
     """
 
-    def __init__(self, shape: Sequence[int], **more: object) -> None:
-        super().__init__(shape, **more)  # type: ignore[arg-type]
-
-    def place(self, scan: Scan, fixed: Scan) -> tuple[Shape, Matrix]:
-        shape: Shape = self.shape  # type: ignore[assignment]
-        return shape, stretched_grid(scan.image.shape, shape)
+    def compute_grid(self, loaded: LoadedCase, fixed: LoadedCase) -> tuple[Shape, Matrix]:
+        shape = cast(Shape, self.shape)
+        return shape, compute_stretch_matrix(loaded.image.shape, shape)
 
 
-class WorldGrid(Grid):
-    """Resample the moving image onto the fixed image's grid through world coordinates.
+class ResampleToFixed(PairPreprocessor):
+    """Resample the moving image to the grid of the fixed image through world coordinates.
 
     Args:
-        shape: Centred on the fixed image, which is padded or cut; null: as much as covers it.
-        spacing: Millimetres per voxel; null: the fixed image's own.
-        **more: As :class:`Grid`.
+        shape: Shape of a grid centred on the fixed image, which is padded or cropped; null covers
+            the whole fixed image.
+        spacing: Millimetres per voxel; null keeps that of the fixed image.
+        **more: As in :class:`PairPreprocessor`.
     """
 
     needs_fixed = True
 
     def __init__(
-        self, shape: Sequence[int] | None = None, spacing: Spacing = None, **more: object
+        self, shape: Sequence[int] | None = None, spacing: Spacing = None, **more: Any
     ) -> None:
-        super().__init__(shape, **more)  # type: ignore[arg-type]
+        super().__init__(shape, **more)
         self.spacing = spacing
 
-    def place(self, scan: Scan, fixed: Scan) -> tuple[Shape, Matrix]:
+    def compute_grid(self, loaded: LoadedCase, fixed: LoadedCase) -> tuple[Shape, Matrix]:
         ndim = fixed.image.ndim
-        own = coordinates.spacing(fixed.affine, ndim)
-        shape, matrix = centred_grid(fixed.image.shape, factors(self.spacing, own), self.shape)
-        return shape, coordinates.voxel_to_voxel(fixed.affine, scan.affine, ndim) @ matrix
+        image_spacing = coordinates.affine_to_spacing(fixed.affine, ndim)
+        ratio = compute_spacing_ratio(self.spacing, image_spacing)
+        shape, matrix = compute_centered_grid(fixed.image.shape, ratio, self.shape)
+        to_moving = coordinates.voxel_to_voxel_matrix(fixed.affine, loaded.affine, ndim)
+        return shape, to_moving @ matrix

@@ -1,73 +1,78 @@
-"""What an image saw: not the padding that turning and resampling put round it.
+"""Detection of the padding that rotation and resampling have left around an image.
 
-A resampled image often ends in one value, which is no sight of anything: aligned, its edge is
-taken for anatomy.  It is told from a background of one value, such as air or a stripped skull, by
-its shape: padding leaves a box, however turned.
+Padding of one value carries no anatomy, but its edge would be aligned as if it did.  It is
+distinguished from a background of one value, such as air or a removed skull, by its shape: the
+image inside padding is a parallelepiped.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-POINTS = 50_000  # by which the shape is judged
-UNLIKE = 0.1  # share of voxels in which a box may differ from what was seen
-HALF = np.sqrt(3)  # side of a box of variance one
+MAX_POINTS = 50_000  # voxels from which the parallelepiped is estimated
+MAX_MISMATCH = 0.1  # share of voxels in which it may differ from the image's region
+UNIT_CUBE_HALF_SIDE = np.sqrt(3)  # half the side of a cube whose coordinates have variance one
 
 
-def inner(image: NDArray) -> NDArray[np.bool_]:
-    """Everything but the voxels of the corners' commonest value that are joined to a corner."""
+def find_nonpadding(image: NDArray) -> NDArray[np.bool_]:
+    """Find the voxels outside the components that touch a corner and have the corners' most
+    frequent value.
+    """
     corners = np.ix_(*[(0, n - 1) for n in image.shape])
     values, counts = np.unique(image[corners], return_counts=True)
-    parts, _ = ndimage.label(image == values[counts.argmax()])
-    joined = np.unique(parts[corners])
-    return ~np.isin(parts, joined[joined > 0])
+    components, _ = ndimage.label(image == values[counts.argmax()])
+    at_corners = np.unique(components[corners])
+    return ~np.isin(components, at_corners[at_corners > 0])
 
 
-def box(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The voxels of the parallelepiped of the same moments as a region.
+def fit_parallelepiped(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fit the parallelepiped with the moments of a region and return its voxels.
 
-    Where points spread evenly over a parallelepiped their coordinates along its edges are
-    independent, so that whitening and the rotation of least kurtosis, by the fixed point of
-    independent component analysis (Hyvarinen, IEEE TNN 1999), turn it into a cube.
+    The coordinates of points spread evenly over a parallelepiped are independent along its edges.
+    Whitening, followed by the rotation of least kurtosis from the fixed-point iteration of
+    independent component analysis (Hyvarinen, IEEE TNN 1999), maps it to a cube.
     """
-    points = np.argwhere(inside)
-    some = points[:: -(-len(points) // POINTS)].T.astype(np.float64)
-    middle = some.mean(1, keepdims=True)
-    values, vectors = np.linalg.eigh(np.cov(some))
-    white = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
-    y = white @ (some - middle)
-    turn = np.linalg.qr(np.random.default_rng(0).normal(size=white.shape))[0]
+    points = np.argwhere(region)
+    sample = points[:: -(-len(points) // MAX_POINTS)].T.astype(np.float64)
+    mean = sample.mean(1, keepdims=True)
+    values, vectors = np.linalg.eigh(np.cov(sample))
+    whitening = (vectors / np.sqrt(np.maximum(values, 1e-9))).T
+    y = whitening @ (sample - mean)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=whitening.shape))[0]
     for _ in range(100):
-        left, _, right = np.linalg.svd((turn @ y) ** 3 @ y.T / y.shape[1] - 3 * turn)
-        turn = left @ right
-    to_cube = turn @ white
-    within = np.ones(inside.shape, bool)
+        left, _, right = np.linalg.svd((rotation @ y) ** 3 @ y.T / y.shape[1] - 3 * rotation)
+        rotation = left @ right
+    to_cube = rotation @ whitening
+    inside = np.ones(region.shape, bool)
     for row in to_cube:
-        along = -row @ middle[:, 0]
-        for axis, (step, n) in enumerate(zip(row, inside.shape, strict=True)):
-            along = along + step * np.arange(n).reshape(-1, *[1] * (inside.ndim - 1 - axis))
-        within &= np.abs(along) <= HALF
-    return within
+        coordinate = -row @ mean[:, 0]
+        for axis, (step, n) in enumerate(zip(row, region.shape, strict=True)):
+            along_axis = np.arange(n).reshape(-1, *[1] * (region.ndim - 1 - axis))
+            coordinate = coordinate + step * along_axis
+        inside &= np.abs(coordinate) <= UNIT_CUBE_HALF_SIDE
+    return inside
 
 
-def seen(image: NDArray) -> NDArray[np.bool_]:
-    """The voxels of an image (*spatial) that are no padding: those of a box that a constant value
-    surrounds, less its outermost ones, which were half outside; all where there is no such box,
-    or one too thin to tell.
+def valid_region(image: NDArray) -> NDArray[np.bool_]:
+    """Find the voxels of an image (*spatial) that are not padding.
+
+    These are the voxels of a parallelepiped surrounded by a constant value, without its outermost
+    layer, which was interpolated with the padding; all voxels if there is no such
+    parallelepiped or it is too thin.
     """
     everything = np.ones(image.shape, bool)
-    inside = inner(image)
-    if inside.all() or inside.sum() < 2**image.ndim:
+    region = find_nonpadding(image)
+    if region.all() or region.sum() < 2**image.ndim:
         return everything
-    found = box(inside)
-    core = ndimage.binary_erosion(found, border_value=True)
-    is_box = (found ^ inside).sum() <= UNLIKE * inside.sum()
-    return core if is_box and 2 * core.sum() > inside.sum() else everything
+    fitted = fit_parallelepiped(region)
+    core = ndimage.binary_erosion(fitted, border_value=True)
+    fits = (fitted ^ region).sum() <= MAX_MISMATCH * region.sum()
+    return core if fits and 2 * core.sum() > region.sum() else everything
 
 
-def continued(image: NDArray, known: NDArray[np.bool_]) -> NDArray:
-    """An image whose other voxels have the value of the nearest known one."""
-    if known.all():
+def extend_valid_region(image: NDArray, valid: NDArray[np.bool_]) -> NDArray:
+    """Replace all other voxels of an image by the value of the nearest valid one."""
+    if valid.all():
         return image
-    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
     return image[tuple(nearest)]

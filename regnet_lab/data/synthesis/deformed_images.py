@@ -1,159 +1,169 @@
-"""Pairs from single images: one of the two is the other one under a random known displacement."""
+"""Pairs made from single images by a random, known displacement."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from regnet_lab import ops
-from regnet_lab.data.case import Case, CasePairs
-from regnet_lab.data.splits import SHARES, Splits, file_of, find_subjects, of_split
-from regnet_lab.data.synthesis.displacements.base import FieldGenerator
-from regnet_lab.data.synthesis.phantom import normal
-from regnet_lab.data.synthesis.phantom_pairs import SPLITS, landmarks
+from regnet_lab.data.case import Case
+from regnet_lab.data.datasets.base import CasePairs, PairDataset
+from regnet_lab.data.splits import (
+    DEFAULT_SPLITS,
+    SplitSpec,
+    find_subject_file,
+    find_subjects,
+    select_subjects,
+)
+from regnet_lab.data.synthesis.displacements.base import DisplacementGenerator
+from regnet_lab.data.synthesis.phantom import sample_normal
+from regnet_lab.data.synthesis.phantom_pairs import SPLITS, sample_landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
 
-BELONGINGS = ("_labels", "_mask")  # that an image may have
-ITEM, ORDER = 1, 2  # random streams, apart from that of the images, which have seeds alike
+ANNOTATION_SUFFIXES = ("_labels", "_mask")
+PAIR_STREAM, ORDER_STREAM = 1, 2  # independent random streams of a seed
 
 
-def alone(image: Tensor, name: str, spacing: Sequence[float] | None = None) -> Pair:
-    """An image (1, *shape) in the form of an unbatched pair, with itself.
+def make_self_pair(image: Tensor, name: str, spacing: Sequence[float] | None = None) -> Pair:
+    """Make an unbatched pair of an image (1, *shape) with itself.
 
-    ``spacing`` is its millimetres per voxel; none: 1 mm.
+    ``spacing`` is the voxel size in mm, by default 1.
     """
-    millimetres = torch.ones(image.ndim - 1) if spacing is None else torch.tensor(spacing)
-    return Pair(fixed=image, moving=image, spacing=millimetres, name=name)  # type: ignore[typeddict-item]
+    voxel_size = torch.ones(image.ndim - 1) if spacing is None else torch.tensor(spacing)
+    return cast(Pair, {"fixed": image, "moving": image, "spacing": voxel_size, "name": name})
 
 
-def image_files(
+def list_images(
     split: str,
     root: str,
     prepare: Callable[[Case, Case], Pair],
     pattern: str = "{}.nii.gz",
     labels: str | None = None,
     mask: str | None = None,
-    splits: Splits = SHARES,
+    splits: SplitSpec = DEFAULT_SPLITS,
 ) -> CasePairs:
-    """The images of a folder, each with itself.
+    """List the images of a folder, each paired with itself.
 
     Args:
-        split: ``train``, ``val`` or ``test``, see :func:`regnet_lab.data.splits.of_split`.
-        root: The folder.
-        prepare: Makes a pair of a case with itself.
-        pattern: Path of the images below it, ``{}`` standing for any name.
-        labels: The same of their labels, if there are any.
-        mask: The same of their masks.
-        splits: Which names are for which split.
+        split: ``train``, ``val`` or ``test``, see :func:`regnet_lab.data.splits.select_subjects`.
+        root: Folder of the images.
+        prepare: Makes a pair of two cases.
+        pattern: Path of the images below ``root``; ``{}`` stands for the name of a case.
+        labels: Path of the label maps, likewise.
+        mask: Path of the masks, likewise.
+        splits: Names of each split, or shares.
 
     Raises:
-        UserError: No file has such a path, or the splits do not fit the names.
+        UserError: No file matches, or the splits do not fit the names.
     """
-    found = find_subjects(root, pattern)
+    images = find_subjects(root, pattern)
 
-    def case(name: str) -> Case:
-        own_labels, own_mask = (p and file_of(root, p, name) for p in (labels, mask))
-        return Case(name, found[name], own_labels or None, own_mask or None)
+    def make_case(name: str) -> Case:
+        labels_path, mask_path = (p and find_subject_file(root, p, name) for p in (labels, mask))
+        return Case(name, images[name], labels_path or None, mask_path or None)
 
-    cases = [case(name) for name in of_split(split, list(found), splits, root)]
-    return CasePairs([(one, one) for one in cases], prepare)
+    cases = [make_case(name) for name in select_subjects(split, list(images), splits, root)]
+    return CasePairs([(case, case) for case in cases], prepare)
 
 
-class Deformed(Dataset[Pair]):
-    """Images, each with itself deformed: deformed(x) = image(x + u(x)) + noise.
+class DeformedImages(PairDataset):
+    """Images paired with their deformed version: deformed(x) = image(x + u(x)) + noise.
 
-    The deformed image is the fixed one and the original the moving one, so that u is the known
-    displacement (DIRV-Net's swap trick and RegNet's rule), with labels and masks deformed alike.
-    An item follows from (seed, split, index); the images of a split are taken in a shuffled order,
-    again and again.
+    The deformed image is the fixed and the original the moving image, so that u is the known
+    displacement, as in DIRV-Net and RegNet. Labels and masks are deformed likewise. An item is
+    determined by (seed, split, index); the images of a split are used cyclically
+    in a shuffled order.
     """
 
     def __init__(
         self,
         split: str,
         images: Callable[..., Any],
-        fields: FieldGenerator,
-        size: int | Mapping[str, int] = 64,
+        displacement: DisplacementGenerator,
+        num_pairs: int | Mapping[str, int] = 64,
         seed: int = 0,
         noise: float = 0.0,
-        points: int = 0,
-        swap: bool = True,
-        disturbance: FieldGenerator | None = None,
+        num_points: int = 0,
+        deformed_is_fixed: bool = True,
+        displacement_noise: DisplacementGenerator | None = None,
     ) -> None:
-        """Describe the pairs; none is made before it is asked for.
+        """Set up the data set; pairs are generated on access.
 
         Args:
             split: ``train``, ``val`` or ``test``.
-            images: ``images(split=...)`` gives pairs, the moving images of which, with their labels
-                and masks, are to be deformed: any data set, or :func:`image_files`.
-            fields: Draws the displacements.
-            size: Number of pairs, or of each split by its name.
-            seed: Another seed, other pairs.
-            noise: Standard deviation of normal noise on the deformed image, in the image's unit: of
-                images in [0, 1] made by (HU + 1000) / 4095, RegNet's 5 HU are 0.0012.
-            points: Number of landmarks, in labelled structures, of images that have labels.
-            swap: False: the deformed image is the moving one, and its field, which leads the other
-                way, is inverted.
-            disturbance: Draws what is added to the field unknown to the answer.
+            images: ``images(split=...)`` makes a data set whose moving images, labels and masks are
+                deformed: any data set, or :func:`list_images`.
+            displacement: Samples the displacements.
+            num_pairs: Number of pairs, for all splits or by split.
+            seed: Random seed.
+            noise: Standard deviation of normal noise added to the deformed image, in the image's
+                unit. RegNet's 5 HU are 0.0012 in images scaled by (HU + 1000) / 4095.
+            num_points: Number of landmarks in labeled structures, for images with labels.
+            deformed_is_fixed: Use the deformed image as fixed image; otherwise it is the moving
+                image and the displacement is inverted.
+            displacement_noise: Samples a displacement that is added before warping, but not to the
+                known displacement.
 
         Raises:
-            UserError: There is no such split, or it has no images.
+            UserError: The split is unknown or has no images.
         """
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
-        self.images = images(split=split)
-        if not len(self.images):
-            raise UserError(f"There are no images to deform for '{split}': give it some in splits.")
-        self.split, self.fields, self.seed, self.noise = split, fields, seed, noise
-        self.points, self.swap, self.disturbance = points, swap, disturbance
-        self.size = size.get(split, 0) if isinstance(size, Mapping) else size
-        self.order = self._generator(0, ORDER).permutation(len(self.images))
+        self.source_dataset = images(split=split)
+        if not len(self.source_dataset):
+            raise UserError(f"There are no images to deform for '{split}': assign some in splits.")
+        self.split, self.displacement, self.seed, self.noise = split, displacement, seed, noise
+        self.num_points, self.deformed_is_fixed = num_points, deformed_is_fixed
+        self.displacement_noise = displacement_noise
+        self.num_pairs = num_pairs.get(split, 0) if isinstance(num_pairs, Mapping) else num_pairs
+        self.order = self._make_rng(0, ORDER_STREAM).permutation(len(self.source_dataset))
 
-    def _generator(self, index: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, purpose])
+    def _make_rng(self, index: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), index, stream])
 
     def __len__(self) -> int:
-        return self.size
+        return self.num_pairs
 
     def __getitem__(self, index: int) -> Pair:
-        if not 0 <= index < self.size:
-            raise IndexError(f"pair {index} of {self.size}")
-        rng = self._generator(index, ITEM)
-        source = self.images[int(self.order[index % len(self.order)])]
+        if not 0 <= index < self.num_pairs:
+            raise IndexError(f"index {index} is out of range for {self.num_pairs} pairs")
+        rng = self._make_rng(index, PAIR_STREAM)
+        source = self.source_dataset[int(self.order[index % len(self.order)])]
         shape, spacing = source["moving"].shape[1:], source["spacing"].tolist()
-        u = self.fields(rng, shape, spacing)
-        belongings = {k: source[f"moving{k}"] for k in BELONGINGS if f"moving{k}" in source}
-        original = {"": source["moving"], **belongings}
-        deformed = {"": self._seen(rng, source["moving"], u, spacing)}
-        for kind, tensor in belongings.items():
-            deformed[kind] = ops.warp(tensor[None], u, "nearest", "zeros")[0]
-        fixed, moving = (deformed, original) if self.swap else (original, deformed)
+        u = self.displacement(rng, shape, spacing)
+        annotations = {
+            k: source[f"moving{k}"] for k in ANNOTATION_SUFFIXES if f"moving{k}" in source
+        }
+        original = {"": source["moving"], **annotations}
+        deformed = {"": self._deform_image(rng, source["moving"], u, spacing)}
+        for suffix, tensor in annotations.items():
+            deformed[suffix] = ops.warp(tensor[None], u, "nearest", "zeros")[0]
+        fixed, moving = (deformed, original) if self.deformed_is_fixed else (original, deformed)
         pair = {
-            **{f"fixed{kind}": tensor for kind, tensor in fixed.items()},
-            **{f"moving{kind}": tensor for kind, tensor in moving.items()},
-            "displacement": (u if self.swap else ops.invert(u))[0],
+            **{f"fixed{suffix}": tensor for suffix, tensor in fixed.items()},
+            **{f"moving{suffix}": tensor for suffix, tensor in moving.items()},
+            "displacement": (u if self.deformed_is_fixed else ops.invert(u))[0],
             "spacing": source["spacing"],
             "name": f"{source['name']}-{self.split}-{index:05d}",
         }
-        return with_landmarks(rng, pair, self.points)
+        return add_landmarks(rng, pair, self.num_points)
 
-    def _seen(
+    def _deform_image(
         self, rng: np.random.Generator, image: Tensor, u: Tensor, spacing: Sequence[float]
     ) -> Tensor:
-        """The deformed image (1, *shape), disturbed and noisy."""
-        if self.disturbance is not None:
-            u = u + self.disturbance(rng, image.shape[1:], spacing)
-        return ops.warp(image[None], u)[0] + self.noise * normal(rng, image.shape)
+        """Warp an image (1, *shape) and add displacement and intensity noise."""
+        if self.displacement_noise is not None:
+            u = u + self.displacement_noise(rng, image.shape[1:], spacing)
+        return ops.warp(image[None], u)[0] + self.noise * sample_normal(rng, image.shape)
 
 
-def with_landmarks(rng: np.random.Generator, pair: dict, count: int) -> Pair:
-    """The unbatched pair with landmarks in its fixed labels and where its displacement leads."""
+def add_landmarks(rng: np.random.Generator, pair: dict, count: int) -> Pair:
+    """Add landmarks sampled in the fixed labels, and their displaced positions, to a pair."""
     if count and "fixed_labels" in pair and pair["fixed_labels"].any():
-        points = landmarks(rng, pair["fixed_labels"][None].long(), count)
+        points = sample_landmarks(rng, pair["fixed_labels"][None].long(), count)
         moved = points + ops.sample_at(pair["displacement"][None], points[None])[0]
         pair = pair | {"fixed_points": points, "moving_points": moved}
-    return Pair(**pair)  # type: ignore[typeddict-item]
+    return cast(Pair, pair)

@@ -1,7 +1,7 @@
-"""How a deformed image differs from a mere resampling: density, noise and things that appear.
+"""Intensity changes of deformed CT images: density, noise and occlusions.
 
-Images are (1, 1, *spatial) with 0 for air, made of Hounsfield units by a window from -1000; so a
-published number of HU is to be divided by the window's width.
+Images are (1, 1, *spatial), mapped from Hounsfield units by a window that starts at -1000 HU (air
+is 0). To convert an intensity from HU, divide it by the width of the window.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.phantom import normal
+from regnet_lab.data.synthesis.phantom import sample_normal
 
-RIM = (0.9, 0.6, 0.2)  # weights of an occlusion in its three outermost shells, from within
+OCCLUSION_EDGE_WEIGHTS = (
+    0.9,
+    0.6,
+    0.2,
+)  # opacity of the three outermost voxel layers, from the inside
 
 
-def sponge(
+def apply_sponge_model(
     rng: np.random.Generator,
     image: Tensor,
     u: Tensor,
@@ -25,39 +29,42 @@ def sponge(
     limits: tuple[float, float] = (0.7, 1.3),
     spread: float = 0.1,
 ) -> Tensor:
-    """Density follows volume: image clip(det(I + du/dx), limits) U(1 - spread, 1 + spread).
+    """Scale density with local volume.
 
-    A voxel of the deformed image holds the matter of det voxels of the original.  Published is
-    I / clip(det) in Hounsfield units, which goes the same way where they are negative, with a
-    determinant of swapped axes.
+    The result is image clip(det(I + du/dx), limits) U(1 - spread, 1 + spread).
+
+    A voxel of the deformed image contains the tissue of det voxels of the original. The original
+    implementation computes I / clip(det) in Hounsfield units, which has the same direction where
+    these are negative, and a determinant with swapped axes.
 
     Args:
-        rng: Source of the factor.
-        image: (1, 1, *spatial) deformed.
-        u: (1, D, *spatial) from it to the original, voxels.
-        body: (*spatial) where it changes.
-        limits: Of the determinant.
-        spread: See above.
+        rng: Random generator.
+        image: (1, 1, *spatial) deformed image.
+        u: (1, D, *spatial) displacement from the deformed to the original image, voxels.
+        body: (*spatial) mask of the voxels to change.
+        limits: Range to which the determinant is clipped.
+        spread: Half width of the random factor's range.
     """
     factor = ops.jacobian_determinant(u).clamp(*limits) * rng.uniform(1 - spread, 1 + spread)
     return torch.where(body, image * factor, image)
 
 
-def noisy(rng: np.random.Generator, image: Tensor, deviation: float, mean: float) -> Tensor:
-    """With normal noise of a mean drawn from U(-mean, mean)."""
-    return image + deviation * normal(rng, image.shape) + float(rng.uniform(-mean, mean))
+def add_noise(rng: np.random.Generator, image: Tensor, deviation: float, mean: float) -> Tensor:
+    """Add normal noise whose mean is drawn from U(-mean, mean)."""
+    return image + deviation * sample_normal(rng, image.shape) + float(rng.uniform(-mean, mean))
 
 
-def ellipsoid(shape: Sequence[int], centre: Sequence[float], axes: Sequence[float]) -> Tensor:
-    """(*shape) true where sum ((x - centre) / axes)^2 <= 1, voxels."""
+def make_ellipsoid_mask(
+    shape: Sequence[int], centre: Sequence[float], axes: Sequence[float]
+) -> Tensor:
+    """Make a (*shape) mask, true where sum(((x - centre) / axes)^2) <= 1, in voxels."""
     x = ops.identity_grid(shape, torch.zeros(1))[0]
-    far = (x - torch.tensor(centre).view(-1, *[1] * len(shape))) / torch.tensor(axes).view(
-        -1, *[1] * len(shape)
-    )
-    return far.square().sum(0) <= 1
+    per_axis = (-1, *[1] * len(shape))
+    scaled = (x - torch.tensor(centre).view(per_axis)) / torch.tensor(axes).view(per_axis)
+    return scaled.square().sum(0) <= 1
 
 
-def occluded(
+def add_occlusions(
     rng: np.random.Generator,
     image: Tensor,
     lung: Tensor,
@@ -66,33 +73,34 @@ def occluded(
     values: tuple[float, float] = (0.143, 0.157),
     axes: tuple[float, float] = (3.0, 15.0),
 ) -> tuple[Tensor, Tensor]:
-    """Ellipsoids of one density each in the lung, fading over their three outermost voxels.
+    """Add ellipsoids of constant density to the lung, blended over their three outermost voxels.
 
     Args:
-        rng: Source of their places, sizes and densities.
-        image: (1, 1, *spatial).
-        lung: (*spatial).
-        spacing: Millimetres per voxel.
-        count: How many.
-        values: Range of density; -800 to -780 HU by a window of 1400.
+        rng: Random generator.
+        image: (1, 1, *spatial) image.
+        lung: (*spatial) lung mask.
+        spacing: Voxel size, mm.
+        count: Number of ellipsoids.
+        values: Range of density; the default is -800 to -780 HU in a window of 1400 HU.
         axes: Range of the half axes, mm.
 
     Returns:
-        The image and (*spatial) where it no longer shows what it did.
+        The image and a (*spatial) mask of the occluded voxels.
     """
     inside = ndimage.binary_erosion(lung.numpy(), iterations=3)
-    places, hidden = np.argwhere(inside), np.zeros(inside.shape, bool)
-    for _ in range(count if len(places) else 0):
-        centre = places[rng.integers(len(places))]
-        half = rng.uniform(*axes, len(centre)) / np.array(spacing)
-        shape = ellipsoid(image.shape[2:], centre.tolist(), half.tolist()).numpy() & inside
-        weight = shape.astype(np.float32)
-        shell = shape
-        for share in reversed(RIM):
+    centers, occluded = np.argwhere(inside), np.zeros(inside.shape, bool)
+    for _ in range(count if len(centers) else 0):
+        center = centers[rng.integers(len(centers))]
+        half_axes = rng.uniform(*axes, len(center)) / np.array(spacing)
+        mask = make_ellipsoid_mask(image.shape[2:], center.tolist(), half_axes.tolist())
+        ellipsoid = mask.numpy() & inside
+        weight = ellipsoid.astype(np.float32)
+        shell = ellipsoid
+        for opacity in reversed(OCCLUSION_EDGE_WEIGHTS):
             core = ndimage.binary_erosion(shell)
-            weight[shell & ~core] = share
+            weight[shell & ~core] = opacity
             shell = core
-        mix = torch.from_numpy(weight)
-        image = image + mix * (float(rng.uniform(*values)) - image)
-        hidden |= shape
-    return image, torch.from_numpy(hidden)
+        alpha = torch.from_numpy(weight)
+        image = image + alpha * (float(rng.uniform(*values)) - image)
+        occluded |= ellipsoid
+    return image, torch.from_numpy(occluded)

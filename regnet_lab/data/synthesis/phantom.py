@@ -1,9 +1,8 @@
-"""Random head-like anatomies in D dimensions, as functions that can be evaluated at any point.
+"""Random head-like phantoms in 2D and 3D, defined as functions of continuous coordinates.
 
-An anatomy is a stack of structures painted one over another: skin, a dark skull with fluid in the
-furrows, a folded cortex, white matter, and bilateral organs inside it (compact, sheet-like and
-tubular).  Being functions of the coordinates, an image and its deformed partner are both rendered
-exactly: neither of them is a blurred resampling of the other.
+A phantom is a stack of structures: skin, a dark skull with fluid in the sulci, a folded cortex,
+white matter, and bilateral organs inside it (compact, sheet-like and tubular). An image and its
+deformed partner are both rendered from the function, so neither is blurred by resampling.
 """
 
 import math
@@ -15,9 +14,18 @@ from torch import Tensor
 
 from regnet_lab import ops
 
-LAYERS = 4  # skin, skull, cortex, white matter; the labels above are organs
-INTENSITY = (0.62, 0.14, 0.46, 0.72, 0.22, 0.52, 0.36, 0.92)  # of labels 1, 2, ..., then again
-RADII = (  # of successive organs along their first, second and all further axes, then again
+NUM_LAYERS = 4  # skin, skull, cortex, white matter; the labels above are organs
+LABEL_INTENSITIES = (
+    0.62,
+    0.14,
+    0.46,
+    0.72,
+    0.22,
+    0.52,
+    0.36,
+    0.92,
+)  # of labels 1, 2, ...; repeated
+ORGAN_RADII = (  # of successive organs along the first, second and further axes; repeated
     (0.12, 0.22, 0.20),
     (0.17, 0.18, 0.18),
     (0.07, 0.28, 0.28),
@@ -25,30 +33,30 @@ RADII = (  # of successive organs along their first, second and all further axes
 )
 
 
-def normal(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
-    """Standard normal numbers, float32."""
+def sample_normal(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    """Sample standard normal values of a shape, float32."""
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def uniform(rng: np.random.Generator, count: int) -> Tensor:
-    """(count,) numbers between -1 and 1, float32."""
+def sample_uniform(rng: np.random.Generator, count: int) -> Tensor:
+    """Sample (count,) uniform values between -1 and 1, float32."""
     return torch.from_numpy(rng.uniform(-1, 1, count)).float()
 
 
-def smooth_noise(
+def sample_smooth_noise(
     rng: np.random.Generator, channels: int, width: float, shape: Sequence[int]
 ) -> Tensor:
-    """Gaussian random fields: white noise seen through a Gaussian, as a sum of cosines.
+    """Sample Gaussian random fields: white noise smoothed by a Gaussian, as a sum of cosines.
 
     f(x) = sum_k a_k prod_i c_i cos(pi k_i x_i), a_k ~ N(0, exp(-(pi |k| width)^2)), x in [0, 1]^D,
     c_i = 1 where k_i = 0 and sqrt(2) elsewhere; two points at a distance d correlate by
     exp(-(d / (2 width))^2).
 
     Args:
-        rng: Source of the coefficients; their number does not depend on the grid's size.
+        rng: Random generator; the number of draws does not depend on the grid's size.
         channels: Number of independent fields.
         width: Standard deviation of the Gaussian, as a fraction of the field of view.
-        shape: Grid on which the fields are returned.
+        shape: Grid shape of the fields.
 
     Returns:
         (1, channels, *shape), each channel with zero mean and unit variance.
@@ -56,7 +64,7 @@ def smooth_noise(
     frequency = torch.arange(1 + math.ceil(3 / (math.pi * width)), dtype=torch.float32)
     decay = torch.exp(-0.5 * (math.pi * width * frequency) ** 2)
     decay[1:] *= math.sqrt(2)
-    field = normal(rng, [1, channels] + [len(frequency)] * len(shape))
+    field = sample_normal(rng, [1, channels] + [len(frequency)] * len(shape))
     for axis, n in enumerate(shape, start=2):
         x = (torch.arange(n) + 0.5) / n
         waves = torch.cos(math.pi * x[:, None] * frequency) * decay  # (n, frequencies)
@@ -65,77 +73,82 @@ def smooth_noise(
     return (field - field.mean(grid, keepdim=True)) / field.std(grid, keepdim=True)
 
 
-def ellipsoid_depth(offset: Tensor, radii: Tensor) -> Tensor:
-    """First-order distance to an ellipsoid's surface, positive inside: k (1 - k) / |y / r^2|, where
-    k = |y / r|.
+def compute_ellipsoid_depth(offset: Tensor, radii: Tensor) -> Tensor:
+    """Compute the first-order distance to an ellipsoid's surface, positive inside.
+
+    The distance is k (1 - k) / |y / r^2| with k = |y / r|.
 
     Args:
-        offset: (D, *grid) y, from the centre along the ellipsoid's axes.
-        radii: (D,) r.
+        offset: (D, *grid) offset y from the center, along the ellipsoid's axes.
+        radii: (D,) radii r.
 
     Returns:
-        (*grid), in the unit of ``offset``.
+        (*grid) distance, in the unit of ``offset``.
     """
     scaled = offset / radii.view(-1, *[1] * (offset.ndim - 1))
     level = scaled.square().sum(0).sqrt()  # several times as fast as Tensor.norm
     slope = (scaled / radii.view(-1, *[1] * (offset.ndim - 1))).square().sum(0).sqrt()
-    return (1 - level) * level.clamp(min=1e-6) / slope.clamp(min=1e-6)  # the centre is inside
+    return (1 - level) * level.clamp(min=1e-6) / slope.clamp(min=1e-6)  # the center is inside
 
 
 class Organ:
-    """A rotated ellipsoid; the coordinates it is given bend it."""
+    """A rotated ellipsoid, evaluated at (possibly warped) coordinates."""
 
     def __init__(self, rng: np.random.Generator, ndim: int, place: float, radii: Tensor) -> None:
-        """Draw an organ beside the midline, at ``place`` in (0, 1) from one pole to the other."""
-        self.centre = 0.05 * uniform(rng, ndim)
-        self.centre[0] += 0.28 * math.sin(math.pi * place)
-        self.centre[1] += 0.32 * math.cos(math.pi * place)
-        turn = 0.25 * normal(rng, (ndim, ndim))
+        """Sample an organ beside the midline, at ``place`` in (0, 1) from pole to pole."""
+        self.center = 0.05 * sample_uniform(rng, ndim)
+        self.center[0] += 0.28 * math.sin(math.pi * place)
+        self.center[1] += 0.32 * math.cos(math.pi * place)
+        turn = 0.25 * sample_normal(rng, (ndim, ndim))
         self.axes = torch.matrix_exp(turn - turn.T)  # (D, D) rotation
-        self.radii = radii * (1 + 0.12 * uniform(rng, ndim))
+        self.radii = radii * (1 + 0.12 * sample_uniform(rng, ndim))
 
-    def depth(self, x: Tensor) -> Tensor:
-        """Distance to the surface, positive inside, at points (D, *grid)."""
-        offset = x - self.centre.view(-1, *[1] * (x.ndim - 1))
-        return ellipsoid_depth(torch.tensordot(self.axes, offset, 1), self.radii)
+    def compute_depth(self, x: Tensor) -> Tensor:
+        """Compute the distance to the surface at points (D, *grid), positive inside."""
+        offset = x - self.center.view(-1, *[1] * (x.ndim - 1))
+        return compute_ellipsoid_depth(torch.tensordot(self.axes, offset, 1), self.radii)
 
 
-class Anatomy:
-    """One random anatomy: complete when constructed, evaluated at voxel coordinates by a call.
+class PhantomAnatomy:
+    """A random phantom: sampled by the constructor, evaluated at voxel coordinates by a call.
 
-    Lengths are in units of half the field of view, the origin is its centre, axis 0 leads from
+    Lengths are in units of half the field of view, the origin is its center, and axis 0 runs from
     left to right.
     """
 
     def __init__(self, rng: np.random.Generator, shape: Sequence[int], labels: int) -> None:
-        """Draw an anatomy.
+        """Sample a phantom.
 
         Args:
-            rng: Source of all randomness.
-            shape: Grid it will be seen on: the scale of fine texture and of partial volume.
+            rng: Random generator.
+            shape: Image grid; sets the scale of fine texture and of partial volume.
             labels: Number of structures: four layers, the others organs.
         """
         ndim = len(shape)
         self.shape = torch.tensor(shape, dtype=torch.float32)
         lattice = [max(n // 2, 16) for n in shape]
         scales = ((ndim, 0.16), (ndim, 0.07), (1, 0.045), (2, 0.05))
-        self.parts = [channels for channels, _ in scales]  # bend, wrinkle, fold, coarse texture
-        self.smooth = torch.cat([smooth_noise(rng, c, w, lattice) for c, w in scales], 1)
-        self.fine = normal(rng, [1, 2] + [math.ceil(n / 2.3) for n in shape])
-        self.radii = 0.85 + 0.04 * uniform(rng, ndim)
+        self.channel_counts = [
+            channels for channels, _ in scales
+        ]  # bend, wrinkle, fold, coarse texture
+        self.smooth_noise = torch.cat(
+            [sample_smooth_noise(rng, c, w, lattice) for c, w in scales], 1
+        )
+        self.fine_noise = sample_normal(rng, [1, 2] + [math.ceil(n / 2.3) for n in shape])
+        self.radii = 0.85 + 0.04 * sample_uniform(rng, ndim)
         self.radii[0] -= 0.1
         self.organs = []
-        for i in range(labels - LAYERS):
-            first, second, further = RADII[i % len(RADII)]
+        for i in range(labels - NUM_LAYERS):
+            first, second, further = ORGAN_RADII[i % len(ORGAN_RADII)]
             radii = torch.tensor([first, second] + [further] * (ndim - 2))
-            self.organs.append(Organ(rng, ndim, (i + 0.5) / (labels - LAYERS), radii))
-        mean = torch.tensor([INTENSITY[k % len(INTENSITY)] for k in range(labels)])
-        blend = normal(rng, (labels, 4))
-        self.mean = mean + 0.03 * uniform(rng, labels)
+            self.organs.append(Organ(rng, ndim, (i + 0.5) / (labels - NUM_LAYERS), radii))
+        mean = torch.tensor([LABEL_INTENSITIES[k % len(LABEL_INTENSITIES)] for k in range(labels)])
+        blend = sample_normal(rng, (labels, 4))
+        self.mean = mean + 0.03 * sample_uniform(rng, labels)
         self.texture = 0.13 * mean.sqrt()[:, None] * blend / blend.norm(dim=1, keepdim=True)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and labels of the anatomy as seen at ``points``.
+        """Render image and labels at ``points``.
 
         Args:
             points: (1, D, *grid) voxel coordinates.
@@ -144,44 +157,48 @@ class Anatomy:
             (1, 1, *grid) intensity with partial volume along edges, about [0, 1], and
             (1, 1, *grid) int64 labels, 0 outside the body.
         """
-        along = (-1, *[1] * (points.ndim - 2))
-        fraction = (points[0] + 0.5) / self.shape.view(along)  # (D, *grid) in [0, 1]
-        smooth = self._look_up(self.smooth, fraction)
-        *surface, coarse = smooth.split(self.parts)
-        texture = torch.cat([coarse, self._look_up(self.fine, fraction)])
-        depth = self._depths(2 * fraction - 1, *surface)  # (K, *grid)
+        per_axis = (-1, *[1] * (points.ndim - 2))
+        fraction = (points[0] + 0.5) / self.shape.view(per_axis)  # (D, *grid) in [0, 1]
+        smooth = self._sample_noise(self.smooth_noise, fraction)
+        *surface, coarse = smooth.split(self.channel_counts)
+        texture = torch.cat([coarse, self._sample_noise(self.fine_noise, fraction)])
+        depth = self._compute_depths(2 * fraction - 1, *surface)  # (K, *grid)
         cover = (0.5 + 0.5 * depth * self.shape.mean()).clamp(0, 1)  # edges one voxel wide
-        seen = torch.cat([torch.ones_like(cover[:1]), (1 - cover.flip(0)).cumprod(0)[:-1]]).flip(0)
-        value = self.mean.view(along) + torch.tensordot(self.texture, texture, 1)
-        image = (seen * cover * value).sum(0)
-        number = torch.arange(1, len(depth) + 1).view(along)
+        visible = torch.cat([torch.ones_like(cover[:1]), (1 - cover.flip(0)).cumprod(0)[:-1]]).flip(
+            0
+        )
+        value = self.mean.view(per_axis) + torch.tensordot(self.texture, texture, 1)
+        image = (visible * cover * value).sum(0)
+        number = torch.arange(1, len(depth) + 1).view(per_axis)
         labels = ((depth > 0) * number).amax(0)
         return image[None, None], labels[None, None]
 
     @staticmethod
-    def _look_up(noise: Tensor, fraction: Tensor) -> Tensor:
-        """(C, *grid) of a lattice (1, C, *lattice) that covers the field of view."""
+    def _sample_noise(noise: Tensor, fraction: Tensor) -> Tensor:
+        """Sample a lattice (1, C, *lattice) that covers the field of view; gives (C, *grid)."""
         size = torch.tensor(noise.shape[2:]).view(-1, *[1] * (fraction.ndim - 1))
         return ops.sample(noise, (fraction * size - 0.5)[None])[0]
 
-    def _depths(self, x: Tensor, bend: Tensor, wrinkle: Tensor, fold: Tensor) -> Tensor:
-        """(K, *grid) distance to the surface of each structure, positive inside."""
+    def _compute_depths(self, x: Tensor, bend: Tensor, wrinkle: Tensor, fold: Tensor) -> Tensor:
+        """Compute the (K, *grid) distance to the surface of each structure, positive inside."""
         x = x + 0.06 * bend
-        body = ellipsoid_depth(x, self.radii)
-        furrow = _along(fold, 0.16) + _along(x[:1], 0.03)  # between the gyri and the hemispheres
-        valley = _along(fold, 0.5) + _along(x[:1], 0.09)
+        body = compute_ellipsoid_depth(x, self.radii)
+        sulcus = _compute_ridge(fold, 0.16) + _compute_ridge(
+            x[:1], 0.03
+        )  # between the gyri and the hemispheres
+        valley = _compute_ridge(fold, 0.5) + _compute_ridge(x[:1], 0.09)
         layers = [
             body,
             body - 0.10,
-            body - 0.18 - 0.14 * furrow.clamp(max=1),
+            body - 0.18 - 0.14 * sulcus.clamp(max=1),
             body - 0.28 - 0.14 * valley.clamp(max=1),
         ]
         x = x + 0.035 * wrinkle
         mirrored = torch.cat([x[:1].abs(), x[1:]])
-        organs = [torch.minimum(o.depth(mirrored), body - 0.30) for o in self.organs]
+        organs = [torch.minimum(o.compute_depth(mirrored), body - 0.30) for o in self.organs]
         return torch.stack([*layers, *organs])
 
 
-def _along(level: Tensor, width: float) -> Tensor:
-    """One where the function (1, *grid) is zero, falling off where its size passes ``width``."""
+def _compute_ridge(level: Tensor, width: float) -> Tensor:
+    """Compute a Gaussian ridge of a width, with height 1 where ``level`` (1, *grid) is zero."""
     return torch.exp(-((level[0] / width) ** 2))

@@ -1,50 +1,56 @@
-"""Pairs made in memory, whose displacement, labels and landmarks are known exactly.
+"""Synthetic pairs of phantoms with known displacement, labels and landmarks.
 
-The moving image shows a random anatomy a; the fixed image shows the same anatomy deformed,
-a(x + u(x)), where u is the flow of a smooth random velocity and hence a diffeomorphism.  Each is
-then seen by a scanner of its own, with its own gain field, contrast and noise.
+The moving image shows a random phantom a; the fixed image shows the deformed phantom a(x + u(x)),
+where x + u(x) is the diffeomorphism of a smooth random velocity field. Each image has its own gain
+field, contrast and noise.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.phantom import LAYERS, Anatomy, normal, smooth_noise
+from regnet_lab.data.datasets.base import PairDataset
+from regnet_lab.data.synthesis.phantom import (
+    NUM_LAYERS,
+    PhantomAnatomy,
+    sample_normal,
+    sample_smooth_noise,
+)
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
 
 SPLITS = ("train", "val", "test")
-SMALLEST = 16  # voxels along an axis
-ATTEMPTS = 50
+MIN_SIZE = 16  # voxels along an axis
+MAX_ATTEMPTS = 50
 
 Rendering = tuple[Tensor, Tensor]  # image and labels, both (1, 1, *spatial)
 
 
-def diffeomorphism(
+def sample_diffeomorphism(
     rng: np.random.Generator, shape: Sequence[int], amplitude: float, smoothness: float
 ) -> Tensor:
-    """Random displacement of the grid's box onto itself: the flow of a smooth stationary velocity.
+    """Sample a diffeomorphism that maps the grid onto itself, from a stationary velocity field.
 
-    The velocity is noise of width ``smoothness`` plus a quarter as much at 0.4 of that width; its
-    component k is multiplied by 1 - x_k^4, zero on the grid's first and last planes of axis k, so
-    that nothing leaves the grid.  It is integrated on half the grid
+    The velocity is noise of width ``smoothness`` plus a quarter as much at 0.4 of that width. Its
+    component k is multiplied by 1 - x_k^4, which is zero on the first and last plane of axis k, so
+    that no point leaves the grid. It is integrated at half resolution
     (:func:`regnet_lab.ops.integrate`).
 
     Args:
-        rng: Source of the velocity.
-        shape: Grid of the displacement.
+        rng: Random generator.
+        shape: Grid shape of the displacement.
         amplitude: Mean length of the velocity as a fraction of the field of view.
-        smoothness: Standard deviation of the Gaussian that smooths it, as such a fraction.
+        smoothness: Standard deviation of the smoothing Gaussian, likewise.
 
     Returns:
         (1, D, *shape) displacement in voxels.
     """
-    coarse = [max(n // 2, SMALLEST) for n in shape]
-    noise = [smooth_noise(rng, len(shape), smoothness * scale, coarse) for scale in (1, 0.4)]
+    coarse = [max(n // 2, MIN_SIZE) for n in shape]
+    noise = [sample_smooth_noise(rng, len(shape), smoothness * scale, coarse) for scale in (1, 0.4)]
     velocity = noise[0] + noise[1] / 4
     size = torch.tensor(coarse).view(1, -1, *[1] * len(shape))
     x = 2 * ops.identity_grid(coarse, velocity) / (size - 1) - 1
@@ -53,37 +59,37 @@ def diffeomorphism(
     return ops.resize_field(ops.integrate(velocity * size), shape)
 
 
-def scanned(rng: np.random.Generator, image: Tensor, noise: float, bias: float) -> Tensor:
-    """What a scanner makes of an image (1, 1, *spatial) in [0, 1].
+def simulate_scanner(rng: np.random.Generator, image: Tensor, noise: float, bias: float) -> Tensor:
+    """Simulate gain field, contrast and Rician noise of an image (1, 1, *spatial) in [0, 1].
 
-    |image^gamma exp(bias b) + noise (n1 + i n2)|, clipped to [0, 1]: a gain field of smooth unit
-    noise b, gamma = exp(bias n3) and Rician noise; n1, n2, n3 are standard normal.
+    The result is |image^gamma exp(bias b) + noise (n1 + i n2)|, clipped to [0, 1], with smooth unit
+    noise b, gamma = exp(bias n3) and standard normal n1, n2, n3.
     """
-    lattice = smooth_noise(rng, 1, 0.25, [SMALLEST] * (image.ndim - 2))
+    lattice = sample_smooth_noise(rng, 1, 0.25, [MIN_SIZE] * (image.ndim - 2))
     gain = bias * ops.resize(lattice, image.shape[2:])
     gamma = np.exp(bias * rng.standard_normal())
     signal = image.clamp(0, 1) ** gamma * gain.exp()
-    real, imaginary = noise * normal(rng, (2, *image.shape))
+    real, imaginary = noise * sample_normal(rng, (2, *image.shape))
     return torch.hypot(signal + real, imaginary).clamp(0, 1)
 
 
-def landmarks(rng: np.random.Generator, labels: Tensor, count: int) -> Tensor:
-    """(count, D) voxels of structures in ``labels`` (1, 1, *spatial), all structures alike."""
+def sample_landmarks(rng: np.random.Generator, labels: Tensor, count: int) -> Tensor:
+    """Sample (count, D) voxels of ``labels`` (1, 1, *spatial), equally often from each label."""
     inside = labels[0, 0].nonzero()
     label = labels[labels > 0]
     weight = (1 / label.bincount()[label]).double()
-    chosen = rng.choice(
+    indices = rng.choice(
         len(inside), count, replace=count > len(inside), p=(weight / weight.sum()).numpy()
     )
-    return inside[torch.from_numpy(chosen)].float()
+    return inside[torch.from_numpy(indices)].float()
 
 
-class Synthetic(Dataset[Pair]):
-    """Random anatomies under random diffeomorphisms; a case follows from (seed, split, index).
+class PhantomPairs(PairDataset):
+    """Random phantoms under random diffeomorphisms, determined by (seed, split, index).
 
     An item is an unbatched pair: images (1, *shape) in [0, 1], labels (1, *shape) from 1 to
-    ``labels`` and 0 outside, all of them in both images, landmarks (points, D) in voxels,
-    displacement (D, *shape) in voxels without folds, and spacing (D,), 1 mm.
+    ``num_labels`` and 0 outside, each present in both images, landmarks (num_points, D) in voxels,
+    fold-free displacement (D, *shape) in voxels, and spacing (D,), 1 mm.
     """
 
     def __init__(
@@ -91,108 +97,112 @@ class Synthetic(Dataset[Pair]):
         split: str,
         ndim: int,
         shape: int | Sequence[int] = 64,
-        size: int = 64,
+        num_pairs: int = 64,
         seed: int = 0,
         amplitude: float = 0.04,
         smoothness: float = 0.17,
-        labels: int = 8,
-        points: int = 64,
+        num_labels: int = 8,
+        num_points: int = 64,
         noise: float = 0.03,
-        bias: float = 0.12,
-        memory: float = 0.5,
+        bias_field: float = 0.12,
+        cache_gigabytes: float = 0.5,
     ) -> None:
-        """Describe the cases; none is made before it is asked for.
+        """Set up the data set; pairs are generated on access.
 
         Args:
-            split: ``train``, ``val`` or ``test``; they share no case.
+            split: ``train``, ``val`` or ``test``; splits have no pairs in common.
             ndim: Number of dimensions, 2 or 3.
-            shape: Voxels along every axis, or a list of one number for each.
-            size: Number of cases in this split.
-            seed: Another seed, other cases.
-            amplitude: Size of the deformation (:func:`diffeomorphism`).
-            smoothness: Its smoothness.
-            labels: Number of structures: four layers and one organ at least.
-            points: Number of landmarks.
-            noise: Standard deviation of the scanner's noise.
-            bias: Standard deviation of its log gain and log gamma.
-            memory: Gigabytes of cases that are kept once made.
+            shape: Number of voxels along all axes, or one number per axis.
+            num_pairs: Number of pairs in this split.
+            seed: Random seed.
+            amplitude: Size of the deformation (:func:`sample_diffeomorphism`).
+            smoothness: Smoothness of the deformation, likewise.
+            num_labels: Number of structures: four layers and at least one organ.
+            num_points: Number of landmarks.
+            noise: Standard deviation of the image noise.
+            bias_field: Standard deviation of log gain and log gamma.
+            cache_gigabytes: Memory in which generated pairs are kept.
 
         Raises:
-            UserError: A value is none of the above.
+            UserError: A value is invalid.
         """
         shape = [shape] * ndim if isinstance(shape, int) else list(shape)
-        _check(split, ndim, shape, seed, labels)
-        self.split, self.shape, self.size, self.seed = split, shape, size, seed
+        _check_parameters(split, ndim, shape, seed, num_labels)
+        self.split, self.shape, self.num_pairs, self.seed = split, shape, num_pairs, seed
         self.amplitude, self.smoothness = amplitude, smoothness
-        self.labels, self.points, self.noise, self.bias = labels, points, noise, bias
-        self._room = int(memory * 1e9 / ((24 + 4 * ndim) * np.prod(shape)))
-        self._kept: dict[int, Pair] = {}
+        self.num_labels, self.num_points = num_labels, num_points
+        self.noise, self.bias_field = noise, bias_field
+        self._cache_capacity = int(cache_gigabytes * 1e9 / ((24 + 4 * ndim) * np.prod(shape)))
+        self._cache: dict[int, Pair] = {}
 
     def __len__(self) -> int:
-        return self.size
+        return self.num_pairs
 
     def __getitem__(self, index: int) -> Pair:
-        if not 0 <= index < self.size:
-            raise IndexError(f"case {index} of {self.size}")
-        pair = self._kept.get(index) or self._made(index)
-        if len(self._kept) < self._room:
-            self._kept[index] = pair
+        if not 0 <= index < self.num_pairs:
+            raise IndexError(f"index {index} is out of range for {self.num_pairs} pairs")
+        pair = self._cache.get(index) or self._make_pair(index)
+        if len(self._cache) < self._cache_capacity:
+            self._cache[index] = pair
         return pair.copy()
 
-    def _made(self, index: int) -> Pair:
-        """The case ``index``."""
+    def _make_pair(self, index: int) -> Pair:
+        """Generate pair ``index``."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        (fixed, fixed_labels), (moving, moving_labels), u = self._drawn(rng)
-        points = landmarks(rng, fixed_labels, self.points)[None]
-        pair = Pair(
-            fixed=scanned(rng, fixed, self.noise, self.bias),
-            moving=scanned(rng, moving, self.noise, self.bias),
-            fixed_labels=fixed_labels,
-            moving_labels=moving_labels,
-            fixed_points=points,
-            moving_points=points + ops.sample_at(u, points),
-            displacement=u,
-            spacing=torch.ones(1, len(self.shape)),
-            name=[f"synthetic-{self.split}-{index:04d}"],
-        )
-        return Pair(**{key: value[0] for key, value in pair.items()})  # type: ignore
+        (fixed, fixed_labels), (moving, moving_labels), u = self._sample_renderings(rng)
+        points = sample_landmarks(rng, fixed_labels, self.num_points)[None]
+        batch = {
+            "fixed": simulate_scanner(rng, fixed, self.noise, self.bias_field),
+            "moving": simulate_scanner(rng, moving, self.noise, self.bias_field),
+            "fixed_labels": fixed_labels,
+            "moving_labels": moving_labels,
+            "fixed_points": points,
+            "moving_points": points + ops.sample_at(u, points),
+            "displacement": u,
+            "spacing": torch.ones(1, len(self.shape)),
+        }
+        pair: dict[str, object] = {key: value[0] for key, value in batch.items()}
+        return cast(Pair, pair | {"name": f"synthetic-{self.split}-{index:04d}"})
 
-    def _drawn(self, rng: np.random.Generator) -> tuple[Rendering, Rendering, Tensor]:
-        """Fixed and moving anatomy and what leads from one to the other; seldom a second draw."""
-        for _ in range(ATTEMPTS):
-            anatomy = Anatomy(rng, self.shape, self.labels)
-            u = diffeomorphism(rng, self.shape, self.amplitude, self.smoothness)
+    def _sample_renderings(self, rng: np.random.Generator) -> tuple[Rendering, Rendering, Tensor]:
+        """Sample fixed and moving renderings and their displacement; repeat invalid draws."""
+        for _ in range(MAX_ATTEMPTS):
+            anatomy = PhantomAnatomy(rng, self.shape, self.num_labels)
+            u = sample_diffeomorphism(rng, self.shape, self.amplitude, self.smoothness)
             x = ops.identity_grid(self.shape, u)
             fixed, moving = anatomy(x + u), anatomy(x)
-            shown = all(label.unique().numel() > self.labels for _, label in (fixed, moving))
-            if shown and _unfolded(u):
+            complete = all(label.unique().numel() > self.num_labels for _, label in (fixed, moving))
+            if complete and _is_fold_free(u):
                 return fixed, moving, u
         raise UserError(
-            f"{ATTEMPTS} draws gave no case of shape {self.shape} with labels={self.labels} and "
-            f"amplitude={self.amplitude} that shows every label and has no folds: "
-            "enlarge shape, or lower labels or amplitude."
+            f"{MAX_ATTEMPTS} draws gave no pair of shape {self.shape} with "
+            f"num_labels={self.num_labels} and amplitude={self.amplitude} that shows every label "
+            "and has no folds: enlarge shape, or reduce num_labels or amplitude."
         )
 
 
-def _unfolded(u: Tensor) -> bool:
-    """Whether the Jacobian determinant is positive by either scheme."""
+def _is_fold_free(u: Tensor) -> bool:
+    """Return whether the Jacobian determinant is positive with either scheme."""
     return all(
         bool((ops.jacobian_determinant(u, scheme) > 0).all()) for scheme in ("central", "forward")
     )
 
 
-def _check(split: str, ndim: int, shape: Sequence[int], seed: int, labels: int) -> None:
-    """Raises UserError for the first value that describes no data set."""
+def _check_parameters(
+    split: str, ndim: int, shape: Sequence[int], seed: int, num_labels: int
+) -> None:
+    """Raise a UserError for the first invalid parameter."""
     rules = {
         f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.": split in SPLITS,
-        f"ndim={ndim} is not possible: choose 2 or 3.": ndim in (2, 3),
+        f"ndim={ndim} is not supported: choose 2 or 3.": ndim in (2, 3),
         f"shape={shape} has {len(shape)} numbers for ndim={ndim}: "
-        "give one for each dimension or a single one for all.": len(shape) == ndim,
-        f"shape={shape} is too small for an anatomy: "
-        f"give at least {SMALLEST} voxels along every axis.": min(shape, default=0) >= SMALLEST,
+        "give one per dimension or a single one for all.": len(shape) == ndim,
+        f"shape={shape} is too small for a phantom: "
+        f"give at least {MIN_SIZE} voxels along every axis.": min(shape, default=0) >= MIN_SIZE,
         f"seed={seed} is negative: choose 0 or above.": seed >= 0,
-        f"labels={labels} is too few: ask for at least {LAYERS + 1}.": labels > LAYERS,
+        f"num_labels={num_labels} is too small: choose at least {NUM_LAYERS + 1}.": num_labels
+        > NUM_LAYERS,
     }
-    for sentence, holds in rules.items():
-        if not holds:
-            raise UserError(sentence)
+    for message, valid in rules.items():
+        if not valid:
+            raise UserError(message)

@@ -1,177 +1,205 @@
-"""RegNet's second version: pairs of images and their artificial deformations, method by method."""
+"""Pairs of images and their artificial deformations, as in RegNet's second version.
+
+Source: Sokooti et al., 3D convolutional neural networks image registration based on efficient
+supervised learning from artificial deformations, arXiv 1908.10235.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.displacements.masked_image import Scene, SceneGenerator, body
-from regnet_lab.data.synthesis.intensity import noisy, occluded, sponge
-from regnet_lab.data.synthesis.phantom_pairs import SPLITS, landmarks
+from regnet_lab.data.datasets.base import PairDataset
+from regnet_lab.data.synthesis.displacements.masked_image import (
+    MaskedDisplacementGenerator,
+    MaskedImage,
+    segment_body,
+)
+from regnet_lab.data.synthesis.intensity import add_noise, add_occlusions, apply_sponge_model
+from regnet_lab.data.synthesis.phantom_pairs import SPLITS, sample_landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
 
-ITEM, NEXT, POINTS = 1, 2, 3  # random streams
-LOOKS = ("clean", "sponge", "noise", "occluded")
+PAIR_STREAM, BASE_IMAGE_STREAM, POINTS_STREAM = 1, 2, 3  # independent random streams of a seed
+INTENSITY_MODELS = ("clean", "sponge", "noise", "occluded")
 
 
 @dataclass(frozen=True)
-class Deformation:
-    """What an item is made of.
+class DeformedSample:
+    """One deformed image with everything it was made from.
 
     Args:
-        name: Of the image.
-        number: k of its k-th deformation.
-        turn: Round of all methods; from the first on, ``source`` is a next image.
-        method: Its name.
-        look: Of the deformed image.
-        source: What was deformed.
-        image: (1, *shape) deformed, as it looks.
-        plain: The source seen through the field, without a look to it.
-        u: (1, D, *shape) the field, voxels.
+        name: Name of the image.
+        deformation_index: Number of the deformation of this image, from 0.
+        round_index: Number of the pass through all methods; after the first, ``source`` is a
+            deformed base image.
+        method: Name of the deformation method.
+        intensity_model: Name of the intensity model.
+        source: The image that was deformed.
+        image: (1, *shape) deformed image, after the intensity model.
+        deformed: The deformed image with its masks, before the intensity model.
+        displacement: (1, D, *shape) in voxels.
     """
 
     name: str
-    number: int
-    turn: int
+    deformation_index: int
+    round_index: int
     method: str
-    look: str
-    source: Scene
+    intensity_model: str
+    source: MaskedImage
     image: Tensor
-    plain: Scene
-    u: Tensor
+    deformed: MaskedImage
+    displacement: Tensor
 
 
-class Artificial(Dataset[Pair]):
-    """Every image of a split, deformed by one method after another.
+class RegNet2019Pairs(PairDataset):
+    """Images of a split, each deformed by a list of methods in turn.
 
-    Item i deforms image i mod n by method k = i div n of the list; after the last method comes the
-    first again, now on a next image: the original under ``next_field``, with sponge and noise.  The
-    deformed image is the fixed one, so that the field is the known displacement.
+    Item i deforms image i mod n by method number i div n. After the last method the list starts
+    again, now on a base image: the original after ``base_deformation``, the sponge model and noise.
+    The deformed image is the fixed image, so that the sampled displacement is the known one.
 
     Args:
         split: ``train``, ``val`` or ``test``.
-        images: ``images(split=...)`` gives pairs; their moving images, 0 being air, are deformed,
-            and their moving masks, if there are any, are the lungs.
-        methods: By name, in order (:mod:`regnet_lab.data.synthesis.displacements.bspline`, ``respiratory``).
-        next_field: Makes the next images.
-        looks: Of the deformed image, one of which is drawn: ``clean``, ``sponge``, ``noise``,
-            ``occluded`` (:mod:`regnet_lab.data.synthesis.intensity`).
-        size: Number of pairs, or of each split by its name.
-        seed: Another seed, other pairs.
-        unit: Width in HU of the window that made [0, 1] of the images.
-        threshold: What is brighter is body, and what it surrounds.
-        points: Number of landmarks in the lung, where it is known.
+        images: ``images(split=...)`` makes a data set whose moving images (air is 0) are deformed;
+            moving masks, if any, are those of the lungs.
+        deformations: Deformation methods by name, in order
+            (:mod:`regnet_lab.data.synthesis.displacements.bspline`, ``respiratory``).
+        base_deformation: Deforms the base images.
+        intensity_models: One of these is drawn for each deformed image: ``clean``, ``sponge``,
+            ``noise``, ``occluded`` (:mod:`regnet_lab.data.synthesis.intensity`).
+        num_pairs: Number of pairs, for all splits or by split.
+        seed: Random seed.
+        window_width: Width, in HU, of the window that mapped the images to [0, 1].
+        body_threshold: Intensity above which a voxel belongs to the body.
+        num_points: Number of landmarks in the lung, if there are masks.
 
     Raises:
-        UserError: There is no such split or look, or nothing to deform.
+        UserError: The split or an intensity model is unknown, or there are no images or methods.
     """
 
     def __init__(
         self,
         split: str,
         images: Callable[..., Any],
-        methods: Mapping[str, SceneGenerator],
-        next_field: SceneGenerator,
-        looks: Sequence[str] = ("clean", "sponge", "noise"),
-        size: int | Mapping[str, int] = 64,
+        deformations: Mapping[str, MaskedDisplacementGenerator],
+        base_deformation: MaskedDisplacementGenerator,
+        intensity_models: Sequence[str] = ("clean", "sponge", "noise"),
+        num_pairs: int | Mapping[str, int] = 64,
         seed: int = 0,
-        unit: float = 1400.0,
-        threshold: float = 0.5,
-        points: int = 0,
+        window_width: float = 1400.0,
+        body_threshold: float = 0.5,
+        num_points: int = 0,
     ) -> None:
         if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
-        if unknown := [look for look in looks if look not in LOOKS] or not looks:
-            raise UserError(f"looks={list(looks)}: {unknown} must be some of {', '.join(LOOKS)}.")
-        self.images = images(split=split)
-        if not len(self.images) or not methods:
-            raise UserError(f"There are no images or no methods to deform them with for '{split}'.")
-        self.split, self.seed, self.looks = split, seed, list(looks)
-        self.methods, self.next_field = dict(methods), next_field
-        self.unit, self.threshold, self.points = unit, threshold, points
-        self.size = size.get(split, 0) if isinstance(size, Mapping) else size
+        unknown = [model for model in intensity_models if model not in INTENSITY_MODELS]
+        if unknown or not intensity_models:
+            raise UserError(
+                f"intensity_models={list(intensity_models)}: unknown {unknown}; choose at least "
+                f"one of {', '.join(INTENSITY_MODELS)}."
+            )
+        self.source_dataset = images(split=split)
+        if not len(self.source_dataset) or not deformations:
+            raise UserError(f"There are no images or no deformations for '{split}'.")
+        self.split, self.seed, self.intensity_models = split, seed, list(intensity_models)
+        self.deformations, self.base_deformation = dict(deformations), base_deformation
+        self.window_width, self.body_threshold = window_width, body_threshold
+        self.num_points = num_points
+        self.num_pairs = num_pairs.get(split, 0) if isinstance(num_pairs, Mapping) else num_pairs
 
     def __len__(self) -> int:
-        return self.size
+        return self.num_pairs
 
-    def generator(self, *place: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), *place])
+    def make_rng(self, *indices: int) -> np.random.Generator:
+        """Make the random generator of an item or stream."""
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), *indices])
 
-    def scene(self, pair: Pair) -> Scene:
-        """The moving image of an unbatched pair."""
+    def make_masked_image(self, pair: Pair) -> MaskedImage:
+        """Return the moving image of an unbatched pair with its body and lung masks."""
         image = pair["moving"][0]
         lung = pair["moving_mask"][0] > 0 if "moving_mask" in pair else None
-        inside = body(image, self.threshold)
-        return Scene(
-            image, pair["spacing"].tolist(), inside if lung is None else inside | lung, lung
+        body = segment_body(image, self.body_threshold)
+        return MaskedImage(
+            image, pair["spacing"].tolist(), body if lung is None else body | lung, lung
         )
 
-    def deformed(
-        self, rng: np.random.Generator, scene: Scene, u: Tensor, look: str
-    ) -> tuple[Tensor, Scene]:
-        """The scene seen through u: its image with a look to it, and all of it without."""
+    def deform(
+        self, rng: np.random.Generator, source: MaskedImage, u: Tensor, intensity_model: str
+    ) -> tuple[Tensor, MaskedImage]:
+        """Deform an image and its masks.
 
-        def through(mask: Tensor) -> Tensor:
+        Returns:
+            (1, *shape) image after the intensity model, and image and masks before it.
+        """
+
+        def warp_mask(mask: Tensor) -> Tensor:
             return ops.warp(mask[None, None], u, "nearest", "zeros")[0, 0]
 
-        image = ops.warp(scene.image[None, None], u)
-        lung = None if scene.lung is None else through(scene.lung)
-        plain = Scene(image[0, 0], scene.spacing, through(scene.body), lung)
-        if look == "sponge":
-            image = sponge(rng, image, u, plain.body)
-        elif look == "noise":
-            image = noisy(rng, image, 10 / self.unit, 10 / self.unit)
-        elif look == "occluded":
-            inside = torch.from_numpy(plain.need_lung(self))
-            values = (200 / self.unit, 220 / self.unit)
-            image, _ = occluded(rng, image, inside, scene.spacing, values=values)
-        return image[0], plain
+        image = ops.warp(source.image[None, None], u)
+        lung = None if source.lung is None else warp_mask(source.lung)
+        deformed = MaskedImage(image[0, 0], source.spacing, warp_mask(source.body), lung)
+        if intensity_model == "sponge":
+            image = apply_sponge_model(rng, image, u, deformed.body)
+        elif intensity_model == "noise":
+            image = add_noise(rng, image, 10 / self.window_width, 10 / self.window_width)
+        elif intensity_model == "occluded":
+            inside = torch.from_numpy(deformed.require_lung(self))
+            values = (200 / self.window_width, 220 / self.window_width)
+            image, _ = add_occlusions(rng, image, inside, source.spacing, values=values)
+        return image[0], deformed
 
-    def following(self, scene: Scene, image: int, turn: int) -> Scene:
-        """The next image that turn ``turn`` begins with; the image itself at first."""
-        if not turn:
-            return scene
-        rng = self.generator(image, turn, NEXT)
-        u = self.next_field(rng, scene)
-        _, plain = self.deformed(rng, scene, u, "clean")
-        denser = sponge(rng, plain.image[None, None], u, plain.body)
-        seen = noisy(rng, denser, 2 / self.unit, 0)[0, 0]
-        return Scene(seen, scene.spacing, plain.body, plain.lung)
+    def make_base_image(
+        self, original: MaskedImage, image_index: int, round_index: int
+    ) -> MaskedImage:
+        """Make the base image of a round; in round 0 it is the original."""
+        if not round_index:
+            return original
+        rng = self.make_rng(image_index, round_index, BASE_IMAGE_STREAM)
+        u = self.base_deformation(rng, original)
+        _, deformed = self.deform(rng, original, u, "clean")
+        image = apply_sponge_model(rng, deformed.image[None, None], u, deformed.body)
+        image = add_noise(rng, image, 2 / self.window_width, 0)[0, 0]
+        return MaskedImage(image, original.spacing, deformed.body, deformed.lung)
 
-    def deformation(self, index: int) -> Deformation:
-        """All there is to know of an item."""
-        number, image = divmod(index, len(self.images))
-        turn, which = divmod(number, len(self.methods))
-        method = list(self.methods)[which]
-        found = self.images[image]
-        source = self.following(self.scene(found), image, turn)
-        rng = self.generator(image, number, ITEM)
-        u = self.methods[method](rng, source)
-        look = self.looks[int(rng.integers(len(self.looks)))]
-        seen, plain = self.deformed(rng, source, u, look)
-        return Deformation(found["name"], number, turn, method, look, source, seen, plain, u)
+    def make_sample(self, index: int) -> DeformedSample:
+        """Generate item ``index`` with everything it was made from."""
+        deformation_index, image_index = divmod(index, len(self.source_dataset))
+        round_index, method_index = divmod(deformation_index, len(self.deformations))
+        method = list(self.deformations)[method_index]
+        pair = self.source_dataset[image_index]
+        source = self.make_base_image(self.make_masked_image(pair), image_index, round_index)
+        rng = self.make_rng(image_index, deformation_index, PAIR_STREAM)
+        u = self.deformations[method](rng, source)
+        model = self.intensity_models[int(rng.integers(len(self.intensity_models)))]
+        image, deformed = self.deform(rng, source, u, model)
+        return DeformedSample(
+            pair["name"], deformation_index, round_index, method, model, source, image, deformed, u
+        )
 
     def __getitem__(self, index: int) -> Pair:
-        if not 0 <= index < self.size:
-            raise IndexError(f"pair {index} of {self.size}")
-        made = self.deformation(index)
-        pair = {"fixed": made.image, "moving": made.source.image[None], "displacement": made.u[0]}
-        if made.source.lung is not None and made.plain.lung is not None:
-            pair |= {
-                "fixed_mask": made.plain.lung[None].float(),
-                "moving_mask": made.source.lung[None].float(),
-            }
-            if self.points and made.plain.lung.any():
-                rng = self.generator(index, POINTS)
-                start = landmarks(rng, made.plain.lung[None, None].long(), self.points)
-                end = start + ops.sample_at(made.u, start[None])[0]
-                pair |= {"fixed_points": start, "moving_points": end}
-        title = f"{made.name}-{made.method}-{made.look}-{self.split}-{made.number:04d}"
-        spacing = torch.tensor(made.source.spacing)
-        return Pair(**pair, spacing=spacing, name=title)  # type: ignore[typeddict-item]
+        if not 0 <= index < self.num_pairs:
+            raise IndexError(f"index {index} is out of range for {self.num_pairs} pairs")
+        sample = self.make_sample(index)
+        pair: dict[str, object] = {
+            "fixed": sample.image,
+            "moving": sample.source.image[None],
+            "displacement": sample.displacement[0],
+            "spacing": torch.tensor(sample.source.spacing),
+            "name": f"{sample.name}-{sample.method}-{sample.intensity_model}-{self.split}"
+            f"-{sample.deformation_index:04d}",
+        }
+        fixed_lung, moving_lung = sample.deformed.lung, sample.source.lung
+        if fixed_lung is not None and moving_lung is not None:
+            pair["fixed_mask"] = fixed_lung[None].float()
+            pair["moving_mask"] = moving_lung[None].float()
+            if self.num_points and fixed_lung.any():
+                rng = self.make_rng(index, POINTS_STREAM)
+                points = sample_landmarks(rng, fixed_lung[None, None].long(), self.num_points)
+                pair["fixed_points"] = points
+                pair["moving_points"] = points + ops.sample_at(sample.displacement, points[None])[0]
+        return cast(Pair, pair)

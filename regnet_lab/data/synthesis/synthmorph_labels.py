@@ -1,8 +1,8 @@
-"""Random label maps that look like nothing in particular, as functions of the coordinates.
+"""Random label maps, defined as functions of continuous coordinates.
 
-Shapes of several scales, walls around some of them, and often a body in an empty field, from which
-a network learns to match whatever it is shown (label maps by the largest of several noise images:
-Hoffmann et al., SynthMorph, IEEE TMI 2022, arXiv 2004.10282).
+They contain shapes of several scales, walls around some of them, and often a body outline. As in
+SynthMorph (Hoffmann et al., IEEE TMI 2022, arXiv 2004.10282), the label of a point is the index of
+the largest of several noise images.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.phantom import normal, smooth_noise, uniform
+from regnet_lab.data.synthesis.phantom import sample_normal, sample_smooth_noise, sample_uniform
 
 Range = tuple[float, float]
-TEXTURES = 2
-MARGIN = 1.3  # side of the lattice an anatomy is drawn on over that of the image
+NUM_TEXTURES = 2
+LATTICE_MARGIN = 1.3  # size of the noise lattice relative to the image
 
 
-def between(rng: np.random.Generator, bounds: Range) -> float:
-    """Uniform within a range."""
+def sample_in_range(rng: np.random.Generator, bounds: Range) -> float:
+    """Sample uniformly within a range."""
     return float(rng.uniform(*bounds))
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """One label map and what is seen inside its labels, at any point of and around a grid.
+class ShapeAnatomy:
+    """A label map with textures, evaluated at any point on and around a grid.
 
     Args:
-        shape: Of the grid.
-        lattice: (1, K + 1 + TEXTURES, *lattice) K potentials, the outline's roughness, textures.
-        wall: (K,) thickness of each region's wall, in units of the potentials; 0: it has none.
-        radii: (D,) of the body, in units of half the field of view; infinite: there is none.
+        shape: Grid shape.
+        lattice: (1, K + 1 + NUM_TEXTURES, *lattice) K potentials, outline roughness and textures.
+        wall: (K,) thickness of each region's wall, in units of the potentials; 0 for none.
+        radii: (D,) radii of the body, in units of half the field of view; infinite without outline.
     """
 
     shape: tuple[int, ...]
@@ -42,69 +42,77 @@ class Anatomy:
     radii: Tensor
 
     @property
-    def labels(self) -> int:
-        """Labels run from 0, the outside of the body, to this number, not all of them shown."""
+    def num_labels(self) -> int:
+        """Largest possible label; 0 is the background. Not all labels need be visible."""
         return 2 * len(self.wall)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """What lies at points (1, D, *grid), voxels.
+        """Evaluate labels and textures at points (1, D, *grid), in voxels.
 
         Returns:
-            (1, 1, *grid) labels, region k being k + 1 and its wall K + k + 1, and
-            (1, TEXTURES, *grid) textures of about unit variance.
+            (1, 1, *grid) labels, k + 1 for region k and K + k + 1 for its wall, and
+            (1, NUM_TEXTURES, *grid) textures of about unit variance.
         """
         ndim, regions = len(self.shape), len(self.wall)
-        along = (1, -1, *[1] * ndim)
-        half = torch.tensor(self.shape).view(along) / 2
+        per_axis = (1, -1, *[1] * ndim)
+        half = torch.tensor(self.shape).view(per_axis) / 2
         x = (points + 0.5) / half - 1  # -1 to 1 over the image
-        cells = torch.tensor(self.lattice.shape[2:]).view(along)
-        seen = ops.sample(self.lattice, (x / MARGIN + 1) / 2 * cells - 0.5)
-        potentials, rough, texture = seen.split([regions, 1, TEXTURES], 1)
+        cells = torch.tensor(self.lattice.shape[2:]).view(per_axis)
+        values = ops.sample(self.lattice, (x / LATTICE_MARGIN + 1) / 2 * cells - 0.5)
+        potentials, roughness, texture = values.split([regions, 1, NUM_TEXTURES], 1)
         first, region = potentials.max(1, keepdim=True)
         second = potentials.scatter(1, region, -torch.inf).amax(1, keepdim=True)
         labels = region + 1 + regions * (first - second < self.wall[region])
-        inside = (x / self.radii.view(along)).square().sum(1, keepdim=True) < 1 + 0.35 * rough
+        inside = (x / self.radii.view(per_axis)).square().sum(
+            1, keepdim=True
+        ) < 1 + 0.35 * roughness
         return labels * inside, texture
 
 
 @dataclass(frozen=True)
-class Shapes:
-    """Draws anatomies.  The ranges are our own, chosen by looking at what they give.
+class RandomShapes:
+    """Random generator of anatomies. The ranges are our own, chosen by visual inspection.
 
     Args:
-        regions: Fewest and most of them; walls may double the labels.
-        fine: Range of the width of small shapes' noise over the field of view.
-        coarse: Range of that of large ones.
-        walled: Share of the regions that have a wall, as a heart, a bone or a bowel has.
-        wall: Range of its thickness over the spread of the potentials.
-        body: Share of anatomies that have an outline in an empty field.
-        radius: Range of its radii over half the field of view.
+        num_regions: Smallest and largest number of regions; walls may double the labels.
+        small_shape_width: Range of the noise width of small shapes, relative to the field of view.
+        large_shape_width: Range of the noise width of large shapes.
+        wall_probability: Probability that a region has a wall, as heart, bone or bowel have.
+        wall_thickness: Range of the wall thickness, relative to the spread of the potentials.
+        body_probability: Probability of a body outline with background around it.
+        body_radius: Range of the outline's radii, relative to half the field of view.
     """
 
-    regions: tuple[int, int] = (3, 12)
-    fine: Range = (0.04, 0.09)
-    coarse: Range = (0.09, 0.25)
-    walled: float = 0.3
-    wall: Range = (0.1, 0.5)
-    body: float = 0.6
-    radius: Range = (0.5, 1.2)
+    num_regions: tuple[int, int] = (3, 12)
+    small_shape_width: Range = (0.04, 0.09)
+    large_shape_width: Range = (0.09, 0.25)
+    wall_probability: float = 0.3
+    wall_thickness: Range = (0.1, 0.5)
+    body_probability: float = 0.6
+    body_radius: Range = (0.5, 1.2)
 
-    def __call__(self, rng: np.random.Generator, shape: Sequence[int]) -> Anatomy:
-        regions = int(rng.integers(*self.regions, endpoint=True))
+    def __call__(self, rng: np.random.Generator, shape: Sequence[int]) -> ShapeAnatomy:
+        regions = int(rng.integers(*self.num_regions, endpoint=True))
         small = int(rng.integers(0, regions, endpoint=True))
-        lattice = [max(round(MARGIN * n / 2), 8) for n in shape]
-        fine, coarse = (between(rng, bounds) / MARGIN for bounds in (self.fine, self.coarse))
+        lattice = [max(round(LATTICE_MARGIN * n / 2), 8) for n in shape]
+        fine, coarse = (
+            sample_in_range(rng, bounds) / LATTICE_MARGIN
+            for bounds in (self.small_shape_width, self.large_shape_width)
+        )
         parts = [
-            smooth_noise(rng, count, width, lattice)
+            sample_smooth_noise(rng, count, width, lattice)
             for count, width in ((small, fine), (regions - small, coarse), (1, 0.15))
             if count
         ]
-        textures = [smooth_noise(rng, 1, fine / 2, lattice), normal(rng, (1, 1, *lattice))]
-        wall = torch.from_numpy(rng.uniform(*self.wall, regions)).float()
-        radii = torch.from_numpy(rng.uniform(*self.radius, len(shape))).float()
-        return Anatomy(
+        textures = [
+            sample_smooth_noise(rng, 1, fine / 2, lattice),
+            sample_normal(rng, (1, 1, *lattice)),
+        ]
+        wall = torch.from_numpy(rng.uniform(*self.wall_thickness, regions)).float()
+        radii = torch.from_numpy(rng.uniform(*self.body_radius, len(shape))).float()
+        return ShapeAnatomy(
             tuple(shape),
             torch.cat([*parts, *textures], 1),
-            wall * (uniform(rng, regions) < 2 * self.walled - 1),
-            radii if rng.random() < self.body else torch.full_like(radii, torch.inf),
+            wall * (sample_uniform(rng, regions) < 2 * self.wall_probability - 1),
+            radii if rng.random() < self.body_probability else torch.full_like(radii, torch.inf),
         )

@@ -1,160 +1,187 @@
-"""What can be wrong between the cases of a data set: names, leakage, labels, files, memory."""
+"""Checks across the cases of a data set: names, data leakage, labels, files and cache size."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from regnet_lab.data.case import Case
-from regnet_lab.data.datasets.base import Couple, Listing
-from regnet_lab.data.preprocessing.grids import factors
-from regnet_lab.data.validation.case_checks import Look, items_of
-from regnet_lab.data.validation.image_stats import Facts, Known
+from regnet_lab.data.datasets.base import DatasetSplit
+from regnet_lab.data.preprocessing.functional import list_group_labels
+from regnet_lab.data.preprocessing.grids import PairPreprocessor, compute_spacing_ratio
+from regnet_lab.data.validation.case_checks import CaseSummary, list_case_files
+from regnet_lab.data.validation.image_stats import ImageStats, StatsByFile
 
-SHOWN = 3  # examples named in a sentence
+MAX_EXAMPLES = 3  # named in a sentence
+
+Summaries = Mapping[Case, CaseSummary]
 
 
-def repeated_names(listings: Sequence[Listing]) -> Iterator[str]:
-    """Names that stand for more than one image."""
+def format_examples(items: Collection[Any]) -> str:
+    """Return the first few items and the number of the others."""
+    more = len(items) - MAX_EXAMPLES
+    examples = ", ".join(map(str, list(items)[:MAX_EXAMPLES]))
+    return f"{examples} and {more} more" if more > 0 else examples
+
+
+def find_duplicate_names(dataset_splits: Sequence[DatasetSplit]) -> Iterator[str]:
+    """Find case names that stand for more than one image."""
     images: dict[tuple[str, str], dict[Path, None]] = {}
-    for listing in listings:
-        for case in listing.cases:
-            images.setdefault((listing.part, case.name), {})[case.image] = None
+    for dataset_split in dataset_splits:
+        for case in dataset_split.cases:
+            images.setdefault((dataset_split.part, case.name), {})[case.image] = None
     for (_, name), paths in images.items():
         if len(paths) > 1:
-            yield f"{some(paths)}: are all named '{name}'; give every case a name of its own."
+            yield f"{format_examples(paths)}: are all named '{name}'; give each case its own name."
 
 
-def some(things: Mapping | Sequence) -> str:
-    """The first few of several things."""
-    more = len(things) - SHOWN
-    return ", ".join(map(str, list(things)[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+def has_training_pairs(dataset_split: DatasetSplit, dataset_splits: Sequence[DatasetSplit]) -> bool:
+    """Return whether the pairs of a split are exactly those of a training split."""
+    training = [other for other in dataset_splits if other.split == "train"]
+    return bool(dataset_split.case_pairs) and any(
+        dataset_split.case_pairs == other.case_pairs for other in training
+    )
 
 
-def same_pairs(listing: Listing, listings: Sequence[Listing]) -> bool:
-    """Whether the pairs of a listing are wittingly trained on, all of them."""
-    trained = [other for other in listings if other.split == "train"]
-    return bool(listing.pairs) and any(listing.pairs == other.pairs for other in trained)
+def find_reused_training_pairs(dataset_splits: Sequence[DatasetSplit]) -> Iterator[str]:
+    """Find validation and test splits that consist of exactly the training pairs."""
+    for dataset_split in dataset_splits:
+        if dataset_split.split != "train" and has_training_pairs(dataset_split, dataset_splits):
+            yield f"{dataset_split.title}: consists of exactly the pairs used for training."
 
 
-def shared_pairs(listings: Sequence[Listing]) -> Iterator[str]:
-    """Splits that consist of the very pairs that are trained on."""
-    for listing in listings:
-        if listing.split != "train" and same_pairs(listing, listings):
-            yield f"{listing.title}: its pairs are the very ones that are trained on."
+def find_atlases(dataset_splits: Sequence[DatasetSplit]) -> set[Path]:
+    """Return images that are the fixed image of all pairs of a split."""
+    fixed_images = [
+        {fixed.image for fixed, _ in dataset_split.case_pairs} for dataset_split in dataset_splits
+    ]
+    return {path for paths in fixed_images if len(paths) == 1 for path in paths}
 
 
-def targets(listings: Sequence[Listing]) -> set[Path]:
-    """Images that are the fixed one of all pairs, as an atlas is."""
-    fixed = [{fixed.image for fixed, _ in listing.pairs} for listing in listings]
-    return {path for paths in fixed if len(paths) == 1 for path in paths}
+def get_digest(stats_by_file: StatsByFile, path: Path) -> str:
+    """Return the digest of an image's voxels, or its path if it could not be read."""
+    stats = stats_by_file["image", path]
+    return stats.digest if isinstance(stats, ImageStats) else str(path)
 
 
-def digest_of(known: Known, path: Path) -> str:
-    """What is the same in two images with the same voxels."""
-    facts = known["image", path]
-    return facts.digest if isinstance(facts, Facts) else str(path)
+def find_leaks(dataset_splits: Sequence[DatasetSplit], stats_by_file: StatsByFile) -> Iterator[str]:
+    """Find images used both for training and evaluation, by path or content, except an atlas."""
+    training = [dataset_split for dataset_split in dataset_splits if dataset_split.split == "train"]
+    evaluation = [
+        dataset_split
+        for dataset_split in dataset_splits
+        if dataset_split.split != "train" and not has_training_pairs(dataset_split, dataset_splits)
+    ]
+    atlases = find_atlases(training) & find_atlases(evaluation)
+    train_paths = {
+        path for dataset_split in training for path in dataset_split.images if path not in atlases
+    }
+    train_digests = {get_digest(stats_by_file, path): path for path in train_paths}
+    titles: dict[Path, list[str]] = {}
+    for dataset_split in evaluation:
+        for path in dataset_split.images:
+            titles.setdefault(path, []).append(dataset_split.title)
+    for path, splits in titles.items():
+        duplicate = train_digests.get(get_digest(stats_by_file, path))
+        if duplicate and path not in atlases:
+            reason = (
+                "is" if path in train_paths else f"has the same voxels as {duplicate}, which is"
+            )
+            yield (
+                f"{path}: {reason} used for training and also in {' and '.join(splits)}; "
+                "remove it from one of them."
+            )
 
 
-def leaks(listings: Sequence[Listing], known: Known) -> Iterator[str]:
-    """Images that are both trained on and judged, by name or by content; but for an atlas."""
-    trained = [listing for listing in listings if listing.split == "train"]
-    judged = [one for one in listings if one.split != "train" and not same_pairs(one, listings)]
-    atlas = targets(trained) & targets(judged)
-    seen = {path for listing in trained for path in listing.images if path not in atlas}
-    contents = {digest_of(known, path): path for path in seen}
-    splits: dict[Path, list[str]] = {}
-    for listing in judged:
-        for path in listing.images:
-            splits.setdefault(path, []).append(listing.title)
-    for path, titles in splits.items():
-        twin = contents.get(digest_of(known, path))
-        if twin and path not in atlas:
-            what = "is" if path in seen else f"has the voxels of {twin}, which is"
-            yield f"{path}: {what} trained on, and judged in {' and '.join(titles)}; choose one."
-
-
-def twins(listings: Sequence[Listing], known: Known) -> Iterator[str]:
-    """Images of one split that have the same voxels."""
-    found: dict[tuple[str, str], dict[Path, None]] = {}
-    for listing in listings:
-        for path in listing.images:
-            found.setdefault((listing.split, digest_of(known, path)), {})[path] = None
-    for paths in found.values():
+def find_duplicate_images(
+    dataset_splits: Sequence[DatasetSplit], stats_by_file: StatsByFile
+) -> Iterator[str]:
+    """Find images of one split that have the same voxels."""
+    images: dict[tuple[str, str], dict[Path, None]] = {}
+    for dataset_split in dataset_splits:
+        for path in dataset_split.images:
+            key = dataset_split.split, get_digest(stats_by_file, path)
+            images.setdefault(key, {})[path] = None
+    for paths in images.values():
         if len(paths) > 1:
-            yield f"{some(paths)}: have the same voxels."
+            yield f"{format_examples(paths)}: have the same voxels."
 
 
-def label_counts(
-    listings: Sequence[Listing], looks: Mapping[Case, Look]
+def collect_label_counts(
+    dataset_splits: Sequence[DatasetSplit], summaries: Summaries
 ) -> dict[Path, dict[int, int]]:
-    """Voxels of each label in the label maps of listings."""
-    cases = chain.from_iterable(listing.cases for listing in listings)
-    labelled = [(case.labels, looks[case].labels) for case in cases]
-    return {path: facts.counts for path, facts in labelled if path and facts}
+    """Return the number of voxels of each label in the label maps of splits."""
+    cases = chain.from_iterable(dataset_split.cases for dataset_split in dataset_splits)
+    labels = [(case.labels, summaries[case].labels) for case in cases]
+    return {path: stats.counts for path, stats in labels if path and stats}
 
 
-def selected(labels: Iterable[int], listing: Listing) -> list[int]:
-    """The labels that the preparation keeps, those of its groups included."""
-    wanted = getattr(listing.prepare, "labels", None)
-    if wanted is None:
+def select_labels(labels: Iterable[int], dataset_split: DatasetSplit) -> list[int]:
+    """Return the labels that the preprocessing keeps, including those of label groups."""
+    selection = dataset_split.preprocessor.labels if dataset_split.preprocessor else None
+    if selection is None:
         return sorted(labels)
-    groups = wanted.values() if isinstance(wanted, Mapping) else wanted
-    return [label for label in sorted(labels) if any(label in np.ravel(g) for g in groups)]
+    groups = selection.values() if isinstance(selection, Mapping) else selection
+    selected = {label for group in groups for label in list_group_labels(group)}
+    return [label for label in sorted(labels) if label in selected]
 
 
-def uncommon_labels(listings: Sequence[Listing], looks: Mapping[Case, Look]) -> Iterator[str]:
-    """Labels of use that only some of the label maps of a data set have."""
-    for part in dict.fromkeys(listing.part for listing in listings):
-        own = [listing for listing in listings if listing.part == part]
-        maps = label_counts(own, looks)
-        for label in selected(set().union(*maps.values()) - {0}, own[0]):
-            having = [path for path, counts in maps.items() if label in counts]
-            lacking = [path for path, counts in maps.items() if label not in counts]
-            few, what = (
-                (having, "only in") if len(having) < len(lacking) else (lacking, "missing from")
+def find_inconsistent_labels(
+    dataset_splits: Sequence[DatasetSplit], summaries: Summaries
+) -> Iterator[str]:
+    """Find selected labels that only some of the label maps of a data set contain."""
+    for part in dict.fromkeys(dataset_split.part for dataset_split in dataset_splits):
+        in_part = [dataset_split for dataset_split in dataset_splits if dataset_split.part == part]
+        maps = collect_label_counts(in_part, summaries)
+        for label in select_labels(set().union(*maps.values()) - {0}, in_part[0]):
+            present = [path for path, counts in maps.items() if label in counts]
+            missing = [path for path, counts in maps.items() if label not in counts]
+            few, where = (
+                (present, "only in") if len(present) < len(missing) else (missing, "missing from")
             )
             if few:
                 share = f"{len(few)} of {len(maps)} label maps"
-                yield f"label {label} is {what} {share}: {some(few)}."
+                yield f"label {label} is {where} {share}: {format_examples(few)}."
 
 
-def extra_files(cases: Sequence[Case]) -> Iterator[str]:
-    """Files beside those of the cases, of the same kind, that belong to none."""
-    listed = {path.absolute() for case in cases for _, path in items_of(case)}
-    kinds = {(path.parent, path.suffix) for path in listed if path.is_file()}
-    beside = {path for folder, end in kinds for path in folder.glob(f"*{end}")} - listed
-    if beside:
-        yield f"{some(sorted(beside))}: beside the files of the cases, but belonging to none."
+def find_unlisted_files(cases: Sequence[Case]) -> Iterator[str]:
+    """Find files in the directories of the cases, of the same type, that belong to no case."""
+    listed = {path.absolute() for case in cases for _, path in list_case_files(case)}
+    types = {(path.parent, path.suffix) for path in listed if path.is_file()}
+    unlisted = {path for parent, end in types for path in parent.glob(f"*{end}")} - listed
+    if unlisted:
+        yield f"{format_examples(sorted(unlisted))}: belong to no case of the data set."
 
 
-def cached_bytes(pairs: Sequence[Couple], looks: Mapping[Case, Look], prepare: Any) -> float:
-    """Bytes of the prepared sides of pairs, and of decoded files that several of them share."""
-    bound = getattr(prepare, "needs_fixed", False) or getattr(prepare, "shared_range", False)
-    entries = {(side, two[0] if bound else side) for two in pairs for side in two}
-    files: dict[Path, int] = {}
+def estimate_cache_megabytes(dataset_split: DatasetSplit, summaries: Summaries) -> float:
+    """Estimate the memory that the preprocessed pairs without errors take in a cache.
+
+    Decoded files that several entries share are included.
+    """
+    preprocessor = dataset_split.preprocessor
+    in_world = preprocessor is not None and preprocessor.needs_fixed
+    depends_on_fixed = in_world or (preprocessor is not None and preprocessor.shared_range)
+    pairs = [p for p in dataset_split.case_pairs if not any(summaries[case].errors for case in p)]
+    entries = {(case, p[0] if depends_on_fixed else case) for p in pairs for case in p}
+    decoded: dict[Path, int] = {}
     size = 0.0
     for case, fixed in entries:
-        voxels = 4 + 2 * bool(case.labels) + 4 * bool(case.mask)  # float32, int16, float32
-        size += voxels * grid_size(looks[fixed], prepare)
-        if getattr(prepare, "needs_fixed", False) or (case.phase, case.slice) != (None, None):
-            files[case.image] = looks[case].image.nbytes  # type: ignore[union-attr]
-    return size + sum(files.values())
+        voxel_bytes = 4 + 2 * bool(case.labels) + 4 * bool(case.mask)  # float32, int16, float32
+        size += voxel_bytes * count_grid_voxels(summaries[fixed], preprocessor)
+        image = summaries[case].image
+        if image and (in_world or (case.phase, case.slice) != (None, None)):
+            decoded[case.image] = image.nbytes
+    return (size + sum(decoded.values())) / 1e6
 
 
-def grid_size(look: Look, prepare: Any) -> float:
-    """Voxels of the grid on which a case, or what moves to it, is prepared."""
-    volume: Any = look.volume
-    own, shape = volume.array.shape, getattr(prepare, "shape", None)
-    if shape:
-        return math.prod((*shape, *own[len(shape) :]))
-    return math.prod(own / factors(getattr(prepare, "spacing", None), volume.spacing))
-
-
-def megabytes(listing: Listing, looks: Mapping[Case, Look]) -> float:
-    """Memory that the sound pairs of a listing take in a cache."""
-    sound = [two for two in listing.pairs if not any(looks[case].faults for case in two)]
-    return cached_bytes(sound, looks, listing.prepare) / 1e6
+def count_grid_voxels(summary: CaseSummary, preprocessor: PairPreprocessor | None) -> float:
+    """Return the number of voxels of a case, or of a case moved to it, after preprocessing."""
+    volume = summary.volume
+    if volume is None:
+        return 0.0
+    image_shape = volume.array.shape
+    if preprocessor and preprocessor.shape:
+        return math.prod((*preprocessor.shape, *image_shape[len(preprocessor.shape) :]))
+    spacing = preprocessor.spacing if preprocessor else None
+    return math.prod(image_shape / compute_spacing_ratio(spacing, volume.spacing))

@@ -1,7 +1,7 @@
-"""What is to be known of a file of voxels without keeping them, and remembering it.
+"""Statistics of image files, kept in a cache between runs.
 
-Reading a large data set takes minutes; its facts are a few numbers for each file, which stay true
-as long as the file's size and time of change do.
+Reading a large data set takes minutes. The statistics are a few numbers per file and stay valid
+as long as the file's size and modification time do.
 """
 
 import hashlib
@@ -18,29 +18,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.data.io.formats import files_of
-from regnet_lab.data.io.images import Volume, decode, whole_numbers
+from regnet_lab.data.io.images import Volume, decode_image, validate_labels
 from regnet_lab.errors import UserError
+from regnet_lab.spatial.header_checks import list_image_files
 
-REVISION = 1  # of what is found out about a file
-REMEMBERED = 50_000  # files
-SAMPLED = 2**20  # voxels from which percentiles are taken
+CACHE_VERSION = 1  # increase it whenever the statistics change
+MAX_CACHE_ENTRIES = 50_000
+PERCENTILE_SAMPLE_SIZE = 2**20  # voxels from which percentiles are computed
 
-Watch = Callable[[Iterable[Any], int], Iterable[Any]]
-Item = tuple[str, Path]  # "image" or "labels", and the file
+ProgressWrapper = Callable[[Iterable[Any], int], Iterable[Any]]
+CaseFile = tuple[str, Path]  # kind ("image" or "labels") and path
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a file of voxels holds.
+class ImageStats:
+    """Statistics of one image file.
 
     Args:
-        shape: Of the array.
-        affine: Its voxel-to-world matrix, RAS+.
-        nbytes: That its decoded array takes.
-        digest: Hash of shape and voxels, the same however the file is compressed.
+        shape: Shape of the array.
+        affine: Voxel-to-world matrix (4x4, RAS+).
+        nbytes: Size of the decoded array.
+        digest: Hash of shape and voxels, independent of the file's compression.
         quantiles: Minimum, 0.5th and 99.5th percentile, maximum.
-        counts: Voxels of each value, for a label map or a mask.
+        counts: Number of voxels of each value, for a label map or mask.
     """
 
     shape: tuple[int, ...]
@@ -51,137 +51,148 @@ class Facts:
     counts: dict[int, int]
 
     @property
-    def hollow(self) -> Volume:
-        """A volume of zeros that takes no memory, to be checked in place of the real one."""
+    def placeholder(self) -> Volume:
+        """A volume of zeros with this shape and affine that takes no memory."""
         return Volume(np.broadcast_to(np.float32(0), self.shape), np.array(self.affine))
 
 
-Known = dict[Item, Facts | UserError]
+StatsByFile = dict[CaseFile, ImageStats | UserError]
 
 
-def quantiles(array: NDArray) -> tuple[float, ...]:
-    """Minimum, 0.5th and 99.5th percentile (of about ``SAMPLED`` voxels) and maximum."""
+def compute_quantiles(array: NDArray) -> tuple[float, ...]:
+    """Compute minimum, 0.5th and 99.5th percentile and maximum.
+
+    Percentiles come from about ``PERCENTILE_SAMPLE_SIZE`` voxels.
+    """
     flat = array.ravel(order="K")
-    low, high = np.percentile(flat[:: flat.size // SAMPLED | 1], (0.5, 99.5))
+    low, high = np.percentile(flat[:: flat.size // PERCENTILE_SAMPLE_SIZE | 1], (0.5, 99.5))
     return float(flat.min()), float(low), float(high), float(flat.max())
 
 
-def digest(array: NDArray) -> str:
-    """Hash of an array's shape, type and values."""
+def compute_digest(array: NDArray) -> str:
+    """Compute a hash of an array's shape, type and values."""
     state = hashlib.blake2b(f"{array.shape}{array.dtype}".encode(), digest_size=16)
-    state.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays run along columns
+    state.update(np.ascontiguousarray(array.T).data)  # nibabel's arrays are column-major
     return state.hexdigest()
 
 
-def measure(kind: str, path: Path) -> Facts:
-    """Read a file whole, as an ``image`` or as ``labels``.
+def compute_image_stats(kind: str, path: Path) -> ImageStats:
+    """Read a file as an ``image`` or as ``labels`` and compute its statistics.
 
     Raises:
-        UserError: It is missing or damaged, an image is constant, or labels are no whole numbers.
+        UserError: The file is missing or damaged, an image is constant, or labels are not
+            integers.
     """
-    volume = decode(path)
+    volume = decode_image(path)
     array = volume.array
     if not array.size:
-        raise UserError(f"{path}: holds no voxels; replace it.")
+        raise UserError(f"{path}: contains no voxels; replace the file.")
     counts: dict[int, int] = {}
     if kind == "labels":
-        array = whole_numbers(path, volume, volume, path)
-        found = np.bincount(array.ravel(order="K"))
-        counts = {int(value): int(found[value]) for value in found.nonzero()[0]}
+        array = validate_labels(path, volume, volume, path)
+        bincount = np.bincount(array.ravel(order="K"))
+        counts = {int(value): int(bincount[value]) for value in bincount.nonzero()[0]}
     elif array.min() == array.max():
-        raise UserError(f"{path}: all of its voxels are {array.min():g}; it shows nothing.")
-    affine = tuple(tuple(map(float, row)) for row in volume.affine)
-    return Facts(array.shape, affine, volume.array.nbytes, digest(array), quantiles(array), counts)
+        raise UserError(f"{path}: is constant, all voxels are {array.min():g}; replace the file.")
+    return ImageStats(
+        shape=array.shape,
+        affine=tuple(tuple(map(float, row)) for row in volume.affine),
+        nbytes=volume.array.nbytes,
+        digest=compute_digest(array),
+        quantiles=compute_quantiles(array),
+        counts=counts,
+    )
 
 
-def memory() -> Path:
-    """The file in which facts are remembered, in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(folder) / "regnet_lab" / "facts.json"
+def get_cache_path() -> Path:
+    """Return the path of the statistics cache in the user's cache directory."""
+    directory = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(directory) / "regnet_lab" / "image_stats.json"
 
 
-def key(item: Item) -> str:
-    """What a file is remembered by."""
-    return f"{item[0]} {item[1].absolute()}"
+def make_cache_key(file: CaseFile) -> str:
+    """Return the key of a file in the cache."""
+    return f"{file[0]} {file[1].absolute()}"
 
 
-def stamp(path: Path) -> list[list[int]]:
-    """Size and time of change of the files that hold an image; nothing where one is missing."""
+def read_timestamps(path: Path) -> list[list[int]]:
+    """Return size and modification time of an image's files; an empty list if one is missing."""
     with suppress(OSError):
-        return [[state.st_size, state.st_mtime_ns] for state in map(Path.stat, files_of(path))]
+        states = map(Path.stat, list_image_files(path))
+        return [[state.st_size, state.st_mtime_ns] for state in states]
     return []
 
 
-def recall() -> dict[str, dict[str, Any]]:
-    """All that is remembered; nothing where the file is missing or of another making."""
+def load_cache() -> dict[str, dict[str, Any]]:
+    """Return all cache entries; none if the cache is missing, damaged or of another version."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        content = json.loads(memory().read_text(encoding="utf-8"))
-        return dict(content["files"]) if content["revision"] == REVISION else {}
+        content = json.loads(get_cache_path().read_text(encoding="utf-8"))
+        return dict(content["files"]) if content["version"] == CACHE_VERSION else {}
     return {}
 
 
-def remember(entries: dict[str, dict[str, Any]]) -> None:
-    """Keep the last ``REMEMBERED`` entries; where that cannot be written, nothing is kept."""
-    kept = dict(list(entries.items())[-REMEMBERED:])
-    path = memory()
+def save_cache(entries: dict[str, dict[str, Any]]) -> None:
+    """Write the last ``MAX_CACHE_ENTRIES`` entries; do nothing if the cache cannot be written."""
+    latest = dict(list(entries.items())[-MAX_CACHE_ENTRIES:])
+    path = get_cache_path()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        number, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
-            with open(number, "w", encoding="utf-8") as file:
-                json.dump({"revision": REVISION, "files": kept}, file)
-            os.replace(aside, path)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump({"version": CACHE_VERSION, "files": latest}, file)
+            os.replace(temporary, path)
         except OSError:
-            os.unlink(aside)
+            os.unlink(temporary)
 
 
-def restored(entry: dict[str, Any] | None, found: list[list[int]]) -> Facts | None:
-    """The facts of an entry, unless the file is not what it was."""
+def restore_stats(entry: dict[str, Any] | None, timestamps: list[list[int]]) -> ImageStats | None:
+    """Return the statistics of a cache entry; None if the file has changed."""
     with suppress(TypeError, ValueError, KeyError, AttributeError):
-        if entry and found and entry["stamp"] == found:
-            facts = Facts(**entry["facts"])
-            return Facts(
-                tuple(facts.shape),
-                tuple(map(tuple, facts.affine)),
-                facts.nbytes,
-                facts.digest,
-                tuple(facts.quantiles),
-                {int(value): count for value, count in facts.counts.items()},
-            )
+        if entry and timestamps and entry["timestamps"] == timestamps:
+            stats = dict(entry["stats"])
+            stats["affine"] = tuple(map(tuple, stats["affine"]))
+            stats["counts"] = {int(value): count for value, count in stats["counts"].items()}
+            stats |= {name: tuple(stats[name]) for name in ("shape", "quantiles")}
+            return ImageStats(**stats)
     return None
 
 
-def gather(items: Iterable[Item], watch: Watch | None = None) -> Known:
-    """The facts of files, or the sentence that says what is wrong with one.
+def collect_image_stats(
+    files: Iterable[CaseFile], show_progress: ProgressWrapper | None = None
+) -> StatsByFile:
+    """Return the statistics of files, or the error that reading one raised.
 
     Args:
-        items: The files.
-        watch: ``watch(results, total)`` passes on what is read, to show progress.
+        files: Kind and path of each file.
+        show_progress: ``show_progress(results, total)`` passes the results through.
     """
-    items = list(dict.fromkeys(items))
-    before = recall()
-    stamps = {item: stamp(item[1]) for item in items}
-    known: Known = {
-        item: facts
-        for item in items
-        if (facts := restored(before.get(key(item)), stamps[item])) is not None
+    files = list(dict.fromkeys(files))
+    cache = load_cache()
+    timestamps = {file: read_timestamps(file[1]) for file in files}
+    cached: StatsByFile = {
+        file: stats
+        for file in files
+        if (stats := restore_stats(cache.get(make_cache_key(file)), timestamps[file])) is not None
     }
-    unknown = [item for item in items if item not in known]
+    remaining = [file for file in files if file not in cached]
 
-    def look(item: Item) -> tuple[Item, Facts | UserError]:
+    def read(file: CaseFile) -> tuple[CaseFile, ImageStats | UserError]:
         try:
-            return item, measure(*item)
+            return file, compute_image_stats(*file)
         except UserError as error:
-            return item, error
+            return file, error
 
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(look, unknown)
-        read: Known = dict(watch(results, len(unknown)) if watch else results)
-    fresh = {
-        key(item): {"stamp": stamps[item], "facts": asdict(facts)}
-        for item, facts in read.items()
-        if isinstance(facts, Facts)
+        results = pool.map(read, remaining)
+        computed: StatsByFile = dict(
+            show_progress(results, len(remaining)) if show_progress else results
+        )
+    new_entries = {
+        make_cache_key(file): {"timestamps": timestamps[file], "stats": asdict(stats)}
+        for file, stats in computed.items()
+        if isinstance(stats, ImageStats)
     }
-    if fresh:
-        remember({**recall(), **fresh})
-    return known | read
+    if new_entries:
+        save_cache({**load_cache(), **new_entries})
+    return cached | computed

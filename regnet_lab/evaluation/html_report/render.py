@@ -1,14 +1,12 @@
-"""Evaluation folders as one HTML file that needs no network:
-``python -m regnet_lab.evaluation.html_report.render FOLDER... [out=report.html]``.
+"""Render evaluations as one HTML file that needs no network.
 
-The leaderboard and all scores in tables that sort, the cases kept in ``gallery/`` with sliders
-through their slices, boxes of every label, training curves and configurations.
+It shows the leaderboard and all scores in sortable tables, the example cases in ``gallery/`` with
+sliders through their slices, box plots by label, training curves and configurations.
 """
 
 import base64
 import io
 import json
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,116 +17,119 @@ from matplotlib.figure import Figure
 
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import leaderboard_tables, per_label, per_label_plots
-from regnet_lab.evaluation.html_report.volumes import MOST, case_content
-from regnet_lab.evaluation.leaderboard import RANKED, board
-from regnet_lab.evaluation.results import Evaluation, Place, compared, find, told_apart
+from regnet_lab.evaluation.comparison import make_comparable
+from regnet_lab.evaluation.html_report.volumes import MAX_VOXELS, make_case_content
+from regnet_lab.evaluation.leaderboard import RANKED_METRICS, rank_evaluations
+from regnet_lab.evaluation.results import Evaluation, EvaluationSource, read_evaluations
 from regnet_lab.metrics import tables
-from regnet_lab.utils.atomic_io import write_text
-from regnet_lab.visualization.curves import curves
+from regnet_lab.training.callbacks.example_cases import RANKS
+from regnet_lab.visualization.curves import plot_training_curves
 
-RANKS = ("best", "median", "worst")
-PARTS = ("page.html", "page.css", "page.js")
-MONITORS = ("val/dice", "val/tre_mm", "val/loss")
-BY_LABEL = ("dice", "hd95_mm")
-
-
-def judged(folders: Sequence[Place]) -> list[Evaluation]:
-    """What all folders have judged, their methods named apart.
-
-    Raises:
-        UserError: There is no evaluation in a folder.
-    """
-    return told_apart([evaluation for folder in folders for evaluation in find(folder)])
+PAGE_FILES = ("page.html", "page.css", "page.js")
+TRAINING_METRICS = ("val/dice", "val/tre_mm", "val/loss")
+LABEL_METRICS = ("dice", "hd95_mm")
 
 
-def text_of(value: object) -> str:
-    """A cell: numbers with four digits, nothing where there is none."""
+def format_cell(value: object) -> str:
+    """Format numbers with four significant digits, NaN as nothing."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
     return str(value)
 
 
-def table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame as text."""
-    rows = [[text_of(value) for value in row] for row in frame.itertuples(index=False)]
-    return {"title": title, "columns": [tables.header(name) for name in frame], "rows": rows}
+def make_table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """Convert a data frame to the content of a table."""
+    rows = [[format_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    columns = [tables.format_header(name) for name in frame]
+    return {"title": title, "columns": columns, "rows": rows}
 
 
-def ranking(evaluations: Sequence[Evaluation], cases: pd.DataFrame) -> list[dict[str, Any]]:
-    """The leaderboard and its statistics; of evaluations that cannot be compared their means."""
+def make_text_table(title: str, rows: tables.TextTable) -> dict[str, Any]:
+    """Convert rows of text, the header first, to the content of a table."""
+    return {"title": title, "columns": rows[0], "rows": rows[1:]}
+
+
+def make_ranking_tables(
+    evaluations: Sequence[Evaluation], cases: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Make the leaderboard and its statistics; only means if evaluations cannot be compared."""
     try:
-        ranked = board(compared(evaluations))
+        board = rank_evaluations(make_comparable(evaluations))
     except UserError:
-        return [text_table("Summary", tables.grid(tables.summary(cases.to_dict("records"))))]
-    told = [m for m in leaderboard_tables.metrics(ranked) if m in RANKED]
+        summary = tables.summarize(cases.to_dict("records"))
+        return [make_text_table("Summary", tables.format_summary(summary))]
+    overview = make_text_table("Leaderboard", leaderboard_tables.make_overview_table(board))
     return [
-        text_table("Leaderboard", leaderboard_tables.overview(ranked))
-        | {"note": leaderboard_tables.note(ranked)},
-        *(text_table(tables.header(m), leaderboard_tables.details(ranked, m)) for m in told),
+        overview | {"note": leaderboard_tables.make_footnote(board)},
+        *(
+            make_text_table(tables.format_header(m), leaderboard_tables.make_metric_table(board, m))
+            for m in tables.list_metrics(board)
+            if m in RANKED_METRICS
+        ),
     ]
 
 
-def text_table(title: str, grid: leaderboard_tables.Grid) -> dict[str, Any]:
-    """Rows of text, the header first."""
-    return {"title": title, "columns": grid[0], "rows": grid[1:]}
+def encode_figure(name: str, figure: Figure) -> dict[str, str]:
+    """Encode a figure as PNG in base64."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return {"name": name, "png": base64.b64encode(png.getvalue()).decode("ascii")}
 
 
-def picture(name: str, figure: Figure) -> dict[str, str]:
-    """A figure as PNG in base64."""
-    whole = io.BytesIO()
-    figure.savefig(whole, format="png", dpi=110)
-    return {"name": name, "png": base64.b64encode(whole.getvalue()).decode("ascii")}
-
-
-def label_boxes(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """Boxes by label of each metric that all folders have, if they judge the same cases."""
-    drawn = []
-    for metric in BY_LABEL:
+def draw_label_boxes(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
+    """Draw box plots by label of each metric that all evaluations of the same cases have."""
+    figures = []
+    for metric in LABEL_METRICS:
         try:
-            found = per_label.by_structure(per_label.scores(folders, metric))
+            scores = per_label.collect_label_scores(evaluations, metric)
+            table = per_label.average_by_structure(scores)
         except UserError:
             continue
-        if len(found):
-            drawn.append(picture(f"{metric} by label", per_label_plots.boxes(found, metric)))
-    return drawn
+        if len(table):
+            figure = per_label_plots.draw_box_plots(table, metric)
+            figures.append(encode_figure(f"{metric} by label", figure))
+    return figures
 
 
-def run_of(folder: Path) -> Path | None:
-    """The run that a folder of its evaluations belongs to."""
-    found = [parent for parent in folder.resolve().parents if (parent / "config.yaml").is_file()]
-    return found[0] if found else None
-
-
-def training_curves(runs: Sequence[Path]) -> list[dict[str, str]]:
-    """A picture of each number that every run logged in training."""
-    drawn = []
-    for name in MONITORS if runs else ():
+def draw_training_curves(runs: Sequence[Path]) -> list[dict[str, str]]:
+    """Draw the curve of each validation metric that every run logged."""
+    figures = []
+    for name in TRAINING_METRICS if runs else ():
         try:
-            drawn.append(picture(name, curves([str(run) for run in runs], name)))
+            figures.append(encode_figure(name, plot_training_curves(runs, name)))
         except UserError:
             continue
-    return drawn
+    return figures
 
 
-def content(places: Sequence[Place], most: int = MOST) -> dict[str, Any]:
-    """All that the page shows.
+def collect_content(
+    sources: Sequence[EvaluationSource], max_voxels: int = MAX_VOXELS
+) -> dict[str, Any]:
+    """Collect everything that the page shows.
+
+    Args:
+        sources: Evaluation folders or folders above them; ``name=folder`` names the method.
+        max_voxels: Larger example cases are subsampled.
 
     Raises:
-        UserError: There is no evaluation in a folder, or a file of its gallery is damaged.
+        UserError: A source holds no evaluation, or an example case is damaged.
     """
-    evaluations = judged(places)
+    evaluations = read_evaluations(sources)
     cases = pd.concat([e.cases for e in evaluations]).drop_duplicates(["case", "method"])
-    folders = [e.folder for e in evaluations]
-    runs = list(dict.fromkeys(run for folder in folders if (run := run_of(folder))))
-    kept = [(e, e.folder / "gallery" / f"{rank}.npz") for e in evaluations for rank in RANKS]
-    pictures = {"By label": label_boxes(folders), "Training": training_curves(runs)}
+    runs = list(dict.fromkeys(e.run for e in evaluations if e.run))
+    examples = [(e, e.folder / "gallery" / f"{rank}.npz") for e in evaluations for rank in RANKS]
+    figures = {"By label": draw_label_boxes(evaluations), "Training": draw_training_curves(runs)}
     texts = [(run, run / name) for run in runs for name in ("config.yaml", "environment.json")]
     return {
-        "tables": [*ranking(evaluations, cases), table("All cases", cases)],
+        "tables": [*make_ranking_tables(evaluations, cases), make_table("All cases", cases)],
         "cases": [
-            case_content(path, most, e.about.get("method")) for e, path in kept if path.is_file()
+            make_case_content(path, max_voxels, e.run_info.get("method"))
+            for e, path in examples
+            if path.is_file()
         ],
-        "figures": [{"title": t, "pictures": drawn} for t, drawn in pictures.items() if drawn],
+        "figures": [
+            {"title": t, "pictures": pictures} for t, pictures in figures.items() if pictures
+        ],
         "texts": [
             {"title": f"{run.name}: {path.name}", "text": path.read_text(encoding="utf-8")}
             for run, path in texts
@@ -137,35 +138,12 @@ def content(places: Sequence[Place], most: int = MOST) -> dict[str, Any]:
     }
 
 
-def page(shown: dict[str, Any]) -> str:
-    """The HTML file, with style, script and content inside."""
-    parts = {name: (files(__package__) / "page" / name).read_text("utf-8") for name in PARTS}
-    plain = json.dumps(shown, allow_nan=False).replace("<", "\\u003c")
-    inside = {"style": parts["page.css"], "script": parts["page.js"], "content": plain}
+def render_page(content: dict[str, Any]) -> str:
+    """Render the HTML file, with style, script and content inside."""
+    parts = {name: (files(__package__) / "page" / name).read_text("utf-8") for name in PAGE_FILES}
+    encoded = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
+    inserted = {"style": parts["page.css"], "script": parts["page.js"], "content": encoded}
     html = parts["page.html"]
-    for name, text in inside.items():
+    for name, text in inserted.items():
         html = html.replace(f"/* {name} */", text)
     return html
-
-
-def main() -> None:
-    """Write what the command line asks for."""
-    out, folders = "report.html", []
-    for argument in sys.argv[1:]:
-        if argument.startswith("out="):
-            out = argument.removeprefix("out=")
-        else:
-            folders.append(argument)
-    if not folders:
-        sys.exit(
-            "usage: python -m regnet_lab.evaluation.html_report.render <evaluation folder> [<another> ...] "
-            "[out=report.html]"
-        )
-    try:
-        write_text(out, page(content(folders)))
-    except UserError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""A kept case as what a browser can show: whole numbers, packed."""
+"""Encode an example case as integer arrays that a browser can show."""
 
 import base64
 import gzip
@@ -9,51 +9,52 @@ from typing import Any
 import numpy as np
 
 from regnet_lab.errors import UserError
-from regnet_lab.metrics.tables import header
-from regnet_lab.visualization.layout import symmetric, window
-from regnet_lab.visualization.slices import Array, centre, grid_steps
+from regnet_lab.metrics.tables import format_header
+from regnet_lab.visualization.layout import compute_intensity_limits, compute_symmetric_limits
+from regnet_lab.visualization.slices import Array, compute_grid_steps, find_center_voxel
 
-MOST = 1_500_000  # voxels of a case; of a larger one every second, third, ... is shown
-FINE = 100  # parts of a voxel to which displacements are rounded
-UNREADABLE = (OSError, ValueError, KeyError, EOFError)
-
-
-def packed(array: Array) -> dict[str, str]:
-    """Values, C order, little-endian, gzip, base64; and what they are, ``uint8`` or ``int16``."""
-    plain = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-    text = base64.b64encode(gzip.compress(plain.tobytes(), 6, mtime=0)).decode("ascii")
-    return {"data": text, "type": array.dtype.name}
+MAX_VOXELS = 1_500_000  # of a case; larger ones are subsampled
+DISPLACEMENT_SCALE = 100  # displacements are rounded to 1/100 voxel
+READ_ERRORS = (OSError, ValueError, KeyError, EOFError)
 
 
-def bytes_of(image: Array, limits: tuple[float, float]) -> Array:
-    """An image between its limits as 0 to 255."""
+def pack_array(array: Array) -> dict[str, str]:
+    """Encode an array (C order, little-endian, gzip, base64) with its type, uint8 or int16."""
+    little_endian = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
+    compressed = gzip.compress(little_endian.tobytes(), 6, mtime=0)
+    return {"data": base64.b64encode(compressed).decode("ascii"), "type": array.dtype.name}
+
+
+def window_to_uint8(image: Array, limits: tuple[float, float]) -> Array:
+    """Map intensities between two limits to 0 to 255."""
     low, high = limits
     scaled = (image.astype(np.float32) - low) / max(high - low, 1e-6)
     return np.rint(255 * np.clip(np.nan_to_num(scaled), 0, 1)).astype(np.uint8)
 
 
-def jacobian_bytes(determinant: Array, limit: float) -> Array:
-    """0 where the determinant is not positive, else 128 + 127 log det / limit, 1 to 255."""
+def encode_jacobian(determinant: Array, limit: float) -> Array:
+    """Map folded voxels to 0, others to 128 + 127 log det / limit, clipped to 1 to 255."""
     determinant = determinant.astype(np.float32)
     logarithm = np.log(np.where(determinant > 0, determinant, 1))
     level = 128 + np.rint(127 * np.clip(logarithm / limit, -1, 1))
     return np.where(determinant > 0, level, 0).astype(np.uint8)
 
 
-def thinned(case: dict[str, Array], most: int) -> tuple[dict[str, Array], int]:
-    """Every s-th voxel of a case along each axis, so that at most about ``most`` are left; and s.
+def subsample_case(case: dict[str, Array], max_voxels: int) -> tuple[dict[str, Array], int]:
+    """Keep every s-th voxel along each axis, so that about ``max_voxels`` are left.
 
-    Displacements come in voxels of the thinner grid.
+    Returns:
+        The case, with displacements in voxels of the coarser grid, and s.
     """
     ndim = case["fixed"].ndim
-    stride = math.ceil((case["fixed"].size / most) ** (1 / ndim)) if most else 1
+    stride = math.ceil((case["fixed"].size / max_voxels) ** (1 / ndim)) if max_voxels else 1
     every: Any = (..., *[slice(None, None, stride)] * ndim)
-    thin = {key: case[key][every] for key in case if key != "spacing"}
-    return thin | {"u": thin["u"] / stride, "spacing": case["spacing"] * stride}, stride
+    coarse = {key: case[key][every] for key in case if key != "spacing"}
+    return coarse | {"u": coarse["u"] / stride, "spacing": case["spacing"] * stride}, stride
 
 
-def kept(path: Path) -> dict[str, Any]:
-    """What a callback kept of a case.
+def read_example_case(path: Path) -> dict[str, Any]:
+    """Read the ``.npz`` of an example case.
 
     Raises:
         UserError: The file is damaged.
@@ -61,45 +62,68 @@ def kept(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except UNREADABLE as error:
-        raise UserError(f"{path}: is damaged; judge the run again.") from error
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: is damaged; evaluate the run again.") from error
 
 
-def case_content(path: Path, most: int = MOST, name: str | None = None) -> dict[str, Any]:
-    """Everything the page needs to show a case; ``name`` is what its method is called there.
+def make_case_content(
+    path: Path, max_voxels: int = MAX_VOXELS, display_name: str | None = None
+) -> dict[str, Any]:
+    """Make everything that the page needs to show an example case.
+
+    Args:
+        path: The ``.npz`` of the case.
+        max_voxels: A larger case is subsampled.
+        display_name: Name of its method on the page; None: the one in the file.
 
     Raises:
         UserError: The file is damaged.
     """
-    found = kept(path)
-    case, method, metric = (str(found.pop(key)) for key in ("case", "method", "metric"))
-    score = float(found.pop("score"))
-    shape = found["fixed"].shape
-    thin, stride = thinned(found, most)
-    fixed, moving, warped = (thin[key].astype(np.float32) for key in ("fixed", "moving", "warped"))
-    low, high = limits = window(fixed, moving)
-    span = symmetric(fixed - moving, fixed - warped)[1] / max(high - low, 1e-6) * 255
-    determinant = thin["determinant"].astype(np.float32)
-    limit = max(round(symmetric(np.log(determinant[determinant > 0]))[1], 2), 0.01)
-    volumes = {name: bytes_of(thin[name], limits) for name in ("fixed", "moving", "warped")}
-    volumes |= {
-        "u": np.clip(np.rint(thin["u"].astype(np.float32) * FINE), -32768, 32767).astype(np.int16),
-        "jacobian": jacobian_bytes(determinant, limit),
-    }
-    volumes |= {name: thin[name] for name in ("fixed_labels", "warped_labels") if name in thin}
-    weight = thin["fixed_labels"] != 0 if "fixed_labels" in thin else fixed - np.nanmin(fixed)
+    stored = read_example_case(path)
+    case, method, metric = (str(stored.pop(key)) for key in ("case", "method", "metric"))
+    score = float(stored.pop("score"))
+    shape = stored["fixed"].shape
+    coarse, stride = subsample_case(stored, max_voxels)
+    fixed, moving, warped = (
+        coarse[key].astype(np.float32) for key in ("fixed", "moving", "warped")
+    )
+    low, high = limits = compute_intensity_limits(fixed, moving)
+    span = compute_symmetric_limits(fixed - moving, fixed - warped)[1] / max(high - low, 1e-6) * 255
+    determinant = coarse["determinant"].astype(np.float32)
+    log_limit = max(
+        round(compute_symmetric_limits(np.log(determinant[determinant > 0]))[1], 2), 0.01
+    )
+    weight = coarse["fixed_labels"] != 0 if "fixed_labels" in coarse else fixed - np.nanmin(fixed)
     voxels = " x ".join(map(str, shape))
-    folds = 100 * np.mean(found["determinant"] <= 0)
+    folds = 100 * np.mean(stored["determinant"] <= 0)
     note = f"{voxels} voxels; folds in {folds:.3g} % of them"
     note += f"; shown is one voxel in {stride} along each axis" if stride > 1 else ""
+    volumes = _encode_volumes(coarse, limits, log_limit)
     return {
-        "title": f"{name or method}, {path.stem}: {case}, {header(metric)} {score:.4g}",
+        "title": (
+            f"{display_name or method}, {path.stem}: {case}, {format_header(metric)} {score:.4g}"
+        ),
         "note": note,
         "shape": list(fixed.shape),
-        "spacing": thin["spacing"].tolist(),
-        "step": grid_steps(fixed.shape, thin["spacing"].tolist()),
-        "through": list(centre(weight)),
+        "spacing": coarse["spacing"].tolist(),
+        "step": compute_grid_steps(fixed.shape, coarse["spacing"].tolist()),
+        "through": list(find_center_voxel(weight)),
         "span": span,
-        "log_limit": limit,
-        "volumes": {name: packed(array) for name, array in volumes.items()},
+        "log_limit": log_limit,
+        "volumes": {name: pack_array(array) for name, array in volumes.items()},
+    }
+
+
+def _encode_volumes(
+    case: dict[str, Array], limits: tuple[float, float], log_limit: float
+) -> dict[str, Array]:
+    """Convert images, displacement, Jacobian and labels to uint8 or int16."""
+    volumes = {name: window_to_uint8(case[name], limits) for name in ("fixed", "moving", "warped")}
+    u = np.rint(case["u"].astype(np.float32) * DISPLACEMENT_SCALE)
+    volumes |= {
+        "u": np.clip(u, -32768, 32767).astype(np.int16),
+        "jacobian": encode_jacobian(case["determinant"], log_limit),
+    }
+    return volumes | {
+        name: case[name] for name in ("fixed_labels", "warped_labels") if name in case
     }

@@ -1,50 +1,55 @@
-"""The files of a submission: a folder, or a zip that is read where it is and never unpacked."""
+"""List, read, move and pack the files of a submission, a folder or a zip.
+
+A zip is read in place and never unpacked.
+"""
 
 import os
 import shutil
 import stat
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from regnet_lab.errors import UserError
-from regnet_lab.utils.atomic_io import written
+from regnet_lab.utils.atomic_io import atomic_path
 
-LARGEST = 2**32  # bytes of a file that is read into memory
+MAX_FILE_BYTES = 2**32  # size limit of a file that is read into memory
+DISPLACEMENT_PATTERN = "disp_*"
 
-FILES = "disp_*"  # what the files of a submission are called
-Files = dict[str, Callable[[], bytes]]  # what reads each file, by its path with forward slashes
+FileReaders = dict[str, Callable[[], bytes]]  # by path with forward slashes
 
 
-def outside(name: str) -> bool:
-    """Whether a path in an archive leads out of the folder in which it is unpacked."""
+def is_outside(name: str) -> bool:
+    """Return whether a path in an archive leads out of the folder it would be unpacked in."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
 
 
-def _of_zip(path: Path, name: str) -> bytes:
+def _read_zip_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: {name} cannot be read ({error}).") from error
-    if len(content) > LARGEST:
+    if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{path}: {name} is far too large.")
     return content
 
 
-def _of_folder(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def zip_files(path: Path) -> Files:
-    """The files in a zip.
+def list_zip_files(path: Path) -> FileReaders:
+    """List the files in a zip.
 
     Raises:
-        UserError: It is no zip, or one that leads outside the folder it would be unpacked in.
+        UserError: The file is no zip, or has links or paths out of the folder it would be
+            unpacked in.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -53,13 +58,13 @@ def zip_files(path: Path) -> Files:
         raise UserError(f"{path}: is no zip and no folder ({error}).") from error
     names = [member.filename for member in members]
     links = [m.filename for m in members if stat.S_ISLNK(m.external_attr >> 16)]
-    if unsafe := [*links, *(name for name in names if not name or outside(name))]:
+    if unsafe := [*links, *(name for name in names if not name or is_outside(name))]:
         raise UserError(f"{path}: is refused, {unsafe[0]!r} in it leads out of its folder.")
-    return {name: lambda name=name: _of_zip(path, name) for name in names}  # type: ignore[misc]
+    return {name: partial(_read_zip_member, path, name) for name in names}
 
 
-def files(path: Path) -> Files:
-    """The files of a submission.
+def list_files(path: Path) -> FileReaders:
+    """List the files of a submission.
 
     Raises:
         UserError: There is no such folder or zip.
@@ -67,40 +72,36 @@ def files(path: Path) -> Files:
     if not path.exists():
         raise UserError(f"submission={path}: there is no such folder or zip, and it is no year.")
     if not path.is_dir():
-        return zip_files(path)
-    found = sorted(file for file in path.rglob("*") if file.is_file())
-    return {
-        file.relative_to(path).as_posix(): lambda file=file: _of_folder(file)  # type: ignore[misc]
-        for file in found
-    }
+        return list_zip_files(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): partial(_read_file, file) for file in files}
 
 
-def moved(source: Path, folder: Path) -> None:
-    """Put the files of a folder into another, in whose subfolders of the same name they then are
-    the only ones of a submission.
+def move_displacements(source: Path, folder: Path) -> None:
+    """Move displacements into another folder, replacing those in the same subfolders.
 
     Raises:
-        UserError: The other folder cannot be written to.
+        UserError: ``folder`` cannot be written to.
     """
-    new = {file.relative_to(source) for file in source.rglob(FILES) if file.is_file()}
+    paths = {p.relative_to(source) for p in source.rglob(DISPLACEMENT_PATTERN) if p.is_file()}
     try:
-        for part in {file.parent for file in new}:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            for old in (folder / part).glob(FILES):
-                old.unlink()
-        for file in new:
-            os.replace(source / file, folder / file)
+        for subfolder in {path.parent for path in paths}:
+            (folder / subfolder).mkdir(parents=True, exist_ok=True)
+            for previous in (folder / subfolder).glob(DISPLACEMENT_PATTERN):
+                previous.unlink()
+        for path in paths:
+            os.replace(source / path, folder / path)
         shutil.rmtree(source)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}).") from error
 
 
-def pack(folder: Path, path: Path) -> None:
-    """Write the displacements in a folder into a zip, in the order of their names.
+def write_zip(folder: Path, path: Path) -> None:
+    """Write the displacements in a folder into a zip, sorted by name.
 
     Raises:
         UserError: It cannot be written.
     """
-    with written(path) as aside, zipfile.ZipFile(aside, "x", zipfile.ZIP_STORED) as archive:
-        for file in sorted(folder.rglob(FILES)):
+    with atomic_path(path) as part, zipfile.ZipFile(part, "x", zipfile.ZIP_STORED) as archive:
+        for file in sorted(folder.rglob(DISPLACEMENT_PATTERN)):
             archive.write(file, file.relative_to(folder).as_posix())

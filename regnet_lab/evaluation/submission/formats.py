@@ -1,6 +1,6 @@
-"""The forms in which the Learn2Reg challenges take displacements: names, shapes, files.
+"""Define the submission formats of the Learn2Reg challenges: names, shapes, files.
 
-A displacement is (3, X, Y, Z), float32, on the grid of the published fixed image and in its voxels.
+A displacement is (3, X, Y, Z), float32, on the grid of the original fixed image and in its voxels.
 
 ========  =========  =================================================================  ==========
 year      array      stored                                                             file
@@ -25,171 +25,178 @@ from numpy.typing import DTypeLike, NDArray
 from scipy.ndimage import zoom
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.serialization import DAMAGED, FILES
+from regnet_lab.evaluation.submission.serialization import CODECS, READ_ERRORS
 
 Shape = tuple[int, ...]
 Field = NDArray[np.float32]
-Image = tuple[int, int]  # patient and modality
+ImageId = tuple[int, int]  # patient and modality
 
-NAMES = ("auto", "short", "long", "both")
+FILE_NAME_STYLES = ("auto", "short", "long", "both")
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ChallengeTask:
     """A data set of the challenges.
 
     Args:
-        title: What people call it.
-        pattern: Of its cases' names; the first group is the patient, the second the modality (0
-            where there is none).
-        shape: Of its images; none: as its ``dataset.json`` says.
-        folders: In which its files lie, for the years which want one.
-        cut_out: Its images may be smaller than ``shape``, in whose middle they then lie, and their
-            displacements are never halved.
+        title: Name of the data set in messages.
+        pattern: Regular expression of the names of its cases; the first group is the patient, the
+            second the modality (0 where there is none).
+        shape: Shape of its images; None: that in the image files.
+        folders: Folder of its files in a submission, by year.
+        is_padded: Whether images may be smaller than ``shape``, in whose centre they then lie;
+            their displacements are never halved.
     """
 
     title: str
     pattern: str
     shape: Shape | None = None
     folders: Mapping[int, str] = field(default_factory=dict)
-    cut_out: bool = False
+    is_padded: bool = False
 
 
-TASKS = (
-    Task("EASY-RESECT", r"Case(\d+)-.+", (256, 256, 288), {2020: "task_01"}),
-    Task("lung CT", r"case_(\d+)_(?:exp|insp)", (192, 192, 208), {2020: "task_02"}),
-    Task("abdomen CT", r"img(\d+)", (192, 160, 256), {2020: "task_03"}),
-    Task("hippocampus", r"hippocampus_(\d+)", (64, 64, 64), {2020: "task_04"}, cut_out=True),
-    Task("AbdomenMRCT", r"AbdomenMRCT_(\d+)_(\d+)", None, {2021: "task_01"}),
-    Task("LungCT", r"LungCT_(\d+)_(\d+)", None, {2021: "task_02"}),
-    Task("OASIS", r"OASIS_(\d+)_(\d+)", None, {2021: "task_03"}),
-    Task("this data set", r".+_(\d+)_(\d+)"),
+CHALLENGE_TASKS = (
+    ChallengeTask("EASY-RESECT", r"Case(\d+)-.+", (256, 256, 288), {2020: "task_01"}),
+    ChallengeTask("lung CT", r"case_(\d+)_(?:exp|insp)", (192, 192, 208), {2020: "task_02"}),
+    ChallengeTask("abdomen CT", r"img(\d+)", (192, 160, 256), {2020: "task_03"}),
+    ChallengeTask(
+        "hippocampus", r"hippocampus_(\d+)", (64, 64, 64), {2020: "task_04"}, is_padded=True
+    ),
+    ChallengeTask("AbdomenMRCT", r"AbdomenMRCT_(\d+)_(\d+)", None, {2021: "task_01"}),
+    ChallengeTask("LungCT", r"LungCT_(\d+)_(\d+)", None, {2021: "task_02"}),
+    ChallengeTask("OASIS", r"OASIS_(\d+)_(\d+)", None, {2021: "task_03"}),
+    ChallengeTask("this data set", r".+_(\d+)_(\d+)"),
 )
 
 
-def identify(name: str) -> tuple[Task, Image]:
-    """The task that a case belongs to, its patient and its modality.
+def identify_task(name: str) -> tuple[ChallengeTask, ImageId]:
+    """Identify the task of a case, its patient and its modality by the name of the case.
 
     Raises:
-        UserError: No case of Learn2Reg is named so.
+        UserError: It is no name of a case of Learn2Reg.
     """
-    for task in TASKS:
+    for task in CHALLENGE_TASKS:
         if match := re.fullmatch(task.pattern, name):
             patient, *modality = map(int, match.groups())
-            return task, (patient, *(modality or [0]))  # type: ignore[return-value]
+            return task, (patient, modality[0] if modality else 0)
     raise UserError(
         f"{name} is no case of Learn2Reg: a submission needs data=task01, task02, task03, task04, "
-        "tasks234 or l2r."
+        "tasks234 or learn2reg."
     )
 
 
-def stems(fixed: Image, moving: Image, names: str = "short") -> list[str]:
-    """What the file of a pair is called, without its ending.
+def make_file_stems(fixed: ImageId, moving: ImageId, style: str = "short") -> list[str]:
+    """Return the names of the file of a pair, without suffix.
 
     Args:
-        fixed: Patient and modality.
-        moving: The same.
-        names: ``short`` (disp_0001_0002), ``long`` (disp_0001_0000_0002_0000, patient and modality
+        fixed: Patient and modality of the fixed image.
+        moving: Patient and modality of the moving image.
+        style: ``short`` (disp_0001_0002), ``long`` (disp_0001_0000_0002_0000, patient and modality
             of each), ``both``, or ``auto``: short for modalities that are equal or 0 and 1, as the
-            challenges' servers want it, and long for others.
+            servers of the challenges expect, and long for others.
 
     Raises:
-        UserError: ``names`` is something else.
+        UserError: The style is unknown.
+
+    Example:
+        >>> make_file_stems((1, 0), (2, 2), "auto")
+        ['disp_0001_0000_0002_0002']
     """
-    if names not in NAMES:
-        raise UserError(f"names={names} is unknown; choose from {', '.join(NAMES)}.")
+    if style not in FILE_NAME_STYLES:
+        raise UserError(
+            f"file_names={style} is unknown; choose from {', '.join(FILE_NAME_STYLES)}."
+        )
     short = f"disp_{fixed[0]:04d}_{moving[0]:04d}"
     long = "disp_" + "_".join(f"{number:04d}" for number in (*fixed, *moving))
-    plain = fixed[1] == moving[1] or (fixed[1], moving[1]) == (0, 1)
-    return {"short": [short], "long": [long], "both": [short, long]}.get(
-        names, [short] if plain else [long]
-    )
+    is_short = fixed[1] == moving[1] or (fixed[1], moving[1]) == (0, 1)
+    stems = {"short": [short], "long": [long], "both": [short, long]}
+    return stems.get(style, [short] if is_short else [long])
 
 
-def halved(u: Field) -> Field:
-    """Every other sample of each component: (3, X/2, Y/2, Z/2), values as they are."""
+def halve_resolution(u: Field) -> Field:
+    """Resample each component to (3, X/2, Y/2, Z/2); values stay in full-resolution voxels."""
     return np.stack([zoom(component, 0.5, order=2) for component in u])
 
 
-def doubled(array: NDArray) -> Field:
-    """What the evaluator makes of :func:`halved`: (3, X, Y, Z)."""
+def double_resolution(array: NDArray) -> Field:
+    """Resample to (3, X, Y, Z), as the evaluator does."""
     return np.stack([zoom(component, 2, order=2) for component in array.astype(np.float32)])
 
 
-def half_shape(task: Task, shape: Shape) -> Shape:
-    """Shape of the array that 2020 and 2021 want for images of ``shape``.
+def compute_half_shape(task: ChallengeTask, shape: Shape) -> Shape:
+    """Return the shape of an array of 2020 and 2021 for images of ``shape``.
 
     Raises:
-        UserError: It is to be halved, but is odd.
+        UserError: An odd shape cannot be halved.
     """
-    if not task.cut_out and any(n % 2 for n in shape):
+    if not task.is_padded and any(n % 2 for n in shape):
         raise UserError(f"images of {' x '.join(map(str, shape))} voxels have no half resolution.")
-    return (3, *shape) if task.cut_out else (3, *(n // 2 for n in shape))
+    return (3, *shape) if task.is_padded else (3, *(n // 2 for n in shape))
 
 
-def pack_half(task: Task, u: Field) -> NDArray[np.float16]:
-    """The array that 2020 and 2021 want."""
+def pack_half(task: ChallengeTask, u: Field) -> NDArray[np.float16]:
+    """Convert a displacement to an array of 2020 and 2021."""
     with np.errstate(over="ignore"):
-        return (u if task.cut_out else halved(u)).astype(np.float16)
+        return (u if task.is_padded else halve_resolution(u)).astype(np.float16)
 
 
-def unpack_half(task: Task, array: NDArray) -> Field:
-    """What the evaluator makes of it."""
-    return array.astype(np.float32) if task.cut_out else doubled(array)
+def unpack_half(task: ChallengeTask, array: NDArray) -> Field:
+    """Convert an array of 2020 and 2021 to a displacement, as the evaluator does."""
+    return array.astype(np.float32) if task.is_padded else double_resolution(array)
 
 
-def full_shape(task: Task, shape: Shape) -> Shape:
-    """Shape of the array that the challenges want since 2022."""
+def compute_full_shape(task: ChallengeTask, shape: Shape) -> Shape:
+    """Return the shape of an array since 2022 for images of ``shape``."""
     return (*shape, 3)
 
 
-def pack_full(task: Task, u: Field) -> NDArray[np.float32]:
-    """The array that the challenges want since 2022."""
+def pack_full(task: ChallengeTask, u: Field) -> NDArray[np.float32]:
+    """Convert a displacement to an array since 2022."""
     return np.moveaxis(u, 0, -1).astype(np.float32)
 
 
-def unpack_full(task: Task, array: NDArray) -> Field:
-    """The displacement in it."""
+def unpack_full(task: ChallengeTask, array: NDArray) -> Field:
+    """Convert an array since 2022 to a displacement."""
     return np.moveaxis(array, -1, 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Format:
-    """How the challenge of one year takes displacements.
+class SubmissionFormat:
+    """Format of the displacements of a challenge.
 
     Args:
-        year: The first that takes them so.
-        endings: Of its files; the first is written.
-        dtype: Of its arrays; none: any numbers.
-        shape: Of the array, from the task and the shape of its images.
-        pack: Makes the array of a displacement.
-        unpack: Makes the displacement of an array.
-        foldered: Whether every task has a folder in which all names are short; else there is one
-            task, without a folder.
+        year: First year of the format.
+        suffixes: Suffixes of its files; the first is written.
+        dtype: Type of its arrays; None: any numbers.
+        compute_shape: Returns the shape of the array for a task and the shape of its images.
+        pack: Converts a displacement to an array.
+        unpack: Converts an array to a displacement.
+        has_task_folders: Whether every task has a folder in which all names are short; else there
+            is one task, without a folder.
     """
 
     year: int
-    endings: tuple[str, ...]
+    suffixes: tuple[str, ...]
     dtype: DTypeLike | None
-    shape: Callable[[Task, Shape], Shape]
-    pack: Callable[[Task, Field], NDArray]
-    unpack: Callable[[Task, NDArray], Field]
-    foldered: bool
+    compute_shape: Callable[[ChallengeTask, Shape], Shape]
+    pack: Callable[[ChallengeTask, Field], NDArray]
+    unpack: Callable[[ChallengeTask, NDArray], Field]
+    has_task_folders: bool
 
-    def folder(self, task: Task) -> str:
-        """What comes before a file's name: ``task_04/``, or nothing.
+    def get_folder_prefix(self, task: ChallengeTask) -> str:
+        """Return what precedes the name of a file: ``task_04/``, or nothing.
 
         Raises:
-            UserError: The task was none of that year.
+            UserError: The challenge of that year had no such task.
         """
-        if self.foldered and self.year not in task.folders:
+        if self.has_task_folders and self.year not in task.folders:
             raise UserError(
                 f"submission={self.year}: {task.title} was no task of that year; give another year."
             )
-        return f"{task.folders[self.year]}/" if self.foldered else ""
+        return f"{task.folders[self.year]}/" if self.has_task_folders else ""
 
-    def encode(self, task: Task, u: Field) -> bytes:
-        """The file of a displacement.
+    def encode(self, task: ChallengeTask, u: Field) -> bytes:
+        """Encode a displacement as the content of a file.
 
         Raises:
             UserError: A number is not finite, or too large for float16.
@@ -197,43 +204,45 @@ class Format:
         array = self.pack(task, u)
         if not np.isfinite(array).all():
             raise UserError("the displacement is NaN, infinite or beyond its number format.")
-        return FILES[self.endings[0]][0](array)
+        return CODECS[self.suffixes[0]][0](array)
 
-    def decode(self, task: Task, shape: Shape, file: str, content: bytes) -> Field:
-        """The displacement in a file, for images of ``shape``.
+    def decode(self, task: ChallengeTask, shape: Shape, file: str, content: bytes) -> Field:
+        """Decode the displacement in a file, for images of ``shape``.
 
         Raises:
-            UserError: It is damaged, or not of the type, the shape or the values it must have.
+            UserError: It is damaged, or has a wrong type, shape or value.
         """
-        wanted = self.shape(task, shape)
-        read = next(read for ending, (_, read) in FILES.items() if file.endswith(ending))
+        expected = self.compute_shape(task, shape)
+        decode = next(decode for suffix, (_, decode) in CODECS.items() if file.endswith(suffix))
         try:
-            array = read(content, 8 * prod(wanted) + 2**16)
-        except DAMAGED as error:
+            array = decode(content, 8 * prod(expected) + 2**16)
+        except READ_ERRORS as error:
             raise UserError(f"{file}: cannot be read ({error}).") from error
         if array.dtype.kind not in "iuf" or self.dtype not in (None, array.dtype):
             raise UserError(f"{file}: is {array.dtype}, but must be {self.dtype or 'numbers'}.")
-        if array.shape != wanted:
-            raise UserError(f"{file}: has shape {array.shape}, but must have {wanted}.")
-        if broken := int(array.size - np.isfinite(array).sum()):
-            raise UserError(f"{file}: {broken} numbers are NaN or infinite.")
+        if array.shape != expected:
+            raise UserError(f"{file}: has shape {array.shape}, but must have {expected}.")
+        if num_invalid := int(array.size - np.isfinite(array).sum()):
+            raise UserError(f"{file}: {num_invalid} numbers are NaN or infinite.")
         return self.unpack(task, array)
 
 
+HALF = (np.dtype(np.float16), compute_half_shape, pack_half, unpack_half)
+FULL = (None, compute_full_shape, pack_full, unpack_full)
 FORMATS = (
-    Format(2020, (".npz",), np.dtype(np.float16), half_shape, pack_half, unpack_half, True),
-    Format(2021, (".npz",), np.dtype(np.float16), half_shape, pack_half, unpack_half, True),
-    Format(2022, (".nii.gz", ".npz"), None, full_shape, pack_full, unpack_full, False),
+    SubmissionFormat(2020, (".npz",), *HALF, has_task_folders=True),
+    SubmissionFormat(2021, (".npz",), *HALF, has_task_folders=True),
+    SubmissionFormat(2022, (".nii.gz", ".npz"), *FULL, has_task_folders=False),
 )
 
 
-def format_of(year: int) -> Format:
-    """The format in which a year's challenge takes displacements.
+def find_format(year: int) -> SubmissionFormat:
+    """Return the format of the challenge of a year.
 
     Raises:
         UserError: There was no challenge in that year.
     """
-    known = [form for form in FORMATS if form.year <= year]
-    if not known:
+    formats = [form for form in FORMATS if form.year <= year]
+    if not formats:
         raise UserError(f"submission={year}: the first challenge was that of {FORMATS[0].year}.")
-    return known[-1]
+    return formats[-1]

@@ -1,13 +1,14 @@
-"""The pairs of a challenge on the grid on which it is judged: the published fixed image's own.
+"""Read pairs of a challenge on the original grid, on which it scores displacements.
 
-A model may see a pair cropped, padded or at another spacing; what it answers is carried from that
-grid to the published one through the affine map that the preparation knows.
+The original grid is that of the fixed image as released.  A model may see a pair cropped, padded
+or at another spacing; its displacement is resampled to the original grid through the affine maps
+of the preprocessing.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -17,56 +18,68 @@ from torch.utils.data import Dataset
 
 from regnet_lab import ops
 from regnet_lab.data.case import Case
-from regnet_lab.data.datasets.base import noted
-from regnet_lab.data.io.images import UNREADABLE
-from regnet_lab.data.preprocessing.functional import Matrix, continued, whole_shift
-from regnet_lab.data.preprocessing.grids import CentredGrid, Grid
+from regnet_lab.data.datasets.base import as_pair_dataset, collect_errors
+from regnet_lab.data.io.images import IMAGE_READ_ERRORS
+from regnet_lab.data.preprocessing.functional import (
+    Matrix,
+    find_integer_shift,
+    shift_array_with_border,
+)
+from regnet_lab.data.preprocessing.grids import CropOrPad, PairPreprocessor
+from regnet_lab.data.worker_monitor import WorkerMonitor
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.formats import Field, Image, Shape, Task, identify
-from regnet_lab.types import Pair
+from regnet_lab.evaluation.submission.formats import (
+    ChallengeTask,
+    Field,
+    ImageId,
+    Shape,
+    identify_task,
+)
+from regnet_lab.types import Pair, update_pair
 
-SHOWN = 8  # faults told in full
+MAX_ERRORS_SHOWN = 8
 
 
-def carried(
-    u: NDArray, prepared: tuple[Matrix, Matrix], wanted: tuple[Matrix, Matrix], shape: Shape
+def resample_displacement(
+    u: NDArray, source: tuple[Matrix, Matrix], target: tuple[Matrix, Matrix], shape: Shape
 ) -> Field:
-    """A displacement on another pair of grids.
+    """Resample a displacement from one pair of fixed and moving grids to another.
 
-    With F, M the matrices from the wanted voxels to the images', f, m those from the prepared ones,
-    y goes to M^-1 m (x + u(x)) where x = f^-1 F y: linear between the voxels of u and constant
-    beyond them, exact where the grids differ by whole voxels.
+    With F, M the matrices from target voxels to those of the images and f, m from source voxels,
+    y is mapped to M^-1 m (x + u(x)) where x = f^-1 F y.  u is interpolated linearly and continued
+    constantly; the result is exact where the grids differ by whole voxels.
 
     Args:
-        u: (D, *prepared grid), in its voxels.
-        prepared: From its voxels to those of the fixed and of the moving image, (D+1, D+1).
-        wanted: The same for the grids on which the answer lies and into which it leads.
-        shape: Of the wanted fixed grid.
+        u: (D, *source grid), in its voxels.
+        source: (D+1, D+1) matrices from source voxels to those of the fixed and moving image.
+        target: (D+1, D+1) matrices from target voxels to those of the fixed and moving image.
+        shape: Shape of the target's fixed grid.
 
     Returns:
-        (D, *shape), in voxels of the wanted moving grid.
+        (D, *shape), in voxels of the target's moving grid.
     """
-    into = np.linalg.inv(prepared[0]) @ wanted[0]
-    back = np.linalg.inv(wanted[1]) @ prepared[1]
-    still = back @ into - np.eye(len(back))
+    target_to_source = np.linalg.inv(source[0]) @ target[0]
+    source_to_target = np.linalg.inv(target[1]) @ source[1]
+    grid_motion = source_to_target @ target_to_source - np.eye(len(source_to_target))
     y = np.indices(shape).reshape(len(shape), -1)
-    turned = back[:-1, :-1] @ sampled(u, into, shape).reshape(len(u), -1)
-    moved = turned + still[:-1, :-1] @ y + still[:-1, -1:]
-    return moved.reshape(len(u), *shape).astype(np.float32)
+    samples = sample_field(u, target_to_source, shape).reshape(len(u), -1)
+    rotated = source_to_target[:-1, :-1] @ samples
+    result = rotated + grid_motion[:-1, :-1] @ y + grid_motion[:-1, -1:]
+    return result.reshape(len(u), *shape).astype(np.float32)
 
 
-def sampled(u: NDArray, into: Matrix, shape: Shape) -> NDArray[np.float32]:
-    """Each component of u at the places that ``into`` gives to the voxels of a grid."""
-    offset = whole_shift(into)
+def sample_field(u: NDArray, matrix: Matrix, shape: Shape) -> NDArray[np.float32]:
+    """Sample each component of u at the points to which ``matrix`` maps the voxels of a grid."""
+    offset = find_integer_shift(matrix)
     if offset is not None:
-        return np.stack([continued(component, offset, shape) for component in u])
-    points = into[:-1, :-1] @ np.indices(shape).reshape(len(u), -1) + into[:-1, -1:]
-    at = torch.from_numpy(points.reshape(1, len(u), *shape)).float()
-    return ops.sample(torch.from_numpy(u)[None], at)[0].numpy()
+        return np.stack([shift_array_with_border(component, offset, shape) for component in u])
+    points = matrix[:-1, :-1] @ np.indices(shape).reshape(len(u), -1) + matrix[:-1, -1:]
+    points_tensor = torch.from_numpy(points.reshape(1, len(u), *shape)).float()
+    return ops.sample(torch.from_numpy(u)[None], points_tensor)[0].numpy()
 
 
-def stored_shape(path: Any) -> Shape:
-    """Shape in the header of an image.
+def read_shape(path: str | Path) -> Shape:
+    """Read the shape in the header of an image.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -75,119 +88,136 @@ def stored_shape(path: Any) -> Shape:
         return nibabel.load(path).shape  # type: ignore[attr-defined]
     except FileNotFoundError as error:
         raise UserError(f"{path}: this file is missing.") from error
-    except UNREADABLE as error:
+    except IMAGE_READ_ERRORS as error:
         raise UserError(f"{path}: cannot be read as an image; replace it.") from error
 
 
 @dataclass(frozen=True)
-class Entry:
+class ChallengePair:
     """A pair of a challenge.
 
     Args:
-        task: The data set it belongs to.
-        images: Patient and modality of the fixed and of the moving image.
-        cases: Their files.
-        prepare: Makes the pair that a model sees.
+        task: Data set of the pair.
+        image_ids: Patient and modality of the fixed and of the moving image.
+        cases: Files of the fixed and of the moving image.
+        preprocessor: Makes the pair that a model sees.
     """
 
-    task: Task
-    images: tuple[Image, Image]
+    task: ChallengeTask
+    image_ids: tuple[ImageId, ImageId]
     cases: tuple[Case, Case]
-    prepare: Grid
+    preprocessor: PairPreprocessor
 
     @cached_property
     def shape(self) -> Shape:
-        """Of the published images.
+        """Shape of the original grid.
 
         Raises:
-            UserError: The files are not as published, or differ in shape.
+            UserError: The files are not as released, or differ in shape.
         """
-        wanted = self.task.shape or stored_shape(self.cases[0].image)
+        expected = self.task.shape or read_shape(self.cases[0].image)
         for case in self.cases:
-            found = stored_shape(case.image)
-            small = len(found) == len(wanted) and all(np.less_equal(found, wanted))
-            if found != wanted and not (self.task.cut_out and small):
-                raise UserError(f"{case.image}: has shape {found}, but {wanted} is published.")
-        return wanted
+            actual = read_shape(case.image)
+            fits = len(actual) == len(expected) and all(np.less_equal(actual, expected))
+            if actual != expected and not (self.task.is_padded and fits):
+                raise UserError(
+                    f"{case.image}: has shape {actual}, but {expected} is the shape of the "
+                    "challenge."
+                )
+        return expected
 
     @cached_property
-    def grid(self) -> CentredGrid:
-        """Prepares the pair as published, with the intensities and labels a model sees."""
-        prepare = self.prepare
-        return CentredGrid(
+    def original_preprocessor(self) -> CropOrPad:
+        """Preprocessor for the original grid, with the intensities and labels a model sees."""
+        model_preprocessor = self.preprocessor
+        return CropOrPad(
             self.shape,
-            intensity=prepare.intensity,
-            labels=prepare.labels,
-            shared_range=prepare.shared_range,
+            intensity=model_preprocessor.intensity,
+            labels=model_preprocessor.labels,
+            shared_range=model_preprocessor.shared_range,
             cache=None,
         )
 
-    def published(self) -> Pair:
-        """The pair on the published grid, labels and landmarks as they are."""
-        return self.grid(*self.cases)
+    def read_original_pair(self) -> Pair:
+        """Read the pair on the original grid, with unchanged labels and landmarks."""
+        return self.original_preprocessor(*self.cases)
 
-    def carried(self, u: NDArray) -> Field:
-        """The answer of a model to the prepared pair, on the published grid."""
-        fixed, moving = (self.prepare.scan(case) for case in self.cases)
-        prepared, wanted = (
-            (grid.place(fixed, fixed)[1], grid.place(moving, fixed)[1])
-            for grid in (self.prepare, self.grid)
+    def resample_to_original(self, u: NDArray) -> Field:
+        """Resample a model's displacement to the original grid."""
+        fixed, moving = (self.preprocessor.read_case(case) for case in self.cases)
+        model_grids, original_grids = (
+            (grid.compute_grid(fixed, fixed)[1], grid.compute_grid(moving, fixed)[1])
+            for grid in (self.preprocessor, self.original_preprocessor)
         )
-        return carried(u, prepared, wanted, self.shape)
+        return resample_displacement(u, model_grids, original_grids, self.shape)
 
 
-def entry(fixed: Case, moving: Case, prepare: Grid) -> Entry:
-    """A pair as one of a challenge.
+def make_challenge_pair(fixed: Case, moving: Case, preprocessor: PairPreprocessor) -> ChallengePair:
+    """Identify a pair of cases as one of a challenge.
 
     Raises:
-        UserError: It is none.
+        UserError: The names are not those of one task.
     """
-    (task, first), (other, second) = identify(fixed.name), identify(moving.name)
-    if task != other:
+    fixed_task, fixed_id = identify_task(fixed.name)
+    moving_task, moving_id = identify_task(moving.name)
+    if fixed_task != moving_task:
         raise UserError(f"{fixed.name} and {moving.name} belong to two tasks of Learn2Reg.")
-    return Entry(task, (first, second), (fixed, moving), prepare)
+    return ChallengePair(fixed_task, (fixed_id, moving_id), (fixed, moving), preprocessor)
 
 
-def entries(dataset: Any) -> dict[str, Entry]:
-    """The pairs of a data set, or of a mixture of some, by the name a pair has in it.
-
-    Raises:
-        UserError: It has pairs that belong to no challenge.
-    """
-    dataset = getattr(dataset, "watched", dataset)
-    if hasattr(dataset, "parts"):
-        parts = {name: entries(part) for name, part in dataset.parts.items()}
-        return {f"{name}_{pair}": e for name, part in parts.items() for pair, e in part.items()}
-    if not isinstance(getattr(dataset, "pairs", None), list):
-        raise UserError("These data are made in memory: a submission needs those of a challenge.")
-    return {f"{f.name}_{m.name}": entry(f, m, dataset.prepare) for f, m in dataset.pairs}
-
-
-def check(what: str, listed: Iterable[Entry], look: Callable[[Entry], object]) -> None:
-    """Look at every entry.
+def list_challenge_pairs(dataset: Dataset[Pair]) -> dict[str, ChallengePair]:
+    """Return the challenge pairs of a data set or a mixture, by the name of the pair in it.
 
     Raises:
-        UserError: One for all that looking at them raised, each fault once.
+        UserError: Some pairs belong to no challenge.
     """
-    found: list[str] = []
-    for one in listed:
-        with noted(found):
-            look(one)
-    faults = list(dict.fromkeys(fault.rstrip(".") for fault in found))
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if faults[SHOWN:] else ""
-        raise UserError(f"{what}: {'; '.join(faults[:SHOWN])}{more}.")
+    if isinstance(dataset, WorkerMonitor):
+        dataset = dataset.dataset
+    pairs = as_pair_dataset(dataset)
+    if pairs.parts:
+        return {
+            f"{part_name}_{name}": pair
+            for part_name, part in pairs.parts.items()
+            for name, pair in list_challenge_pairs(part).items()
+        }
+    preprocessor = pairs.prepare
+    if not isinstance(preprocessor, PairPreprocessor):
+        raise UserError(
+            "These pairs are made in memory: a submission needs the data of a challenge."
+        )
+    return {
+        f"{fixed.name}_{moving.name}": make_challenge_pair(fixed, moving, preprocessor)
+        for fixed, moving in pairs.case_pairs
+    }
 
 
-class PublishedPairs(Dataset[Pair]):
-    """The pairs of a data set on the grids on which a challenge judges them."""
+def check_pairs(
+    title: str, pairs: Iterable[ChallengePair], check: Callable[[ChallengePair], object]
+) -> None:
+    """Check every pair, then report all errors at once.
 
-    def __init__(self, dataset: Any) -> None:
-        self.entries = entries(dataset)
+    Raises:
+        UserError: Names each different error that ``check`` raised.
+    """
+    messages: list[str] = []
+    for pair in pairs:
+        with collect_errors(messages):
+            check(pair)
+    errors = list(dict.fromkeys(message.rstrip(".") for message in messages))
+    if errors:
+        more = f"; and {len(errors) - MAX_ERRORS_SHOWN} more" if errors[MAX_ERRORS_SHOWN:] else ""
+        raise UserError(f"{title}: {'; '.join(errors[:MAX_ERRORS_SHOWN])}{more}.")
+
+
+class OriginalGridPairs(Dataset[Pair]):
+    """The pairs of a data set on their original grids, on which a challenge scores them."""
+
+    def __init__(self, dataset: Dataset[Pair]) -> None:
+        self.challenge_pairs = list_challenge_pairs(dataset)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.challenge_pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        name = list(self.entries)[index]
-        return Pair(**{**self.entries[name].published(), "name": name})  # type: ignore[typeddict-item]
+        name = list(self.challenge_pairs)[index]
+        return update_pair(self.challenge_pairs[name].read_original_pair(), name=name)

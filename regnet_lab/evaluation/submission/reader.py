@@ -1,4 +1,4 @@
-"""A submission, ours or another's, in the place of a model."""
+"""Read a submission and score its displacements in place of a model."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,86 +8,101 @@ import torch
 from torch import nn
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.archive import Files, files
-from regnet_lab.evaluation.submission.formats import FORMATS, Field, Format, stems
-from regnet_lab.evaluation.submission.original_grid import Entry, check
-from regnet_lab.metrics.tables import COST
-from regnet_lab.ops.pairs import registered
-from regnet_lab.training.module import RegistrationModule, Score
+from regnet_lab.evaluation.submission.archive import FileReaders, list_files
+from regnet_lab.evaluation.submission.formats import (
+    FORMATS,
+    Field,
+    SubmissionFormat,
+    make_file_stems,
+)
+from regnet_lab.evaluation.submission.original_grid import ChallengePair, check_pairs
+from regnet_lab.metrics.tables import COST_COLUMNS
+from regnet_lab.ops.pairs import apply_displacement
+from regnet_lab.training.module import RegistrationModule, Scorer
 from regnet_lab.types import Pair, Registration
 
 
-def candidates(form: Format, entry: Entry) -> list[str]:
-    """The files in which a pair's displacement may be, the usual one first."""
-    if form.foldered and form.year not in entry.task.folders:
+def list_candidate_files(form: SubmissionFormat, pair: ChallengePair) -> list[str]:
+    """Return the files that may hold the displacement of a pair, the usual one first."""
+    if form.has_task_folders and form.year not in pair.task.folders:
         return []
-    found = stems(*entry.images, "short" if form.foldered else "both")
-    return [form.folder(entry.task) + stem + ending for stem in found for ending in form.endings]
+    stems = make_file_stems(*pair.image_ids, "short" if form.has_task_folders else "both")
+    prefix = form.get_folder_prefix(pair.task)
+    return [prefix + stem + suffix for stem in stems for suffix in form.suffixes]
 
 
-def recognise(path: Path, names: Iterable[str], listed: Iterable[Entry]) -> Format:
-    """The form in which most of the pairs are there.
+def detect_format(
+    path: Path, files: Iterable[str], pairs: Iterable[ChallengePair]
+) -> SubmissionFormat:
+    """Return the format in which most of the pairs have a file.
 
     Raises:
-        UserError: None of them is.
+        UserError: No pair has a file in any format.
     """
-    names, listed = set(names), list(listed)
-    looked = {form: [candidates(form, entry) for entry in listed] for form in FORMATS}
-    counts = {form: sum(not names.isdisjoint(c) for c in looked[form]) for form in FORMATS}
+    files, pairs = set(files), list(pairs)
+    candidates = {form: [list_candidate_files(form, pair) for pair in pairs] for form in FORMATS}
+    counts = {form: sum(not files.isdisjoint(c) for c in candidates[form]) for form in FORMATS}
     best = max(counts, key=counts.__getitem__)
     if not counts[best]:
-        usual = " or ".join(found[0][0] for found in looked.values() if found[0])
-        raise UserError(f"{path}: holds no displacement of these pairs, such as {usual}.")
+        examples = " or ".join(by_pair[0][0] for by_pair in candidates.values() if by_pair[0])
+        raise UserError(f"{path}: holds no displacement of these pairs, such as {examples}.")
     return best
 
 
 class Submission:
-    """The displacements of a folder or a zip for the pairs of a data set.
+    """The displacements in a folder or a zip for the pairs of a data set.
 
-    Everything is read and checked at once.
-
-    Raises:
-        UserError: Files are missing, damaged, or not of the type, shape or values they must have.
-    """
-
-    def __init__(self, path: str | Path, listed: Mapping[str, Entry]) -> None:
-        self.path, self.entries = Path(path), listed
-        self.files: Files = files(self.path)
-        self.form = recognise(self.path, self.files, listed.values())
-        check(f"{self.path}: cannot be judged", listed.values(), self.read)
-
-    def read(self, entry: Entry) -> Field:
-        """The displacement of a pair, (3, *published grid).
-
-        Raises:
-            UserError: It is missing or faulty.
-        """
-        wanted = candidates(self.form, entry)
-        found = [name for name in wanted if name in self.files]
-        if not found:
-            raise UserError(f"{wanted[0] if wanted else entry.cases[0].name} is missing.")
-        return self.form.decode(entry.task, entry.shape, found[0], self.files[found[0]]())
-
-
-class Submitted(RegistrationModule):
-    """Answers every pair with what was submitted for it.
+    All files are read and checked by the constructor.
 
     Args:
-        submission: Holds the displacements.
-        score: Judges a pair.
-        name: What the submission is called in tables.
+        path: Folder or zip.
+        challenge_pairs: Pairs of the data set by name.
+
+    Raises:
+        UserError: Files are missing, damaged, or have a wrong type, shape or value.
     """
 
-    def __init__(self, submission: Submission, score: Score, name: str) -> None:
-        super().__init__(nn.Identity(), {}, None, score=score, name=name)  # type: ignore[arg-type]
+    def __init__(self, path: str | Path, challenge_pairs: Mapping[str, ChallengePair]) -> None:
+        self.path, self.challenge_pairs = Path(path), challenge_pairs
+        self.files: FileReaders = list_files(self.path)
+        self.format = detect_format(self.path, self.files, challenge_pairs.values())
+        check_pairs(f"{self.path}: cannot be scored", challenge_pairs.values(), self.read)
+
+    def read(self, pair: ChallengePair) -> Field:
+        """Read the displacement of a pair, (3, *original grid).
+
+        Raises:
+            UserError: It is missing or damaged.
+        """
+        candidates = list_candidate_files(self.format, pair)
+        file = next((name for name in candidates if name in self.files), None)
+        if file is None:
+            raise UserError(f"{candidates[0] if candidates else pair.cases[0].name} is missing.")
+        return self.format.decode(pair.task, pair.shape, file, self.files[file]())
+
+
+class SubmissionModule(RegistrationModule):
+    """Module that returns the submitted displacement of every pair.
+
+    Args:
+        submission: The displacements.
+        score: Scorer of a pair.
+        name: Name of the submission in tables.
+    """
+
+    def __init__(self, submission: Submission, score: Scorer, name: str) -> None:
+        super().__init__(nn.Identity(), {}, None, metrics=score, name=name)  # type: ignore[arg-type]
         self.submission = submission
 
     def forward(self, pair: Pair) -> Registration:
-        u = self.submission.read(self.submission.entries[pair["name"][0]])
-        return registered(pair, [torch.from_numpy(u)[None].to(pair["fixed"])])
+        u = self.submission.read(self.submission.challenge_pairs[pair["name"][0]])
+        return apply_displacement(pair, [torch.from_numpy(u)[None].to(pair["fixed"])])
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
-        """As for a model, but that reading a file is no cost of registration."""
-        step = super().test_step(pair, index)
-        records = [{k: v for k, v in r.items() if k not in COST} for r in step["records"]]
-        return {**step, "records": records}
+        """Score as for a model, without the costs: reading a file is no registration."""
+        outputs = super().test_step(pair, index)
+        records = [
+            {key: value for key, value in record.items() if key not in COST_COLUMNS}
+            for record in outputs["records"]
+        ]
+        return {**outputs, "records": records}

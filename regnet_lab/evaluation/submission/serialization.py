@@ -1,4 +1,4 @@
-"""Arrays as the bytes of an ``.npz`` or a ``.nii.gz``, and back without trusting them."""
+"""Encode arrays as ``.npz`` or ``.nii.gz``, and decode untrusted files safely."""
 
 import gzip
 import math
@@ -11,23 +11,28 @@ import numpy as np
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from regnet_lab.data.io.images import UNREADABLE
+from regnet_lab.data.io.images import IMAGE_READ_ERRORS
 
-DAMAGED = (*UNREADABLE, BadZipFile, KeyError, WrapStructError)  # raised for files that are
+READ_ERRORS = (
+    *IMAGE_READ_ERRORS,
+    BadZipFile,
+    KeyError,
+    WrapStructError,
+)  # of damaged files
 
 
-def npz_bytes(array: NDArray) -> bytes:
-    """An ``.npz`` with this one array, under ``arr_0``."""
+def encode_npz(array: NDArray) -> bytes:
+    """Encode an array as ``.npz``, under ``arr_0``."""
     file = BytesIO()
     np.savez_compressed(file, array)
     return file.getvalue()
 
 
-def npz_array(content: bytes, room: int) -> NDArray:
-    """The one array of an ``.npz``, without unpickling anything.
+def decode_npz(content: bytes, max_bytes: int) -> NDArray:
+    """Decode the only array of an ``.npz``, without unpickling.
 
     Raises:
-        ValueError: It holds no array, more than one, objects, or more than ``room`` bytes.
+        ValueError: It holds no array, more than one, objects, or more than ``max_bytes`` bytes.
     """
     file = np.load(BytesIO(content), allow_pickle=False)
     if isinstance(file, np.ndarray):
@@ -35,35 +40,35 @@ def npz_array(content: bytes, room: int) -> NDArray:
     with file:
         if len(file.files) != 1:
             raise ValueError(f"it must hold one array, not {len(file.files)}")
-        if sum(member.file_size for member in file.zip.infolist()) > room:
+        if sum(member.file_size for member in file.zip.infolist()) > max_bytes:
             raise ValueError("its array is far too large")
         return file[file.files[0]]
 
 
-def nifti_bytes(array: NDArray) -> bytes:
-    """A ``.nii.gz`` with voxel coordinates for world coordinates."""
+def encode_nifti(array: NDArray) -> bytes:
+    """Encode an array as ``.nii.gz`` with an identity affine."""
     return gzip.compress(nibabel.Nifti1Image(array, np.eye(4)).to_bytes(), 6, mtime=0)
 
 
-def nifti_array(content: bytes, room: int) -> NDArray:
-    """The array of a ``.nii.gz``.
+def decode_nifti(content: bytes, max_bytes: int) -> NDArray:
+    """Decode the array of a ``.nii.gz``.
 
     Raises:
-        ValueError: It holds no numbers or more than ``room`` bytes.
+        ValueError: It holds no numbers or more than ``max_bytes`` bytes.
     """
     with gzip.open(BytesIO(content)) as file:
-        plain = file.read(room + 1)
-    if len(plain) > room:
+        unzipped = file.read(max_bytes + 1)
+    if len(unzipped) > max_bytes:
         raise ValueError("its array is far too large")
-    image = nibabel.Nifti1Image.from_bytes(plain)
+    image = nibabel.Nifti1Image.from_bytes(unzipped)
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError("it holds no plain numbers")
-    if math.prod(image.shape) * image.get_data_dtype().itemsize > len(plain):
+    if math.prod(image.shape) * image.get_data_dtype().itemsize > len(unzipped):
         raise ValueError("its header promises more than it holds")
     return np.asarray(image.dataobj)
 
 
-FILES: dict[str, tuple[Callable[[NDArray], bytes], Callable[[bytes, int], NDArray]]] = {
-    ".npz": (npz_bytes, npz_array),
-    ".nii.gz": (nifti_bytes, nifti_array),
+CODECS: dict[str, tuple[Callable[[NDArray], bytes], Callable[[bytes, int], NDArray]]] = {
+    ".npz": (encode_npz, decode_npz),
+    ".nii.gz": (encode_nifti, decode_nifti),
 }

@@ -1,4 +1,4 @@
-"""Answers of a model as the file that a challenge takes."""
+"""Write the displacements of a model as a Learn2Reg submission."""
 
 import logging
 import shutil
@@ -8,86 +8,103 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.archive import moved, pack, written
-from regnet_lab.evaluation.submission.formats import TASKS, Task, format_of, stems
-from regnet_lab.evaluation.submission.original_grid import check, entries
-from regnet_lab.training.callbacks.base import EachCase
+from regnet_lab.evaluation.submission.archive import move_displacements, write_zip
+from regnet_lab.evaluation.submission.formats import (
+    CHALLENGE_TASKS,
+    SubmissionFormat,
+    find_format,
+    make_file_stems,
+)
+from regnet_lab.evaluation.submission.original_grid import (
+    ChallengePair,
+    check_pairs,
+    list_challenge_pairs,
+)
+from regnet_lab.training.callbacks.base import CaseCallback
 from regnet_lab.types import Pair
+from regnet_lab.utils.atomic_io import write_bytes
 
 log = logging.getLogger(__name__)
 
 
-class SubmissionWriter(EachCase):
-    """Write the displacement of every judged pair as a Learn2Reg challenge takes it, then a zip.
+class SubmissionWriter(CaseCallback):
+    """Write the displacement of every scored pair in the format of a challenge, then a zip.
 
-    Files are collected in a hidden folder beside ``folder`` and put in place when all are there,
-    task by task: what other runs have written for other tasks of 2020 or 2021 stays and goes into
-    the same ``<folder>.zip``.
+    Files are staged in a hidden folder beside ``folder`` and moved when all are written, task by
+    task: what other runs have written for other tasks of 2020 or 2021 stays and goes into the same
+    ``<folder>.zip``.
 
     Args:
-        year: Of the challenge, 2020 or later.
-        folder: Of the submission.
-        names: Since 2022 ``short``, ``long``, ``both``, or what the server takes, ``auto``.
+        year: Year of the challenge, 2020 or later.
+        folder: Folder of the submission.
+        file_names: Since 2022 ``short``, ``long``, ``both``, or what the server takes, ``auto``.
 
     Raises:
-        UserError: Before anything is judged, if there was no such year, ``names`` is unknown, or
-            the data are not those of a challenge of that year.
+        UserError: Before anything is scored, if there was no challenge in that year, the style of
+            file names is unknown, or the data are not those of a challenge of that year.
     """
 
-    def __init__(self, year: int, folder: str, names: str = "auto") -> None:
-        self.year, self.folder, self.names = year, Path(folder), names
-        self.aside = self.folder.with_name(f".{self.folder.name}.part")
+    def __init__(self, year: int, folder: str, file_names: str = "auto") -> None:
+        self.year, self.folder, self.file_names = year, Path(folder), file_names
+        self.staging_folder = self.folder.with_name(f".{self.folder.name}.part")
+        self.challenge_pairs: dict[str, ChallengePair] = {}
+        make_file_stems((0, 0), (0, 0), self.file_names)  # raises if the style is unknown
+
+    @property
+    def format(self) -> SubmissionFormat:
+        """Format of the challenge of the year."""
+        return find_format(self.year)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.form = format_of(self.year)
-        stems((0, 0), (0, 0), self.names)
-        self.entries = entries(trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
-        check(
-            "These data cannot be submitted",
-            self.entries.values(),
-            lambda e: self.form.folder(e.task) + str(self.form.shape(e.task, e.shape)),
-        )
-        if not self.form.foldered and len({e.task for e in self.entries.values()}) > 1:
-            raise UserError(f"submission={self.form.year} takes one data set: evaluate each alone.")
+        self.challenge_pairs = list_challenge_pairs(trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
+        pairs = self.challenge_pairs.values()
+        check_pairs("These data cannot be submitted", pairs, self._check_pair)
+        if not self.format.has_task_folders and len({pair.task for pair in pairs}) > 1:
+            raise UserError(
+                f"submission={self.format.year} takes one data set: evaluate each alone."
+            )
         if trainer.is_global_zero:
-            shutil.rmtree(self.aside, ignore_errors=True)
+            shutil.rmtree(self.staging_folder, ignore_errors=True)
         trainer.strategy.barrier()
 
-    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+    def _check_pair(self, pair: ChallengePair) -> None:
+        self.format.get_folder_prefix(pair.task)
+        self.format.compute_shape(pair.task, pair.shape)
+
+    def on_test_case_end(
+        self, module: LightningModule, outputs: Any, pair: Pair, place: int
+    ) -> None:
         name = pair["name"][0]
-        entry = self.entries[name]
+        challenge_pair = self.challenge_pairs[name]
+        task = challenge_pair.task
         (u,) = outputs["registration"].displacement.float().cpu().numpy()
         try:
-            content = self.form.encode(entry.task, entry.carried(u))
+            content = self.format.encode(task, challenge_pair.resample_to_original(u))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        names = "short" if self.form.foldered else self.names
-        for stem in stems(*entry.images, names):
-            file = f"{self.form.folder(entry.task)}{stem}{self.form.endings[0]}"
-            with written(self.aside / file) as part:
-                part.write_bytes(content)
+        style = "short" if self.format.has_task_folders else self.file_names
+        for stem in make_file_stems(*challenge_pair.image_ids, style):
+            file = f"{self.format.get_folder_prefix(task)}{stem}{self.format.suffixes[0]}"
+            write_bytes(self.staging_folder / file, content)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        moved(self.aside, self.folder)
+        move_displacements(self.staging_folder, self.folder)
         archive = self.folder.with_name(f"{self.folder.name}.zip")
-        pack(self.folder, archive)
-        done = min(sum(trainer.num_test_batches) * trainer.world_size, len(self.entries))
-        log.info("The submission of %d pairs: %s", done, archive)
-        if done < len(self.entries):
-            log.warning(
-                "%d pairs are missing: this is no full submission", len(self.entries) - done
-            )
-        if missing := sorted(f for f in map(self._folder, TASKS) if not (self.folder / f).is_dir()):
+        write_zip(self.folder, archive)
+        total = len(self.challenge_pairs)
+        written = min(sum(trainer.num_test_batches) * trainer.world_size, total)
+        log.info("Submission of %d pairs: %s", written, archive)
+        if written < total:
+            log.warning("%d pairs are missing: the submission is incomplete.", total - written)
+        folders = {task.folders.get(self.format.year, "") for task in CHALLENGE_TASKS}
+        if missing := sorted(f for f in folders if not (self.folder / f).is_dir()):
             log.warning(
                 "The challenge of %d also wants %s: evaluate those data with "
                 "callbacks.submission.folder=%s",
-                self.form.year,
+                self.format.year,
                 ", ".join(missing),
                 self.folder,
             )
-
-    def _folder(self, task: Task) -> str:
-        return task.folders.get(self.form.year, "")

@@ -1,6 +1,6 @@
-"""Registration without learning behind the model contract: other libraries' algorithms, on the CPU.
+"""Registration without training, by other libraries or by optimisation, with the model interface.
 
-They need no training and cannot be trained; tensors go in, displacements in voxels come out.
+The methods run on the CPU (ConvexAdam on any device) and cannot be trained.
 """
 
 from regnet_lab.models.classical.ants import ANTs as ANTs

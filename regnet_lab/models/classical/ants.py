@@ -1,4 +1,4 @@
-"""ANTs' symmetric normalisation, by antspyx.
+"""ANTs' symmetric normalisation (SyN), by antspyx.
 
 Avants, Epstein, Grossman, Gee: Symmetric diffeomorphic image registration with
 cross-correlation, Medical Image Analysis 12 (2008).
@@ -12,46 +12,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.models.classical.base import Array, Classical
-from regnet_lab.models.classical.subprocess import apart
+from regnet_lab.models.classical.base import Array, ClassicalMethod
+from regnet_lab.models.classical.subprocess import run_in_child_process
 
 
-class ANTs(Classical):
-    """``ants.registration`` of one type with some of its options changed.
+class ANTs(ClassicalMethod):
+    """``ants.registration`` with some options changed.
 
     Args:
-        kind: ``type_of_transform``; ``SyN`` is an affine map by mutual information, then the
-            symmetric normalisation.
-        options: By their names there, such as ``reg_iterations``, steps at each level of the
-            normalisation, the last at full resolution.
-        seed: Of the voxels it looks at.
-        masked: Look only at what is brighter than the darkest voxel of each image.
+        type_of_transform: ``type_of_transform``; ``SyN`` is an affine alignment by mutual
+            information, then the symmetric normalisation.
+        options: Options of ``ants.registration``, such as ``reg_iterations``, the iterations at
+            each level of the normalisation, the last at full resolution.
+        seed: Seed of the sampled voxels.
+        mask_background: Use only voxels brighter than the minimum of each image.
     """
 
     def __init__(
-        self, kind: str, options: Mapping[str, Any], seed: int = 0, masked: bool = True
+        self,
+        type_of_transform: str,
+        options: Mapping[str, Any],
+        seed: int = 0,
+        mask_background: bool = True,
     ) -> None:
-        super().__init__(masked)
-        self.kind, self.options, self.seed = kind, options, seed
+        super().__init__(mask_background)
+        self.type_of_transform, self.options, self.seed = type_of_transform, options, seed
 
     def register(self, fixed: Array, moving: Array) -> Array:
-        options = {"type_of_transform": self.kind, "random_seed": self.seed + 1} | {**self.options}
-        return apart("antspyx", ants, fixed, moving, self.masks(fixed, moving), options)
+        options = {"type_of_transform": self.type_of_transform, "random_seed": self.seed + 1} | {
+            **self.options
+        }
+        return run_in_child_process(
+            "antspyx", register_with_ants, fixed, moving, self.make_masks(fixed, moving), options
+        )
 
 
-def ants(
+def register_with_ants(
     fixed: Array,
     moving: Array,
     masks: list[NDArray[np.uint8]] | None,
     options: Mapping[str, Any],
 ) -> Array:
-    """Displacement (D, *spatial) in voxels."""
+    """Return the displacement (D, *spatial) in voxels; runs in the child process."""
     import ants
 
     a, b, *m = (ants.from_numpy(x.astype(np.float32)) for x in (fixed, moving, *(masks or [])))
-    within = dict(zip(("mask", "moving_mask"), m, strict=False))
+    mask_options = dict(zip(("mask", "moving_mask"), m, strict=False))
     with TemporaryDirectory() as folder:
         prefix = str(Path(folder) / "ants")
-        found = ants.registration(a, b, outprefix=prefix, mask_all_stages=True, **within, **options)
-        whole = ants.apply_transforms(a, b, found["fwdtransforms"], compose=prefix)
-        return np.moveaxis(ants.image_read(whole).numpy(), -1, 0)
+        result = ants.registration(
+            a, b, outprefix=prefix, mask_all_stages=True, **mask_options, **options
+        )
+        composite = ants.apply_transforms(a, b, result["fwdtransforms"], compose=prefix)
+        return np.moveaxis(ants.image_read(composite).numpy(), -1, 0)

@@ -1,7 +1,7 @@
-"""What the classical methods share: pairs one by one, and ITK's images of voxels.
+"""Base class of classical methods, and conversion to ITK images in voxel coordinates.
 
-The grid's voxels are given to ITK as its world: spacing 1, origin 0, axes in array order.  So its
-displacements are ours, in voxels, component k along array axis k.
+ITK gets the grid's voxels as physical space: spacing 1, origin 0, axes in array order.  Its
+displacements are then in voxels, component k along array axis k.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import Frame
+from regnet_lab.spatial.image_grid import ImageGrid
 
 Array = NDArray[np.floating]
-VOXELS = coordinates.RAS_TO_LPS  # the affine of a grid whose voxel indices are millimetres LPS+
-FEWEST = 8  # voxels along an axis of the coarsest level
+VOXEL_AFFINE = coordinates.RAS_TO_LPS  # affine of a grid whose voxel indices are LPS+ millimetres
+MIN_LEVEL_SIZE = 8  # voxels along an axis of the coarsest level
 
 
-class Classical(nn.Module):
-    """A method that optimises each pair on its own; it uses as many threads as PyTorch.
+class ClassicalMethod(nn.Module):
+    """A method that optimises each pair on its own, with as many threads as PyTorch.
 
     Args:
-        masked: Look only at what is brighter than the darkest voxel of each image, as the hard
-            edges of padding mislead measures of intensity.
+        masked: Use only voxels brighter than the minimum of each image, as the hard edges of
+            padding mislead intensity measures.
     """
 
     def __init__(self, masked: bool = True) -> None:
@@ -33,36 +33,44 @@ class Classical(nn.Module):
         self.masked = masked
 
     def register(self, fixed: Array, moving: Array) -> Array:
-        """Displacement (D, *spatial) in voxels between two images (*spatial), float32."""
+        """Return the displacement (D, *spatial) in voxels of two images (*spatial), float32."""
         raise NotImplementedError
 
-    def masks(self, *images: Array) -> list[NDArray[np.uint8]] | None:
-        """A mask for each image, unless one would be empty or none are wanted."""
-        found = [(image > image.min()).astype(np.uint8) for image in images]
-        return found if self.masked and all(mask.any() for mask in found) else None
+    def make_masks(self, *images: Array) -> list[NDArray[np.uint8]] | None:
+        """Return a mask of each image; None if one would be empty or masks are disabled."""
+        masks = [(image > image.min()).astype(np.uint8) for image in images]
+        return masks if self.masked and all(mask.any() for mask in masks) else None
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
-        found = [self.register(a, b) for a, b in zip(arrays(fixed), arrays(moving), strict=True)]
-        u = torch.from_numpy(np.stack(found).astype(np.float32))
+        fields = [
+            self.register(a, b) for a, b in zip(to_arrays(fixed), to_arrays(moving), strict=True)
+        ]
+        u = torch.from_numpy(np.stack(fields).astype(np.float32))
         return [u.to(fixed.device)]
 
 
-def arrays(images: Tensor) -> Array:
-    """(B, *spatial) float32 of images (B, 1, *spatial) on any device."""
+def to_arrays(images: Tensor) -> Array:
+    """Convert images (B, 1, *spatial) on any device to (B, *spatial) float32."""
     return images.detach()[:, 0].float().cpu().numpy()
 
 
-def image(array: NDArray) -> sitk.Image:
-    """An array (*spatial) as ITK's image of its voxels."""
-    return coordinates.to_image(array, VOXELS)
+def to_itk_image(array: NDArray) -> sitk.Image:
+    """Convert an array (*spatial) to an ITK image in voxel coordinates."""
+    return coordinates.array_to_sitk(array, VOXEL_AFFINE)
 
 
-def frame(shape: Sequence[int]) -> Frame:
-    """A grid whose world are its voxels."""
-    return Frame(tuple(shape), VOXELS)
+def make_image_grid(shape: Sequence[int]) -> ImageGrid:
+    """Return an image grid whose physical coordinates are its voxel indices."""
+    return ImageGrid(tuple(shape), VOXEL_AFFINE)
 
 
-def levels(shape: Sequence[int], wanted: int) -> int:
-    """How many levels, each half the one above, a grid has room for: ``wanted`` or fewer."""
-    return max(1, min(wanted, int(np.log2(min(shape) / FEWEST) + 1)))
+def limit_levels(shape: Sequence[int], wanted: int) -> int:
+    """Return the number of pyramid levels a grid has room for, ``wanted`` at most.
+
+    Each level halves the grid; the coarsest has ``MIN_LEVEL_SIZE`` voxels an axis.
+
+    >>> limit_levels((48, 64, 48), wanted=5)
+    3
+    """
+    return max(1, min(wanted, int(np.log2(min(shape) / MIN_LEVEL_SIZE) + 1)))

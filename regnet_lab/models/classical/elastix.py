@@ -12,71 +12,91 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.models.classical.base import Array, Classical, levels
-from regnet_lab.models.classical.subprocess import apart
+from regnet_lab.models.classical.base import Array, ClassicalMethod, limit_levels
+from regnet_lab.models.classical.subprocess import run_in_child_process
 
-Stages = Mapping[str, Mapping[str, Any]]
+ParameterMaps = Mapping[str, Mapping[str, Any]]
 
 
-class Elastix(Classical):
-    """elastix' own default parameter maps, one after the other, with some entries changed.
+class Elastix(ClassicalMethod):
+    """elastix' default parameter maps in sequence, with some entries changed.
 
     Args:
-        stages: For each map, such as ``affine`` or ``bspline``, the entries that differ, by
-            elastix' names; lengths are in voxels.
+        parameter_maps: Changed entries of each map, such as ``affine`` or ``bspline``, by elastix'
+            names; lengths are in voxels.
         resolutions: Levels of each map, each half the next; fewer on small grids.
-        seed: Of the voxels it looks at.
-        masked: Look only at what is brighter than the darkest voxel of each image.
+        seed: Seed of the sampled voxels.
+        mask_background: Use only voxels brighter than the minimum of each image.
     """
 
     def __init__(
-        self, stages: Stages, resolutions: int = 3, seed: int = 0, masked: bool = True
+        self,
+        parameter_maps: ParameterMaps,
+        resolutions: int = 3,
+        seed: int = 0,
+        mask_background: bool = True,
     ) -> None:
-        super().__init__(masked)
-        self.stages, self.resolutions, self.seed = stages, resolutions, seed
+        super().__init__(mask_background)
+        self.parameter_maps, self.resolutions, self.seed = parameter_maps, resolutions, seed
 
     def register(self, fixed: Array, moving: Array) -> Array:
         common = {"RandomSeed": self.seed, "WriteResultImage": "false"}
-        stages = {name: {**common, **changes} for name, changes in self.stages.items()}
-        masks, count = self.masks(fixed, moving), levels(fixed.shape, self.resolutions)
-        return apart("itk-elastix", elastix, fixed, moving, masks, stages, count)
+        stages = {name: {**common, **changes} for name, changes in self.parameter_maps.items()}
+        masks, count = self.make_masks(fixed, moving), limit_levels(fixed.shape, self.resolutions)
+        return run_in_child_process(
+            "itk-elastix", register_with_elastix, fixed, moving, masks, stages, count
+        )
 
 
-def text(value: object) -> str:
-    """A number or a word as elastix writes it."""
+def format_value(value: object) -> str:
+    """Format a number or a word as elastix writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def elastix(
-    fixed: Array, moving: Array, masks: list[NDArray[np.uint8]] | None, stages: Stages, count: int
+def register_with_elastix(
+    fixed: Array,
+    moving: Array,
+    masks: list[NDArray[np.uint8]] | None,
+    stages: ParameterMaps,
+    count: int,
 ) -> Array:
-    """Displacement (D, *spatial) in voxels by so many resolutions of each of the stages."""
+    """Return the displacement (D, *spatial) in voxels; runs in the child process.
+
+    Args:
+        fixed: (*spatial).
+        moving: (*spatial).
+        masks: Of both images, or none.
+        stages: Changed entries of each parameter map.
+        count: Levels of each map.
+    """
     import itk
 
     def image(array: NDArray) -> Any:
         return itk.image_from_array(np.ascontiguousarray(array.T))
 
-    wanted = itk.ParameterObject.New()
+    parameters = itk.ParameterObject.New()
     for name, changes in stages.items():
-        chosen = wanted.GetDefaultParameterMap(name, count)
+        parameter_map = parameters.GetDefaultParameterMap(name, count)
         for key, value in changes.items():
             values = value if isinstance(value, list) else [value]
-            chosen[key] = [text(one) for one in values]
-        wanted.AddParameterMap(chosen)
-    within = dict(zip(("fixed_mask", "moving_mask"), map(image, masks or []), strict=False))
+            parameter_map[key] = [format_value(one) for one in values]
+        parameters.AddParameterMap(parameter_map)
+    mask_options = dict(zip(("fixed_mask", "moving_mask"), map(image, masks or []), strict=False))
     with TemporaryDirectory() as folder:
         log = {"log_to_file": True, "output_directory": folder, "log_file_name": "log"}
         try:
-            _, found = itk.elastix_registration_method(
-                image(fixed), image(moving), parameter_object=wanted, **within, **log
+            _, transform = itk.elastix_registration_method(
+                image(fixed), image(moving), parameter_object=parameters, **mask_options, **log
             )
         except RuntimeError as error:
-            raise RuntimeError(reason((Path(folder) / "log").read_text("utf-8"))) from error
-        field = itk.transformix_deformation_field(image(moving), found, output_directory=folder)
+            raise RuntimeError(
+                find_failure_reason((Path(folder) / "log").read_text("utf-8"))
+            ) from error
+        field = itk.transformix_deformation_field(image(moving), transform, output_directory=folder)
         return np.array(field).T
 
 
-def reason(log: str) -> str:
-    """Why elastix failed, by its log."""
-    told = [line.split(":", 1)[1].strip() for line in log.splitlines() if "Description:" in line]
-    return told[-1] if told else "elastix does not say why"
+def find_failure_reason(log: str) -> str:
+    """Return the last error description in a log of elastix."""
+    reasons = [line.split(":", 1)[1].strip() for line in log.splitlines() if "Description:" in line]
+    return reasons[-1] if reasons else "elastix does not say why"

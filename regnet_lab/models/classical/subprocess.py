@@ -1,4 +1,4 @@
-"""Other libraries in a process beside ours: one that crashes there ends with a sentence here."""
+"""Run other libraries in a child process, so that their crashes become error messages."""
 
 import os
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from regnet_lab.errors import MissingPackageError, UserError
 R = TypeVar("R")
 
 
-def _limit_itk(threads: int) -> None:
-    """ITK reads this once, when it is first used."""
+def _limit_itk_threads(threads: int) -> None:
+    """Limit the threads of ITK, which reads the variable when first used."""
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
 
 
 @cache
-def _process() -> ProcessPoolExecutor:
-    """One process, begun when first needed; it stays, for importing takes it seconds."""
+def _start_child_process() -> ProcessPoolExecutor:
+    """Start the one child process; it is kept, as its imports take seconds."""
     threads = torch.get_num_threads()
-    return ProcessPoolExecutor(1, get_context("spawn"), _limit_itk, (threads,))
+    return ProcessPoolExecutor(1, get_context("spawn"), _limit_itk_threads, (threads,))
 
 
-def apart(package: str, function: Callable[..., R], *arguments: object) -> R:
-    """``function(*arguments)`` of a module's top level, in the process beside ours.
+def run_in_child_process(package: str, function: Callable[..., R], *arguments: object) -> R:
+    """Run ``function(*arguments)`` in the child process and return its result.
 
     Args:
-        package: What must be installed for it.
-        function: Takes and gives arrays and plain values.
+        package: The package that must be installed for it.
+        function: A module-level function of arrays and plain values.
         arguments: Its arguments.
 
     Raises:
@@ -47,9 +47,9 @@ def apart(package: str, function: Callable[..., R], *arguments: object) -> R:
             f"{package} is not installed: pip install 'regnet-lab[baselines]'."
         ) from error
     try:
-        return _process().submit(function, *arguments).result()
+        return _start_child_process().submit(function, *arguments).result()
     except BrokenProcessPool as error:
-        _process.cache_clear()
-        raise UserError(f"{package} crashed; with threads=1 it may not.") from error
+        _start_child_process.cache_clear()
+        raise UserError(f"{package} crashed; try threads=1.") from error
     except RuntimeError as error:
         raise UserError(f"{package} could not register a pair: {error}") from error

@@ -1,4 +1,4 @@
-"""Checkpoints that survive."""
+"""Checkpoints that survive crashes, interrupts and full disks."""
 
 import io
 import logging
@@ -13,96 +13,104 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from regnet_lab.errors import DivergedError
 from regnet_lab.types import Pair
-from regnet_lab.utils.atomic_io import written
-from regnet_lab.utils.distributed import everyone
+from regnet_lab.utils.atomic_io import atomic_path
+from regnet_lab.utils.distributed import all_gather
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def save_whole(content: object, path: str | Path, *remedy: str) -> None:
-    """Write what ``torch.load`` reads, so that it is whole or not there.
+def save_atomically(content: object, path: str | Path, *remedy: str) -> None:
+    """Save an object with ``torch.save`` so that the file is complete or unchanged.
+
+    Args:
+        content: What ``torch.load`` will return.
+        path: The file.
+        remedy: What the user can do if it cannot be written.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written to.
+        UserError: The disk is full or the folder is not writable.
     """
-    whole = io.BytesIO()
-    torch.save(content, whole)
-    with written(path, *remedy) as aside:
-        aside.write_bytes(whole.getbuffer())
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with atomic_path(path, *remedy) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are whole or not there, and on the disk when training goes on.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint files that are complete or unchanged, and on the disk before training goes on.
 
-    Lightning's own are first written to the system's folder for temporary files, and copied from
-    there, byte after byte, where that is another disk.
+    Lightning's own are written to the system's temporary folder and, if that is on another disk,
+    copied from there, which a crash can interrupt.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write it.
+        """Save a checkpoint.
 
         Raises:
-            UserError: The disk is full or the folder cannot be written to.
+            UserError: The disk is full or the folder is not writable.
         """
         run = Path(path).parent.parent
-        remedy = f"make room and continue from the one before it, train.py resume={run}"
-        save_whole(checkpoint, path, remedy)
+        remedy = f"make room and continue from the previous checkpoint, train.py resume={run}"
+        save_atomically(checkpoint, path, remedy)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint's file, never a folder nor what a path with .. leads to."""
+        """Remove a checkpoint file; folders and paths with ``..`` are left alone."""
         path = Path(path)
         if path.is_file() and path.suffix == ".ckpt" and ".." not in path.parts:
             path.unlink()
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep one checkpoint of the latest state, from which training continues exactly.
+    """Keep one checkpoint of the latest state, from which training resumes exactly.
 
-    Written every ``every_n_steps`` training steps, after every validation, at the end, and when
-    any process is interrupted (SIGINT, SIGTERM).  Then all of them finish the running step, with
-    every batch that is accumulated for it, or the running validation and the step after it; a
-    second SIGINT does not wait.
+    It is saved every ``every_n_steps`` training steps, after every validation, at the end, and
+    when any process is interrupted (SIGINT, SIGTERM).  Then all processes first finish the running
+    step with all its accumulated batches, or the running validation and the step after it; a
+    second SIGINT stops at once.
 
-    Lightning calls it, being a ``Checkpoint``, after all other callbacks, and after the one that
-    keeps the best checkpoint if that is listed above it: what was best so far is kept, too.
+    As a ``Checkpoint`` it is called by Lightning after all other callbacks and after checkpoints
+    listed before it, so that it includes the state of the one that keeps the best checkpoint.
     """
 
     def __init__(self, path: str, every_n_steps: int = 100) -> None:
         self.path, self.every_n_steps = path, every_n_steps
-        self.interrupted = False
+        self.stop_requested = False
         self.saved_step = -1
-        self.usual: dict[int, Any] = {}  # what else a signal does
+        self.previous_handlers: dict[int, Any] = {}  # by signal
 
     def save(self, trainer: Trainer) -> None:
+        """Save the checkpoint."""
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 
-    def stop(self, trainer: Trainer) -> NoReturn:
+    def save_and_stop(self, trainer: Trainer) -> NoReturn:
+        """Save the checkpoint and stop the training as an interrupt would."""
         self.save(trainer)
         run = Path(self.path).parent.parent
         log.info("Stopped; continue with python train.py resume=%s", run)
         raise KeyboardInterrupt
 
-    def interrupt(self, *_: object) -> None:
+    def request_stop(self, *_: object) -> None:
+        """Stop after the running step; handler of the signals."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not self.interrupted:
+        if not self.stop_requested:
             log.info("Interrupted: finishing this step.")
-        self.interrupted = True
+        self.stop_requested = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning has its own for SIGTERM by now, which talks to other processes in mid-step
-        self.usual = {sign: signal.signal(sign, self.interrupt) for sign in SIGNALS}
+        # Replaces Lightning's handler of SIGTERM, which would communicate within a step
+        self.previous_handlers = {sign: signal.signal(sign, self.request_stop) for sign in SIGNALS}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pair, index: int
     ) -> None:
         if (index + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return  # in the midst of a step
-        if any(everyone(self.interrupted)):
-            self.stop(trainer)
+            return  # further batches are accumulated for this step
+        if any(all_gather(self.stop_requested)):
+            self.save_and_stop(trainer)
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.saved_step:
             self.save(trainer)
 
@@ -112,27 +120,28 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
-        self.restore()
+        self.restore_signal_handlers()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self.restore()
+        self.restore_signal_handlers()
 
-    def restore(self) -> None:
-        for sign, handler in self.usual.items():
+    def restore_signal_handlers(self) -> None:
+        """Restore the handlers from before the training."""
+        for sign, handler in self.previous_handlers.items():
             signal.signal(sign, handler)
 
 
-class DivergedBatch(Callback):
-    """Keep what a loss or a gradient stopped being finite on, for study.
+class SaveDivergedBatch(Callback):
+    """Save the batch on which a loss or a gradient was not finite.
 
     ``torch.load(path, weights_only=True)`` gives ``step``, ``pair`` (the batch), ``state_dict``
-    (the weights it met) and ``reason``.
+    (the weights at that step) and ``reason``.
 
     Args:
-        path: The file; of several processes the one whose loss it is writes it, and of a gradient,
-            which is the mean of all, the first.
+        path: The file.  With several processes, the one whose loss diverged writes it; if the
+            gradient did, which is the mean over all, the first.
     """
 
     def __init__(self, path: str) -> None:
@@ -145,13 +154,13 @@ class DivergedBatch(Callback):
             return
         try:
             if exception.batch is not None:
-                found = {
+                content = {
                     "step": trainer.global_step,
                     "reason": str(exception),
                     "pair": dict(exception.batch),
                     "state_dict": pl_module.state_dict(),
                 }
-                save_whole(found, self.path)
-                log.warning("The batch and the weights are kept in %s", self.path)
+                save_atomically(content, self.path)
+                log.warning("The batch and the weights were saved in %s", self.path)
         finally:
-            everyone(None)  # the end of the first process would be that of the one that writes
+            all_gather(None)  # wait: the first process must not end before the file is written

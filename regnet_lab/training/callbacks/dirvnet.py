@@ -1,74 +1,77 @@
-"""The insides of an unrolled model, in TensorBoard, while it trains."""
+"""Figures of a DIRV-Net in TensorBoard while it trains."""
 
 from pathlib import Path
 
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from regnet_lab.training.callbacks.base import get_tensorboard
+from regnet_lab.types import Pair, Registration
 from regnet_lab.utils.atomic_io import write_text
-from regnet_lab.visualization import dirvnet, dirvnet_experts, dirvnet_images
+from regnet_lab.visualization import dirvnet, field_of_experts
 
 
-class UnrolledPictures(Callback):
-    """The first validation pairs, the same ones all along, and what a DIRV-Net learned.
+class DIRVNetFigures(Callback):
+    """Errors of every level and figures of the first validation pairs and the learned parameters.
 
-    After every epoch the errors of every level go into ``levels.csv``; every ``every_n_epochs``
-    epochs all pictures of :mod:`regnet_lab.visualization.dirvnet` go to TensorBoard, with the
-    configuration as text.
+    After every epoch the errors of every level go to ``levels.csv``.  Every ``every_n_epochs``
+    epochs the figures of :mod:`regnet_lab.visualization.dirvnet` and the configuration as text go
+    to TensorBoard.
 
     Args:
-        folder: The run's, for ``levels.csv``.
-        cases: Number of pairs, all of one size.
-        every_n_epochs: Epochs between pictures.
+        folder: Run directory.
+        num_cases: Number of pairs, all of one size.
+        every_n_epochs: Epochs between figures.
     """
 
-    def __init__(self, folder: str, cases: int = 8, every_n_epochs: int = 5) -> None:
-        self.folder, self.table = Path(folder), Path(folder) / "levels.csv"
-        self.cases, self.every_n_epochs = cases, every_n_epochs
-        self.slopes: dict[str, Tensor] = {}
+    def __init__(self, folder: str, num_cases: int = 8, every_n_epochs: int = 5) -> None:
+        self.folder, self.levels_csv = Path(folder), Path(folder) / "levels.csv"
+        self.num_cases, self.every_n_epochs = num_cases, every_n_epochs
+        self.pair: Pair | None = None  # the same batch for the whole training
+        self.gradients: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pair = dirvnet.preview(trainer.datamodule.pairs("val"), self.cases)  # type: ignore[attr-defined]
+        dataset = trainer.datamodule.make_dataset("val")  # type: ignore[attr-defined]
+        pair = dirvnet.collate_first_pairs(dataset, self.num_cases)
         self.pair = trainer.strategy.batch_to_device(pair)
-        before = pd.read_csv(self.table).to_dict("records") if self.table.is_file() else []
-        self.history = [row for row in before if row["step"] < trainer.global_step]
-        self.watch(trainer, pl_module)
+        has_history = self.levels_csv.is_file()  # of the run that is resumed
+        rows = pd.read_csv(self.levels_csv).to_dict("records") if has_history else []
+        self.history = [row for row in rows if row["step"] < trainer.global_step]
+        self.record_errors(trainer, pl_module, self.pair)
 
-    def watch(self, trainer: Trainer, module: LightningModule) -> None:
-        """Note the errors of every level."""
-        self.out = dirvnet.answer(module, self.pair)
-        rows = dirvnet_images.level_errors(self.pair, self.out)
+    def record_errors(self, trainer: Trainer, module: LightningModule, pair: Pair) -> Registration:
+        """Register the pairs and add the errors of every level to the table."""
+        registration = dirvnet.register_without_grad(module, pair)
+        rows = dirvnet.compute_level_errors(pair, registration)
         self.history += [{"step": trainer.global_step} | row for row in rows]
         if trainer.is_global_zero:
-            write_text(self.table, pd.DataFrame(self.history).to_csv(index=False))
+            write_text(self.levels_csv, pd.DataFrame(self.history).to_csv(index=False))
+        return registration
 
-    def due(self, trainer: Trainer) -> bool:
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return whether figures are drawn after this epoch."""
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if trainer.is_last_batch and self.due(trainer):
-            self.slopes = dirvnet_experts.gradients(pl_module)
+        if trainer.is_last_batch and self.is_due(trainer):
+            self.gradients = field_of_experts.collect_gradients(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.watch(trainer, pl_module)
-        shown = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
-        if not (shown and self.due(trainer)):
+        if self.pair is None:
             return
-        board = trainer.logger.experiment  # type: ignore[union-attr]
-        pages = {
-            "batch": dirvnet.of_batch(self.pair, self.out),
-            "model": dirvnet.of_model(pl_module),
-            "training": dirvnet.of_training(self.slopes, self.history),
-        }
-        for group, figures in pages.items():
-            for name, figure in figures.items():
-                board.add_figure(f"{group}/{name}", figure, trainer.global_step)
-        settings = self.folder / "config.yaml"
-        if settings.is_file():
-            text = settings.read_text(encoding="utf-8")
-            board.add_text("configuration", f"```\n{text}\n```", trainer.global_step)
+        out = self.record_errors(trainer, pl_module, self.pair)
+        writer = get_tensorboard(trainer)
+        if writer is None or not self.is_due(trainer):
+            return
+        figures = dirvnet.draw_figures(pl_module, self.pair, out, self.gradients, self.history)
+        for tag, figure in figures.items():
+            writer.add_figure(tag, figure, trainer.global_step)
+        config = self.folder / "config.yaml"
+        if config.is_file():
+            text = config.read_text(encoding="utf-8")
+            writer.add_text("configuration", f"```\n{text}\n```", trainer.global_step)

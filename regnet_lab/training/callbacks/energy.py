@@ -1,4 +1,4 @@
-"""The energy at every iteration of a model that returns a field for each."""
+"""Energy curves of models that return a field for every iteration."""
 
 from contextlib import ExitStack
 from itertools import chain
@@ -7,95 +7,102 @@ from typing import Any
 
 import pandas as pd
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from regnet_lab.training.callbacks.base import EachCase
+from regnet_lab.training.callbacks.base import CaseCallback, get_tensorboard
 from regnet_lab.types import Pair, Registration
 from regnet_lab.utils.atomic_io import write_figure, write_text
-from regnet_lab.utils.distributed import gathered
+from regnet_lab.utils.distributed import gather_interleaved
 from regnet_lab.visualization import iterations, panels
 
 
-class EnergyCurve(EachCase):
-    """Image energy, roughness and learned step by iteration, the mean over held-out pairs.
+class EnergyCurve(CaseCallback):
+    """Image energy, roughness and learned step by iteration, averaged over held-out pairs.
 
-    At the first and every ``every_n``-th validation after it a picture in TensorBoard; at a test
-    ``energy.csv``, ``energy_cases.csv`` and ``energy.png``, and of the first cases a picture of
-    their iterations.
-    A model that returns one field has no curve.
+    A figure goes to TensorBoard at the first validation and at every
+    ``every_n_validations``-th after it.  A test writes ``energy.csv``, ``energy_cases.csv``,
+    ``energy.png`` and figures of the iterations of the first cases.  Models that return a single
+    field have no curve.
 
     Args:
-        folder: Where the files of a test go.
-        every_n: Validations from one picture to the next.
-        pictures: Cases of a test of which a picture is made.
-        measure: The energy; null: the model's own, or the mean of squares if it has none.
+        folder: Folder for the files of a test.
+        every_n_validations: Validations between two figures.
+        num_pictures: Number of cases of a test of which a figure is written.
+        measure: Energy to compute; None: the model's own, or the mean square if it has none.
     """
 
     def __init__(
         self,
         folder: str,
-        every_n: int = 5,
-        pictures: int = 4,
-        measure: iterations.Measure | None = None,
+        every_n_validations: int = 5,
+        num_pictures: int = 4,
+        measure: iterations.EnergyFunction | None = None,
     ) -> None:
-        self.folder, self.every_n, self.validations = Path(folder), every_n, 0
-        self.pictures, self.measure = pictures, measure
-        self.watched = ExitStack()
+        self.folder, self.num_pictures, self.measure = Path(folder), num_pictures, measure
+        self.every_n_validations, self.validations = every_n_validations, 0
+        self.is_due = False
+        self.hooks = ExitStack()
+        self.steps: list[float] = []
         self.curves: list[list[dict[str, Any]]] = []
 
-    def watch(self, pl_module: LightningModule) -> None:
-        self.watched.close()
-        self.steps = self.watched.enter_context(iterations.learned_steps(pl_module.model))  # type: ignore
+    def start_recording(self, module: LightningModule) -> None:
+        """Record the learned steps of the model until ``self.hooks`` is closed."""
+        self.hooks.close()
+        recorder = iterations.record_learned_steps(module.get_submodule("model"))
+        self.steps = self.hooks.enter_context(recorder)
 
-    def note(self, pl_module: LightningModule, out: Registration, pair: Pair) -> None:
-        """Take down the curve of a case."""
+    def add_curve(self, module: LightningModule, out: Registration, pair: Pair) -> None:
+        """Add the energy curve of a case, unless it has a single field."""
         steps, self.steps[:] = list(self.steps), []
         if len(out.fields) < 2:
             return
-        rows = iterations.energies(
-            pair, out.fields, self.measure or iterations.own_energy(pl_module)
-        )
-        case = {"method": pl_module.name, "case": pair["name"][0]}
-        self.curves.append([case | row for row in iterations.with_learned_steps(rows, steps)])
+        measure = self.measure or iterations.find_image_energy(module)
+        rows = iterations.compute_energy_curve(pair, out.fields, measure)
+        case = {"method": module.name, "case": pair["name"][0]}
+        self.curves.append([case | row for row in iterations.add_learned_steps(rows, steps)])
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The curves of all cases, also of other processes, below one another."""
-        return list(chain(*gathered(self.curves)))
+    def gather_rows(self) -> list[dict[str, Any]]:
+        """Return the curves of all cases of all processes, one below the other."""
+        return list(chain(*gather_interleaved(self.curves)))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.curves = []
-        self.due = self.validations % self.every_n == 0
+        self.is_due = self.validations % self.every_n_validations == 0
         self.validations += 1
-        if self.due:
-            self.watch(pl_module)
+        if self.is_due:
+            self.start_recording(pl_module)
 
-    def validated(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
-        if self.due:
-            self.note(module, outputs["registration"], pair)
+    def on_validation_case_end(
+        self, module: LightningModule, outputs: Any, pair: Pair, index: int
+    ) -> None:
+        if self.is_due:
+            self.add_curve(module, outputs["registration"], pair)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.watched.close()
-        rows = self.rows()
-        if rows and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            picture = iterations.figure(iterations.mean_curve(rows))
-            trainer.logger.experiment.add_figure("val/energy", picture, trainer.global_step)
+        self.hooks.close()
+        rows = self.gather_rows()
+        writer = get_tensorboard(trainer)
+        if rows and writer:
+            figure = iterations.plot_energy_curves(iterations.average_energy_curves(rows))
+            writer.add_figure("val/energy", figure, trainer.global_step)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.watch(pl_module)
+        self.start_recording(pl_module)
 
-    def judged(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
+    def on_test_case_end(
+        self, module: LightningModule, outputs: Any, pair: Pair, index: int
+    ) -> None:
         out = outputs["registration"]
-        self.note(module, out, pair)
-        if place < self.pictures and len(out.fields) > 1:
-            picture = self.folder / "pictures" / f"{pair['name'][0]}_iterations.png"
-            write_figure(picture, panels.iterations(pair, out))
+        self.add_curve(module, out, pair)
+        if index < self.num_pictures and len(out.fields) > 1:
+            path = self.folder / "pictures" / f"{pair['name'][0]}_iterations.png"
+            write_figure(path, panels.draw_iterations(pair, out))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.watched.close()
-        rows = self.rows()
+        self.hooks.close()
+        rows = self.gather_rows()
         if rows and trainer.is_global_zero:
-            cases = pd.DataFrame(rows)
-            curve = iterations.mean_curve(rows)
-            write_text(self.folder / "energy_cases.csv", cases.to_csv(index=False))
+            curve = iterations.average_energy_curves(rows)
+            figure = iterations.plot_energy_curves(curve)
+            write_text(self.folder / "energy_cases.csv", pd.DataFrame(rows).to_csv(index=False))
             write_text(self.folder / "energy.csv", curve.to_csv(index=False))
-            write_figure(self.folder / "energy.png", figure := iterations.figure(curve), figure.dpi)
+            write_figure(self.folder / "energy.png", figure, figure.dpi)

@@ -1,4 +1,4 @@
-"""What is shown while a model trains."""
+"""Log lines, figures and files that describe a training."""
 
 import json
 import logging
@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from regnet_lab.training.callbacks.base import EachCase
+from regnet_lab.training.callbacks.base import CaseCallback, get_tensorboard
 from regnet_lab.types import Pair, Registration
 from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.visualization import panels
@@ -19,41 +18,49 @@ log = logging.getLogger(__name__)
 
 
 class ValidationLog(Callback):
-    """One line in the log for every validation."""
+    """Log the metrics of every validation in one line, with training time and step."""
+
+    def __init__(self) -> None:
+        self.start_time = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.started = time.monotonic()
+        self.start_time = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        listed = ", ".join(f"{k[4:]} {v:.4g}" for k, v in sorted(values.items()))
-        minutes = (time.monotonic() - self.started) / 60
-        log.info("%.1f min, step %d: %s", minutes, trainer.global_step, listed)
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        text = ", ".join(f"{k[4:]} {v:.4g}" for k, v in sorted(metrics.items()))
+        minutes = (time.monotonic() - self.start_time) / 60
+        log.info("%.1f min, step %d: %s", minutes, trainer.global_step, text)
 
 
-class ValidationPanel(EachCase):
-    """The first case of the first and every ``every_n``-th validation after it in TensorBoard."""
+class ValidationFigure(CaseCallback):
+    """Draw the first case of a validation in TensorBoard.
 
-    def __init__(self, every_n: int = 5) -> None:
-        self.every_n, self.validations = every_n, 0
+    Args:
+        every_n_validations: Validations between two figures; the first one is drawn.
+    """
+
+    def __init__(self, every_n_validations: int = 5) -> None:
+        self.every_n_validations, self.validations = every_n_validations, 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validations += not trainer.sanity_checking
 
-    def validated(self, module: LightningModule, outputs: Any, pair: Pair, place: int) -> None:
-        trainer = module.trainer
-        due = place == 0 and self.validations % self.every_n == 0
-        if not (due and isinstance(trainer.logger, TensorBoardLogger)):
+    def on_validation_case_end(
+        self, module: LightningModule, outputs: Any, pair: Pair, index: int
+    ) -> None:
+        step, writer = module.trainer.global_step, get_tensorboard(module.trainer)
+        is_due = index == 0 and self.validations % self.every_n_validations == 0
+        if writer is None or not is_due:
             return
         out: Registration = outputs["registration"]
-        board = trainer.logger.experiment
-        board.add_figure("val/panel", panels.panel(pair, out), trainer.global_step)
+        writer.add_figure("val/panel", panels.draw_registration(pair, out), step)
         if len(out.fields) > 1:
-            board.add_figure("val/fields", panels.iterations(pair, out), trainer.global_step)
+            writer.add_figure("val/fields", panels.draw_iterations(pair, out), step)
 
 
-class HyperParameters(Callback):
-    """What was chosen, beside the ``monitor`` it led to, in TensorBoard's HPARAMS."""
+class HyperparameterLog(Callback):
+    """Log settings, beside the ``monitor`` they lead to, in TensorBoard's HPARAMS tab."""
 
     def __init__(self, parameters: Mapping[str, Any], monitor: str) -> None:
         self.parameters, self.monitor = dict(parameters), monitor
@@ -63,9 +70,10 @@ class HyperParameters(Callback):
             trainer.logger.log_hyperparams(self.parameters, {self.monitor: math.nan})
 
 
-class RememberGrid(Callback):
-    """Write down on what grid the model is trained: ``shape`` and ``spacing`` (mm) of the first
-    batch, for images it will meet that have other ones.
+class SaveTrainingGrid(Callback):
+    """Save ``shape`` and ``spacing`` (mm) of the first training batch as JSON.
+
+    Registration of other images resamples them to this grid.
     """
 
     def __init__(self, path: str) -> None:

@@ -8,10 +8,14 @@ import pytest
 import torch
 import yaml
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.datasets.brain import inter_subject, subject_files, subject_table
-from regnet_lab.data.preprocessing.functional import select_labels
-from regnet_lab.data.splits import find_subjects, of_split
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.datasets.brain import (
+    find_subject_images,
+    list_inter_subject_pairs,
+    read_subject_table,
+)
+from regnet_lab.data.preprocessing.functional import list_group_labels, select_labels
+from regnet_lab.data.splits import find_subjects, select_subjects
 from regnet_lab.errors import UserError
 from tests.helpers import CONF
 
@@ -111,7 +115,7 @@ NAMED = ("brain_mindboggle", "brain_faim")  # whose splits are names
 
 
 def subjects_of(pairs):
-    return {case.name.removesuffix("-moving") for pair in pairs.pairs for case in pair}
+    return {case.name.removesuffix("-moving") for pair in pairs.case_pairs for case in pair}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -123,8 +127,8 @@ def test_a_published_layout_is_listed_and_read_by_its_yaml(name, tmp_path, compo
     )
     shape = [8, 16] if cfg.ndim == 2 else [8, 16, 10]
     cfg.data.dataset.prepare.update(shape=shape, spacing=None)
-    data = build(cfg.data)
-    train, val, test = (data.pairs(split) for split in ("train", "val", "test"))
+    data = instantiate_config(cfg.data)
+    train, val, test = (data.make_dataset(split) for split in ("train", "val", "test"))
     people = len(subjects_of(train))
     assert len(train) == people * (people - 1)
     assert len(val) == 2
@@ -141,28 +145,28 @@ def test_a_published_layout_is_listed_and_read_by_its_yaml(name, tmp_path, compo
 def test_validation_moves_the_next_subject_and_training_every_other(tmp_path):
     write_slices(tmp_path, 6)
     made = {
-        split: inter_subject(
+        split: list_inter_subject_pairs(
             split,
             str(tmp_path),
             listed,
-            lambda root: subject_files(root, "img_{}.nii.gz", "dkt_{}.nii.gz"),
+            lambda root: find_subject_images(root, "img_{}.nii.gz", "dkt_{}.nii.gz"),
             splits={"train": 3, "val": 3, "test": 0},
         )
         for split in ("train", "val", "test")
     }
-    names = {split: [(f.name, m.name) for f, m in data.pairs] for split, data in made.items()}
+    names = {split: [(f.name, m.name) for f, m in data.case_pairs] for split, data in made.items()}
     assert sorted(names["train"]) == [
         (a, b) for a in ("01", "02", "03") for b in ("01", "02", "03") if a != b
     ]
     assert names["val"] == names["test"] == [("04", "05"), ("05", "06"), ("06", "04")]
-    assert made["val"].pairs[0][0].labels == tmp_path / "dkt_04.nii.gz"
+    assert made["val"].case_pairs[0][0].labels == tmp_path / "dkt_04.nii.gz"
 
 
 def test_t2_moves_with_the_labels_of_its_own_subject(tmp_path, composed):
     write_camcan(tmp_path)
     cfg = composed("train", "data=brain_camcan_t1t2", f"data.dataset.root={tmp_path}")
     cfg.data.dataset.splits = COUNTS
-    pairs = build(cfg.data.dataset)("train").pairs
+    pairs = instantiate_config(cfg.data.dataset)("train").case_pairs
     assert all(f.image.name == "T1_brain.nii.gz" for f, _ in pairs)
     assert all(m.image.name == "T2_brain.nii.gz" for _, m in pairs)
     assert all(m.labels.parent == m.image.parent for _, m in pairs)
@@ -184,11 +188,13 @@ def test_an_atlas_is_always_fixed_and_never_moved(atlas, tmp_path):
     )
 
     def layout(root):
-        return subject_files(root, "img_{}.nii.gz", "dkt_{}.nii.gz")
+        return find_subject_images(root, "img_{}.nii.gz", "dkt_{}.nii.gz")
 
     moved = {}
     for split in ("train", "val"):
-        pairs = inter_subject(split, str(tmp_path), listed, layout, COUNTS, **given).pairs
+        pairs = list_inter_subject_pairs(
+            split, str(tmp_path), listed, layout, COUNTS, **given
+        ).case_pairs
         assert {f.name for f, _ in pairs} == {"atlas" if atlas == "file" else atlas}
         assert all(f.labels.is_file() for f, _ in pairs)
         moved[split] = [m.name for _, m in pairs]
@@ -203,7 +209,7 @@ def test_a_slice_of_a_volume_is_that_slice(tmp_path, composed):
     )
     cfg.data.dataset.splits = COUNTS
     cfg.data.dataset.prepare.shape = SHAPE[:2]
-    pair = build(cfg.data.dataset)("val")[0]
+    pair = instantiate_config(cfg.data.dataset)("val")[0]
     volume = np.asarray(nibabel.load(tmp_path / "OASIS_OAS1_0009_MR1/aligned_seg35.nii.gz").dataobj)
     assert pair["fixed_labels"][0].tolist() == volume[:, :, 7].tolist()
 
@@ -219,7 +225,7 @@ def test_subjects_may_lie_in_folders_of_groups(group, tmp_path):
     ]
     assert all(
         "/" not in s.fixed.name
-        for s in subject_files(tmp_path, "{}/t1weighted_brain.MNI152.nii.gz").values()
+        for s in find_subject_images(tmp_path, "{}/t1weighted_brain.MNI152.nii.gz").values()
     )
 
 
@@ -228,7 +234,7 @@ def test_subjects_in_folders_of_splits_are_split_by_them(tmp_path, composed):
     given = [f"data.dataset.splits.{split}=['{split}/*']" for split in ("train", "val", "test")]
     cfg = composed("train", "data=brain_camcan", f"data.dataset.root={tmp_path}", *given)
     for split in ("train", "val", "test"):
-        pairs = build(cfg.data.dataset)(split).pairs
+        pairs = instantiate_config(cfg.data.dataset)(split).case_pairs
         assert {case.image.parent.parent.name for pair in pairs for case in pair} == {split}
         assert len(pairs) == 2
 
@@ -249,7 +255,7 @@ TEN = [f"s{n}" for n in range(10)]
 )
 def test_splits_by_number_share_name_and_text_file(splits, train, val, test, tmp_path):
     (tmp_path / "train.txt").write_text("s2\ns1\n")
-    made = [of_split(split, TEN, splits, tmp_path) for split in ("train", "val", "test")]
+    made = [select_subjects(split, TEN, splits, tmp_path) for split in ("train", "val", "test")]
     assert made == [train, val, test]
 
 
@@ -257,8 +263,14 @@ def test_splits_by_number_share_name_and_text_file(splits, train, val, test, tmp
     ("splits", "message"),
     [
         ({"train": 9, "val": 1, "test": 1}, "asks for 9 [+] 1 [+] 1 subjects of 10"),
-        ({"train": ["s1", "s2"], "val": ["s[23]"]}, "subject s2 is trained on and judged"),
-        ({"train": ["s1"], "val": ["s3"], "test": ["s1"]}, "subject s1 is trained on and judged"),
+        (
+            {"train": ["s1", "s2"], "val": ["s[23]"]},
+            "subject s2 is in training and in validation or test",
+        ),
+        (
+            {"train": ["s1"], "val": ["s3"], "test": ["s1"]},
+            "subject s1 is in training and in validation or test",
+        ),
         ({"train": ["s1"], "val": ["t3"]}, "'t3' matches no subject; there are s0 to s9"),
         ({"train": ["s1"], "val": 2}, "either numbers or names for all"),
         ({"train": 5}, "give train, val and test"),
@@ -268,21 +280,26 @@ def test_splits_by_number_share_name_and_text_file(splits, train, val, test, tmp
 )
 def test_splits_that_do_not_fit_are_named(splits, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        of_split("train", TEN, splits, tmp_path)
+        select_subjects("train", TEN, splits, tmp_path)
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no file in this folder is named \{\}/T1.nii.gz"):
-        subject_files(str(tmp_path), "{}/T1.nii.gz")
+        find_subject_images(str(tmp_path), "{}/T1.nii.gz")
     with pytest.raises(UserError, match=r"nowhere does not exist"):
-        subject_files(str(tmp_path / "nowhere"), "{}/T1.nii.gz")
+        find_subject_images(str(tmp_path / "nowhere"), "{}/T1.nii.gz")
     write_slices(tmp_path)
     (tmp_path / "dkt_03.nii.gz").unlink()
     with pytest.raises(UserError, match=r"dkt_03.nii.gz: this file of subject 03 is missing"):
-        subject_files(str(tmp_path), "img_{}.nii.gz", "dkt_{}.nii.gz")
+        find_subject_images(str(tmp_path), "img_{}.nii.gz", "dkt_{}.nii.gz")
     with pytest.raises(UserError, match="atlas: 99 is neither a subject nor a file"):
-        inter_subject(
-            "val", str(tmp_path), listed, lambda r: subject_files(r, "img_{}.nii.gz"), COUNTS, "99"
+        list_inter_subject_pairs(
+            "val",
+            str(tmp_path),
+            listed,
+            lambda r: find_subject_images(r, "img_{}.nii.gz"),
+            COUNTS,
+            "99",
         )
 
 
@@ -296,20 +313,20 @@ def test_what_is_missing_is_named(tmp_path):
 def test_faults_of_a_table_are_named(rows, message, tmp_path):
     write_table(tmp_path, rows)
     with pytest.raises(UserError, match=message):
-        subject_table(str(tmp_path))
+        read_subject_table(str(tmp_path))
 
 
 def test_a_table_without_a_needed_column_or_none_at_all_is_named(tmp_path):
     with pytest.raises(UserError, match=r"subjects.csv: this file is missing"):
-        subject_table(str(tmp_path))
+        read_subject_table(str(tmp_path))
     (tmp_path / "subjects.csv").write_text("subject,picture\np1,a.nii\n")
     with pytest.raises(UserError, match=r"subjects.csv: has no column 'image'"):
-        subject_table(str(tmp_path))
+        read_subject_table(str(tmp_path))
 
 
 def test_a_table_may_leave_labels_out_and_name_a_moving_image(tmp_path):
     write_table(tmp_path, ["p1,scans/s1.nii,scans/s1_labels.nii", "p2,scans/s2.nii,"])
-    found = subject_table(str(tmp_path))
+    found = read_subject_table(str(tmp_path))
     assert [s.fixed.labels and s.fixed.labels.name for s in found.values()] == [
         "s1_labels.nii",
         None,
@@ -317,14 +334,14 @@ def test_a_table_may_leave_labels_out_and_name_a_moving_image(tmp_path):
     (tmp_path / "subjects.csv").write_text(
         "subject,image,moving\np1,scans/s1.nii,scans/s3.nii\np2,scans/s2.nii,scans/s4.nii\n"
     )
-    found = subject_table(str(tmp_path))
+    found = read_subject_table(str(tmp_path))
     assert [s.moving.image.name for s in found.values()] == ["s3.nii", "s4.nii"]
 
 
 @pytest.mark.parametrize("path", sorted(LABELS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_label_tables_give_every_label_to_one_group(path):
     groups = yaml.safe_load(path.read_text())
-    values = np.concatenate([np.atleast_1d(old) for old in groups.values()])
+    values = np.concatenate([list_group_labels(group) for group in groups.values()])
     assert len(values) == len(set(values)) > 20
     labels = np.concatenate([[0, 9999], values]).reshape(1, -1)
     selected = select_labels(labels, groups)
@@ -337,15 +354,20 @@ def test_regions_are_chosen_by_name(composed):
         "train", "data=brain_mindboggle", "data/labels@data.dataset.prepare.labels=dkt31_regions"
     )
     assert list(cfg.data.dataset.prepare.labels) == [1, 2, 3, 4, 5]
-    assert 1028 in cfg.data.dataset.prepare.labels[1]
-    assert 2035 in cfg.data.dataset.prepare.labels[5]
+    assert 1028 in cfg.data.dataset.prepare.labels[1].labels
+    assert 2035 in cfg.data.dataset.prepare.labels[5].labels
 
 
 @pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to brain2d_trt20")
-def test_brain2d_lists_ten_subjects_to_train_and_four_to_judge(composed):
-    data = build(composed("train", "data=brain2d").data)
-    assert len(data.pairs("train")) == 90
-    assert [pair["name"] for pair in data.pairs("val")] == ["11_12", "12_13", "13_14", "14_11"]
-    pair = data.pairs("val")[0]
+def test_brain2d_lists_ten_training_and_four_validation_subjects(composed):
+    data = instantiate_config(composed("train", "data=brain2d").data)
+    assert len(data.make_dataset("train")) == 90
+    assert [pair["name"] for pair in data.make_dataset("val")] == [
+        "11_12",
+        "12_13",
+        "13_14",
+        "14_11",
+    ]
+    pair = data.make_dataset("val")[0]
     assert pair["fixed"].shape == (1, 160, 192)
     assert pair["fixed_labels"].max() == 2035

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.datasets.cardiac import Volumes, beats, overlapping_labels
-from regnet_lab.data.datasets.cardiac_layouts import acdc, heart_files, sunnybrook
-from regnet_lab.data.preprocessing.grids import CentredGrid
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.datasets.cardiac import (
+    VolumePairs,
+    keep_overlapping_labels,
+    list_cardiac_pairs,
+)
+from regnet_lab.data.datasets.cardiac_layouts import find_cardiac_files, read_acdc, read_sunnybrook
+from regnet_lab.data.preprocessing.grids import CropOrPad
 from regnet_lab.errors import UserError
 from regnet_lab.metrics.overlap import dice
 
@@ -20,7 +24,7 @@ PLANE, DEPTH, PHASES = (12, 14), 6, 4
 SPACING = (1.5, 1.5, 8.0)
 DATA = os.environ.get("REGNET_LAB_DATA")
 COUNTS = {"train": 2, "val": 1, "test": 0}
-GRID = CentredGrid([8, 16])
+GRID = CropOrPad([8, 16])
 
 
 def listed(fixed, moving):
@@ -104,8 +108,8 @@ def write_sunnybrook(root, both=(1, 2, 4)):
 LAYOUTS = {
     "cardiac": write_sunnybrook,
     "cardiac_ukbb": write_ukbb,
-    "cardiac_mm": write_mm,
-    "cardiac_mm_gradirn": write_renamed,
+    "cardiac_mnms2": write_mm,
+    "cardiac_mnms2_gradirn": write_renamed,
     "cardiac_acdc": write_acdc_both,
 }
 
@@ -118,13 +122,13 @@ def subject(case):
 def test_a_published_layout_is_listed_and_read_by_its_yaml(name, tmp_path, composed):
     LAYOUTS[name](tmp_path)
     cfg = composed("train", f"data={name}", f"data.dataset.root={tmp_path}")
-    if name in ("cardiac_ukbb", "cardiac_mm", "cardiac_mm_gradirn"):
+    if name in ("cardiac_ukbb", "cardiac_mnms2", "cardiac_mnms2_gradirn"):
         cfg.data.dataset.splits = COUNTS
     cfg.data.dataset.prepare.update(shape=[8, 16], spacing=None)
-    data = build(cfg.data)
-    train, val, test = (data.pairs(split) for split in ("train", "val", "test"))
+    data = instantiate_config(cfg.data)
+    train, val, test = (data.make_dataset(split) for split in ("train", "val", "test"))
     people = [
-        {subject(case) for pair in part.pairs for case in pair} for part in (train, val, test)
+        {subject(case) for pair in part.case_pairs for case in pair} for part in (train, val, test)
     ]
     assert people[0]
     assert people[0].isdisjoint(people[1] | people[2])
@@ -139,11 +143,11 @@ def test_a_published_layout_is_listed_and_read_by_its_yaml(name, tmp_path, compo
 
 def test_acdc_tests_on_its_own_test_set(tmp_path, composed):
     write_acdc_both(tmp_path)
-    dataset = build(
+    dataset = instantiate_config(
         composed("train", "data=cardiac_acdc", f"data.dataset.root={tmp_path}").data
     ).dataset
     names = [
-        {fixed.image.parent.name for fixed, _ in dataset(split=s).pairs}
+        {fixed.image.parent.name for fixed, _ in dataset(split=s).case_pairs}
         for s in ("train", "val", "test")
     ]
     assert names == [{"patient001"}, {"patient009", "patient010"}, {"patient101", "patient102"}]
@@ -152,11 +156,11 @@ def test_acdc_tests_on_its_own_test_set(tmp_path, composed):
 @pytest.mark.parametrize(
     ("write", "layout", "ed", "es"),
     [
-        (write_acdc, acdc, 0, 2),
-        (write_sunnybrook, sunnybrook, 3, 1),
+        (write_acdc, read_acdc, 0, 2),
+        (write_sunnybrook, read_sunnybrook, 3, 1),
         (
             write_mm,
-            lambda root: heart_files(
+            lambda root: find_cardiac_files(
                 root,
                 "{}/{}_SA_ED.nii.gz",
                 "{}/{}_SA_ES.nii.gz",
@@ -172,9 +176,9 @@ def test_end_diastole_is_fixed_and_end_systole_moves_slice_by_slice(
     write, layout, ed, es, tmp_path
 ):
     write(tmp_path)
-    plain = CentredGrid(PLANE, intensity=lambda image: image)
+    plain = CropOrPad(PLANE, intensity=lambda image: image)
     options = {"root": str(tmp_path), "prepare": plain, "layout": layout, "splits": COUNTS}
-    volume = beats("val", **options)[0]
+    volume = list_cardiac_pairs("val", **options)[0]
     whole = sorted(layout(str(tmp_path)).items())[-1][1]
     slices = whole.slices or range(DEPTH)
     for side, phase in (("fixed", ed), ("moving", es)):
@@ -183,14 +187,16 @@ def test_end_diastole_is_fixed_and_end_systole_moves_slice_by_slice(
     for i, k in enumerate(slices):
         labels = np.asarray(nibabel.load(whole.es.labels).dataobj)[:, :, k]
         assert volume["moving_labels"][0, ..., i].tolist() == labels.tolist()
-    first = beats("train", **options)[1]
+    first = list_cardiac_pairs("train", **options)[1]
     assert int(first["fixed"].min()) == 1 + slices[1] + 100 * ed
     assert int(first["moving"].min()) == 1 + slices[1] + 100 * es
 
 
 def test_any_two_phases_of_one_slice_make_a_training_pair(tmp_path):
     write_sunnybrook(tmp_path)
-    pairs = beats("train", str(tmp_path), listed, sunnybrook, COUNTS, any_phases=True).pairs
+    pairs = list_cardiac_pairs(
+        "train", str(tmp_path), listed, read_sunnybrook, COUNTS, any_phases=True
+    ).case_pairs
     assert len(set(pairs)) == len(pairs) == 2 * DEPTH * PHASES * (PHASES - 1)
     assert all(f.image == m.image and f.slice == m.slice and f.phase != m.phase for f, m in pairs)
     assert {f.slice for f, _ in pairs} == set(range(DEPTH))
@@ -202,30 +208,30 @@ def test_slices_are_chosen_by_relative_position(tmp_path):
     write_ukbb(tmp_path)
 
     def layout(root):
-        return heart_files(root, "{}/sa_ED.nii.gz", "{}/sa_ES.nii.gz")
+        return find_cardiac_files(root, "{}/sa_ED.nii.gz", "{}/sa_ES.nii.gz")
 
-    chosen = {"train_slices": [0.5], "slices": [0.25, 0.5, 0.99]}
-    train = beats("train", str(tmp_path), listed, layout, COUNTS, **chosen)
-    assert [fixed.slice for fixed, _ in train.pairs] == [3, 3]
-    val = beats(
+    chosen = {"train_slices": [0.5], "eval_slices": [0.25, 0.5, 0.99]}
+    train = list_cardiac_pairs("train", str(tmp_path), listed, layout, COUNTS, **chosen)
+    assert [fixed.slice for fixed, _ in train.case_pairs] == [3, 3]
+    val = list_cardiac_pairs(
         "val",
         str(tmp_path),
-        CentredGrid(PLANE, intensity=lambda image: image),
+        CropOrPad(PLANE, intensity=lambda image: image),
         layout,
         COUNTS,
         **chosen,
     )[0]
     assert val["fixed"].amin((0, 1, 2)).int().tolist() == [2, 4, 6]
     assert val["spacing"].tolist() == [1.5, 1.5, 16.0]
-    one = beats("val", str(tmp_path), GRID, layout, COUNTS, slices=[0.5])[0]
+    one = list_cardiac_pairs("val", str(tmp_path), GRID, layout, COUNTS, eval_slices=[0.5])[0]
     assert one["fixed"].shape == (1, 8, 16)
     assert one["spacing"].tolist() == [1.5, 1.5]
 
 
 def test_a_volume_is_its_slices_prepared_as_in_training(tmp_path):
     write_sunnybrook(tmp_path)
-    heart = sunnybrook(str(tmp_path))["SCD0000201"]
-    volume = Volumes([heart], GRID)[0]
+    heart = read_sunnybrook(str(tmp_path))["SCD0000201"]
+    volume = VolumePairs([heart], GRID)[0]
     for i, k in enumerate(heart.slices):
         single = GRID(replace(heart.ed, slice=k), replace(heart.es, slice=k))
         for key in ("fixed", "moving", "fixed_labels", "moving_labels"):
@@ -241,7 +247,7 @@ def test_labels_are_kept_where_every_structure_overlaps():
     moving[:, 1, :, 1] = 0  # lacks one
     moving[:, :2, :, 2] = moving[:, :2, :, 2].flip(1)  # has both, elsewhere
     moving[:, 1, 1:, 3] = 0  # a little of one is enough
-    pair = overlapping_labels({"fixed_labels": fixed, "moving_labels": moving})
+    pair = keep_overlapping_labels({"fixed_labels": fixed, "moving_labels": moving})
     assert pair["fixed_labels"].flatten(0, 2).any(0).tolist() == [True, False, False, True]
     assert torch.equal(pair["fixed_labels"][..., 0], fixed[..., 0])
     assert torch.equal(pair["moving_labels"][..., 3], moving[..., 3])
@@ -281,7 +287,7 @@ def test_faults_of_a_cine_are_named(damage, message, tmp_path):
     write_sunnybrook(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
-        beats("train", str(tmp_path), listed, sunnybrook, COUNTS, any_phases=True)
+        list_cardiac_pairs("train", str(tmp_path), listed, read_sunnybrook, COUNTS, any_phases=True)
 
 
 def test_faults_of_acdc_are_named(tmp_path):
@@ -289,32 +295,32 @@ def test_faults_of_acdc_are_named(tmp_path):
     info = tmp_path / "training" / "patient009" / "Info.cfg"
     info.write_text("ED: 1\nES: 4\n")
     with pytest.raises(UserError, match=r"patient009_frame04.nii.gz: this file .* is missing"):
-        acdc(str(tmp_path))
+        read_acdc(str(tmp_path))
     info.write_text("ED: one\nES: 4\n")
     with pytest.raises(UserError, match=r"patient009.Info.cfg: needs the lines 'ED: <frame>'"):
-        acdc(str(tmp_path))
+        read_acdc(str(tmp_path))
 
 
 def test_phases_need_a_cine(tmp_path):
     write_ukbb(tmp_path)
     with pytest.raises(UserError, match="subject 001 has no cine; set any_phases=false"):
-        beats(
+        list_cardiac_pairs(
             "train",
             str(tmp_path),
             listed,
-            lambda root: heart_files(root, "{}/sa_ED.nii.gz", "{}/sa_ES.nii.gz"),
+            lambda root: find_cardiac_files(root, "{}/sa_ED.nii.gz", "{}/sa_ES.nii.gz"),
             COUNTS,
             any_phases=True,
         )
 
 
-def test_a_model_of_slices_is_trained_on_slices_and_judged_on_volumes(tmp_path, composed):
+def test_a_2d_model_is_trained_on_slices_and_evaluated_on_volumes(tmp_path, composed):
     write_sunnybrook(tmp_path)
     cfg = composed("train", "data=cardiac", "model=voxelmorph", f"data.dataset.root={tmp_path}")
     cfg.data.dataset.prepare.shape = [16, 16]
-    cfg.folder = str(tmp_path)
+    cfg.output_dir = str(tmp_path)
     cfg.module.name = "voxelmorph"
-    module, data = build(cfg.module), build(cfg.data)
+    module, data = instantiate_config(cfg.module), instantiate_config(cfg.data)
     batch = next(iter(data.train_dataloader()))
     assert module(batch).displacement.shape == (8, 2, 16, 16)
     case = next(iter(data.val_dataloader()))
@@ -330,6 +336,6 @@ def test_a_model_of_slices_is_trained_on_slices_and_judged_on_volumes(tmp_path, 
 def test_cavities_of_sunnybrook_overlap_as_published_with_no_registration(name, expected, composed):
     cfg = composed("train", "data=cardiac")
     cfg.data.dataset.splits = {"train": [], "val": [name]}
-    (pair,) = build(cfg.data.dataset)("val")
+    (pair,) = instantiate_config(cfg.data.dataset)("val")
     fixed, moving = (pair[f"{side}_labels"].numpy() for side in ("fixed", "moving"))
     assert dice(fixed, moving, moving) == {1: pytest.approx(expected, abs=1e-4)}

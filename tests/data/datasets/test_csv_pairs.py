@@ -8,15 +8,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.datasets.csv_pairs import COLUMNS, nearest, pairs, title
-from regnet_lab.data.preprocessing.functional import min_max
-from regnet_lab.data.preprocessing.grids import WorldGrid
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.datasets.csv_pairs import COLUMNS, list_csv_pairs, make_case_name
+from regnet_lab.data.io.tables import find_similar_word
+from regnet_lab.data.preprocessing.functional import normalize_min_max
+from regnet_lab.data.preprocessing.grids import ResampleToFixed
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 
 DATA = os.environ.get("REGNET_LAB_DATA")
-GRID = WorldGrid(intensity=min_max)
+GRID = ResampleToFixed(intensity=normalize_min_max)
 FIXED = np.array([[-1.5, 0, 0, 10], [0, 0, 2.0, -20], [0, -1.25, 0, 30], [0, 0, 0, 1]])
 MOVING = np.diag([1.0, 1.0, 1.5, 1.0])
 MOVING[:3, 3] = -10, -22, 12
@@ -39,14 +40,14 @@ def write_image(path, array, affine):
     if path.name.endswith(".nii.gz"):
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
     elif path.suffix:
-        sitk.WriteImage(coordinates.to_image(array, affine), str(path))
+        sitk.WriteImage(coordinates.array_to_sitk(array, affine), str(path))
     else:
         write_dicom(path, array, affine)
 
 
 def write_dicom(folder, array, affine):
     folder.mkdir()
-    whole = coordinates.to_image(np.round(1000 * (array + 1)).astype(np.int16), affine)
+    whole = coordinates.array_to_sitk(np.round(1000 * (array + 1)).astype(np.int16), affine)
     for k in range(whole.GetDepth()):
         plane = whole[:, :, k : k + 1]
         tags = {
@@ -87,7 +88,7 @@ def test_images_of_different_size_spacing_and_orientation_meet_in_the_world(endi
     write_image(tmp_path / "fixed.nii.gz", fixed, FIXED)
     write_image(tmp_path / f"moving{ending}", moving, MOVING)
     table = write_table(tmp_path, f"fixed.nii.gz,moving{ending}")
-    pair = pairs("test", GRID, table)[0]
+    pair = list_csv_pairs("test", GRID, table)[0]
     assert pair["fixed"].shape == pair["moving"].shape == (1, 16, 14, 18)
     np.testing.assert_allclose(pair["spacing"], [1.5, 1.25, 2.0], atol=1e-6)
 
@@ -115,8 +116,8 @@ def test_landmarks_of_any_space_come_in_voxels_of_the_fixed_grid(space, tmp_path
         write_marks(tmp_path / f"{name}.csv", marks[space])
     header = "fixed,moving,fixed_points,moving_points"
     table = write_table(tmp_path, "fixed.nii.gz,moving.mha,fixed.csv,moving.csv", header=header)
-    columns = {"fixed_columns": ["x", "y", "z"], "moving_columns": [1, 2, 3]}
-    pair = pairs("val", GRID, table, points_space=space, **columns)[0]
+    columns = {"fixed_points_columns": ["x", "y", "z"], "moving_points_columns": [1, 2, 3]}
+    pair = list_csv_pairs("val", GRID, table, points_space=space, **columns)[0]
     wanted = coordinates.world_to_voxel(FIXED, MARKS)
     np.testing.assert_allclose(pair["fixed_points"], wanted, atol=1e-3)
     np.testing.assert_allclose(pair["moving_points"], wanted, atol=1e-3)
@@ -136,9 +137,9 @@ def test_a_landmark_stays_in_its_label_and_masks_and_names_come_along(tmp_path):
     for side in ("fixed", "moving"):
         row |= {f"{side}_labels": "labels.nrrd", f"{side}_points": "spots.csv"}
     row["moving_mask"] = "mask.mha"
-    columns = {"fixed_columns": ["x", "y", "z"], "moving_columns": ["x", "y", "z"]}
-    prepare = WorldGrid([40, 30, 24], spacing=[1.2, 1.0, 1.1])
-    pair = pairs("train", prepare, [row], str(tmp_path), **columns)[0]
+    columns = {"fixed_points_columns": ["x", "y", "z"], "moving_points_columns": ["x", "y", "z"]}
+    prepare = ResampleToFixed([40, 30, 24], spacing=[1.2, 1.0, 1.1])
+    pair = list_csv_pairs("train", prepare, [row], str(tmp_path), **columns)[0]
     assert pair["name"] == "visit 7"
     assert "fixed_mask" not in pair
     for side in ("fixed", "moving"):
@@ -155,7 +156,9 @@ def test_rows_go_to_the_split_they_name_and_test_falls_back_on_val(tmp_path):
     table = write_table(tmp_path, *rows, header="fixed,moving,split")
 
     def named(split, table):
-        return [[case.name for case in pair] for pair in pairs(split, listed, table).pairs]
+        return [
+            [case.name for case in pair] for pair in list_csv_pairs(split, listed, table).case_pairs
+        ]
 
     assert named("train", table) == [["0", "1"], ["4", "5"]]
     assert named("val", table) == named("test", table) == [["2", "3"]]
@@ -166,9 +169,9 @@ def test_rows_go_to_the_split_they_name_and_test_falls_back_on_val(tmp_path):
 def test_without_a_split_every_split_has_all_rows_and_a_warning_says_so(tmp_path, caplog):
     write_empty(tmp_path, "a.nii.gz", "b.nii.gz")
     table = write_table(tmp_path, "a.nii.gz,b.nii.gz")
-    assert [len(pairs(split, listed, table)) for split in ("val", "test")] == [1, 1]
+    assert [len(list_csv_pairs(split, listed, table)) for split in ("val", "test")] == [1, 1]
     assert not caplog.records
-    assert len(pairs("train", listed, table)) == 1
+    assert len(list_csv_pairs("train", listed, table)) == 1
     assert "has no column 'split': training and validation share its pairs" in caplog.text
 
 
@@ -178,9 +181,9 @@ def test_files_are_relative_to_the_table_or_to_the_root_or_absolute(tmp_path):
     write_empty(tmp_path / "tables", "a.nii.gz")
     write_empty(tmp_path / "images", "a.nii.gz")
     table = write_table(tmp_path / "tables", f"a.nii.gz,{tmp_path}/images/a.nii.gz")
-    (pair,) = pairs("val", listed, table).pairs
+    (pair,) = list_csv_pairs("val", listed, table).case_pairs
     assert [c.image for c in pair] == [tmp_path / f / "a.nii.gz" for f in ("tables", "images")]
-    (pair,) = pairs("val", listed, table, root=str(tmp_path / "images")).pairs
+    (pair,) = list_csv_pairs("val", listed, table, root=str(tmp_path / "images")).case_pairs
     assert {c.image for c in pair} == {tmp_path / "images" / "a.nii.gz"}
 
 
@@ -194,7 +197,7 @@ def test_files_are_relative_to_the_table_or_to_the_root_or_absolute(tmp_path):
     ],
 )
 def test_images_are_named_by_their_path(file, name):
-    assert title(file) == name
+    assert make_case_name(file) == name
 
 
 @pytest.mark.parametrize(
@@ -208,24 +211,24 @@ def test_images_are_named_by_their_path(file, name):
     ],
 )
 def test_the_nearest_column_is_suggested(wrong, right):
-    assert nearest(wrong, COLUMNS) in ([right] if right else COLUMNS)
+    assert find_similar_word(wrong, COLUMNS) in ([right] if right else COLUMNS)
 
 
 @pytest.mark.parametrize(
     ("header", "rows", "message"),
     [
-        ("fixd,moving", ["a,b"], r"no column 'fixd' to use; do you mean 'fixed'\?"),
+        ("fixd,moving", ["a,b"], r"column 'fixd' is unknown; do you mean 'fixed'\?"),
         ("fixed,moving,moving_lables", ["a,b,c"], "do you mean 'moving_labels'"),
         ("fixed,name", ["a,x"], "row 1: the column 'moving' must name an image"),
         ("fixed,moving", ["a,b", "a,"], "row 2: the column 'moving' must name an image"),
         ("fixed,moving", ["a,b", "a"], "row 2: the column 'moving' must name an image"),
         ("fixed,moving", ["a,b", "a,c"], r"row 2, column moving: .*c does not exist\."),
         ("fixed,moving,fixed_mask", ["a,x,y"], r"column moving: .*x does .* \(1 more are missing"),
-        ("fixed,moving", [], "lists no pairs"),
+        ("fixed,moving", [], "contains no pairs"),
         ("fixed,moving,split", ["a,b,train", "a,b,"], "row 2, column split: '' must be one of"),
         ("fixed,moving,split", ["a,b,valid"], "'valid' must be one of train, val, test"),
-        ("fixed,moving", ["a,b", "b,a", "a,b"], "row 3: there is a pair a_b above"),
-        ("fixed,moving,name", ["a,b,x", "b,a,x"], "row 2: there is a pair x above"),
+        ("fixed,moving", ["a,b", "b,a", "a,b"], "row 3: another pair above is also named a_b"),
+        ("fixed,moving,name", ["a,b,x", "b,a,x"], "row 2: another pair above is also named x"),
         ("fixed,moving", ['a,"b'], "pairs.csv: cannot be read as a CSV"),
     ],
 )
@@ -233,22 +236,24 @@ def test_faults_of_a_table_are_named(header, rows, message, tmp_path):
     write_empty(tmp_path, "a", "b")
     table = write_table(tmp_path, *rows, header=header)
     with pytest.raises(UserError, match=message):
-        pairs("train", listed, table)
+        list_csv_pairs("train", listed, table)
 
 
 def test_a_missing_or_empty_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: this file is missing"):
-        pairs("train", listed, str(tmp_path / "none.csv"))
+        list_csv_pairs("train", listed, str(tmp_path / "none.csv"))
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match=r"empty\.csv: cannot be read as a CSV"):
-        pairs("train", listed, str(tmp_path / "empty.csv"))
-    with pytest.raises(UserError, match="table: lists no pairs"):
-        pairs("train", listed, [])
+        list_csv_pairs("train", listed, str(tmp_path / "empty.csv"))
+    with pytest.raises(UserError, match="table: contains no pairs"):
+        list_csv_pairs("train", listed, [])
 
 
 @pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to lungct_elastix")
 def test_landmarks_of_the_lung_are_35_7_mm_apart_with_no_registration(composed):
-    (pair,) = build(composed("evaluate", "data=lungct", "model=identity").data).pairs("test")
+    (pair,) = instantiate_config(
+        composed("evaluate", "data=lungct", "model=identity").data
+    ).make_dataset("test")
     apart = (pair["fixed_points"] - pair["moving_points"]) * pair["spacing"]
     assert apart.norm(dim=1).mean() == pytest.approx(35.66, abs=0.05)
     assert pair["fixed_points"].shape == (26, 3)

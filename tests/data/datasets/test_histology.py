@@ -8,8 +8,14 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 
 from regnet_lab import ops
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.datasets.histology import Patches, PixelGrid, find_sections, histology, stained
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.datasets.histology import (
+    PixelCropOrPad,
+    SectionPatches,
+    find_sections,
+    list_histology_pairs,
+    normalize_stain,
+)
 from regnet_lab.errors import UserError
 
 DATA = os.environ.get("REGNET_LAB_DATA")
@@ -65,7 +71,10 @@ ANHIR = {"image": "images/{tissue}/*/{stain}.jpg", "landmarks": "landmarks/{tiss
     ("write", "options"),
     [
         (write_cima, {}),
-        (lambda root: write_cima(root, 0.1, "_scale50pc"), {"scales": dict.fromkeys(TISSUES, 0.1)}),
+        (
+            lambda root: write_cima(root, 0.1, "_scale50pc"),
+            {"landmark_scales": dict.fromkeys(TISSUES, 0.1)},
+        ),
         (write_anhir, ANHIR),
     ],
 )
@@ -73,7 +82,10 @@ def test_every_two_stains_of_a_tissue_are_paired_and_no_tissue_is_in_two_splits(
     write, options, tmp_path
 ):
     write(tmp_path)
-    lists = {s: histology(s, str(tmp_path), listed, SPLITS, **options).pairs for s in SPLITS}
+    lists = {
+        s: list_histology_pairs(s, str(tmp_path), listed, SPLITS, **options).case_pairs
+        for s in SPLITS
+    }
     assert [len(pairs) for pairs in lists.values()] == [6, 1, 1]
     tissues = [{c.name.split("-")[0] for p in pairs for c in p} for pairs in lists.values()]
     assert tissues == [{"lung"}, {"rat_2"}, {"tumour"}]
@@ -87,8 +99,8 @@ def test_landmarks_lie_on_what_they_mark_in_images_of_different_size(spacing, sc
     write_cima(tmp_path, scale)
     shape = [72, 48] if spacing is None else [36, 24]
     scales = dict.fromkeys(TISSUES, scale)
-    grid = PixelGrid(shape, spacing, intensity=stained)
-    for pair in histology("train", str(tmp_path), grid, SPLITS, scales=scales):
+    grid = PixelCropOrPad(shape, spacing, intensity=normalize_stain)
+    for pair in list_histology_pairs("train", str(tmp_path), grid, SPLITS, landmark_scales=scales):
         assert pair["spacing"].tolist() == [spacing or 1.0] * 2
         for side in ("fixed", "moving"):
             image, points = pair[side], pair[f"{side}_points"]
@@ -104,14 +116,14 @@ def test_landmarks_lie_on_what_they_mark_in_images_of_different_size(spacing, sc
 def test_sections_without_landmarks_are_pairs_too(tmp_path):
     write_cima(tmp_path)
     (tmp_path / "rat_2" / "He.csv").unlink()
-    pair = histology("val", str(tmp_path), PixelGrid([64, 48]), SPLITS)[0]
+    pair = list_histology_pairs("val", str(tmp_path), PixelCropOrPad([64, 48]), SPLITS)[0]
     assert len({"fixed_points", "moving_points"} & pair.keys()) == 1
 
 
 def test_stained_tissue_is_bright_and_the_slide_is_dark():
     image = np.full((20, 30), 240, np.float32)
     image[5:10, 5:15] = np.linspace(40, 140, 50).reshape(5, 10)
-    result = stained(image)
+    result = normalize_stain(image)
     assert result[0, 0] == 0
     assert result[5, 5] == 1
     assert (np.diff(result[5, 5:15]) <= 0).all()
@@ -122,8 +134,8 @@ def test_stained_tissue_is_bright_and_the_slide_is_dark():
     ("damage", "options", "message"),
     [
         (None, {"image": "{tissue}/{stain}.png"}, r"no section \{tissue\}/\{stain\}.png"),
-        (None, {"scales": {"lung": 0.1}}, "no tissue 'lung', only lung-1, rat_2, tumour"),
-        (None, {"columns": ("x", "y")}, r"\.csv: there is no column 'x'"),
+        (None, {"landmark_scales": {"lung": 0.1}}, "no tissue 'lung', only lung-1, rat_2, tumour"),
+        (None, {"landmark_columns": ("x", "y")}, r"\.csv: there is no column 'x'"),
         ("lung-1/He_scale50pc.csv", {}, r"He.csv and .*He_scale50pc.csv both fit section He"),
     ],
 )
@@ -132,7 +144,7 @@ def test_faults_of_a_folder_are_named(damage, options, message, tmp_path):
     if damage:
         (tmp_path / damage).touch()
     with pytest.raises(UserError, match=message):
-        histology("train", str(tmp_path), PixelGrid([64, 48]), SPLITS, **options)[0]
+        list_histology_pairs("train", str(tmp_path), PixelCropOrPad([64, 48]), SPLITS, **options)[0]
 
 
 def test_one_section_at_two_scales_is_ambiguous(tmp_path):
@@ -147,7 +159,9 @@ def test_one_section_at_two_scales_is_ambiguous(tmp_path):
 
 def patches(root, split="train", size=(12, 10), **options):
     splits = {"train": ["?.npy"], "val": ["held/*"]}
-    return Patches(split, str(root), "**/*.npy", size, splits, intensity=lambda a: a, **options)
+    return SectionPatches(
+        split, str(root), "**/*.npy", size, splits, intensity=lambda a: a, **options
+    )
 
 
 def write_ramps(root, shape=(40, 30)):
@@ -165,7 +179,7 @@ def where(patch, shape):
 @pytest.mark.parametrize(("shape", "size"), [((40, 30), (12, 10)), ((16, 18, 14), (5, 7, 6))])
 def test_a_patch_is_cut_from_its_image_inside_the_margin(shape, size, tmp_path):
     write_ramps(tmp_path, shape)
-    data = patches(tmp_path, size=size, margin=2, per_image=30)
+    data = patches(tmp_path, size=size, margin=2, patches_per_image=30)
     starts = []
     for index in range(len(data)):
         patch = data[index]["moving"]
@@ -197,13 +211,13 @@ def test_patches_follow_from_seed_split_and_index_alone(tmp_path):
 
 def test_patches_for_validation_come_from_images_that_are_held_out(tmp_path):
     write_ramps(tmp_path)
-    train, val = patches(tmp_path), patches(tmp_path, "val", per_image=3)
+    train, val = patches(tmp_path), patches(tmp_path, "val", patches_per_image=3)
     assert len(val) == 3
     assert {where(val[i]["fixed"], (40, 30))[0] for i in range(3)} == {2}
     assert {where(train[i]["fixed"], (40, 30))[0] for i in range(40)} == {0, 1}
     splits = {"train": ["*.npy"], "val": ["held/*"]}
-    with pytest.raises(UserError, match=r"c\.npy is trained on and judged"):
-        Patches("train", str(tmp_path), "**/*.npy", (12, 10), splits)
+    with pytest.raises(UserError, match=r"c\.npy is in training and in validation or test"):
+        SectionPatches("train", str(tmp_path), "**/*.npy", (12, 10), splits)
 
 
 def test_plain_patches_are_drawn_again(tmp_path):
@@ -213,7 +227,9 @@ def test_plain_patches_are_drawn_again(tmp_path):
         np.save(tmp_path / f"{name}.npy", image)
     splits = {"train": 2, "val": 1}
     data, plain = (
-        Patches("train", str(tmp_path), "*.npy", (8, 8), splits, contrast=c, intensity=lambda a: a)
+        SectionPatches(
+            "train", str(tmp_path), "*.npy", (8, 8), splits, min_std=c, intensity=lambda a: a
+        )
         for c in (0.1, 0)
     )
     assert all(data[i]["fixed"].std() >= 0.1 for i in range(40))
@@ -232,14 +248,14 @@ def test_a_patch_too_large_is_named(size, message, tmp_path):
     with pytest.raises(UserError, match=message):
         patches(tmp_path, size=size)[0]
     with pytest.raises(UserError, match=r"there is no image \*.tif"):
-        Patches("train", str(tmp_path), "*.tif", size)
+        SectionPatches("train", str(tmp_path), "*.tif", size)
 
 
 @pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to histology")
 def test_real_sections_are_20_to_86_pixels_apart_and_differ_where_they_should(composed):
     cfg = composed("train", "data=histology")
     cfg.data.dataset.splits = {"train": ["*"], "val": []}
-    data = build(cfg.data).pairs("train")
+    data = instantiate_config(cfg.data).make_dataset("train")
     apart = {}
     for pair in data:
         offset = (pair["fixed_points"] - pair["moving_points"]) * pair["spacing"]
@@ -253,8 +269,8 @@ def test_real_sections_are_20_to_86_pixels_apart_and_differ_where_they_should(co
 @pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to histology")
 def test_real_patches_become_pairs_with_a_known_displacement(composed):
     cfg = composed("train", "data=histology_patches")
-    cfg.data.dataset.images.size = [64, 64]
-    batch = next(iter(build(cfg.data).val_dataloader()))
+    cfg.data.dataset.images.patch_size = [64, 64]
+    batch = next(iter(instantiate_config(cfg.data).val_dataloader()))
     seen = ops.warp(batch["moving"], batch["displacement"])
     assert batch["fixed"].shape == (1, 1, 64, 64)
     assert (seen - batch["fixed"]).abs().max() < 1e-4

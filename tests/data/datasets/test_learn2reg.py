@@ -6,15 +6,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from regnet_lab.data.datasets.learn2reg import l2r
-from regnet_lab.data.preprocessing.grids import CentredGrid
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.datasets.learn2reg import list_learn2reg_pairs
+from regnet_lab.data.preprocessing.grids import CropOrPad
 from regnet_lab.errors import UserError
-from tests.helpers import CONF
 
-DATA_CONF = CONF / "data"
 SHAPE = (12, 14, 10)
 POINTS = np.array([[2.0, 3.25, 4.0], [9.5, 10.0, 7.0]])
 
@@ -118,7 +115,7 @@ def write_cbct(root):
 
 
 def names(pairs):
-    return [(fixed.name, moving.name) for fixed, moving in pairs.pairs]
+    return [(fixed.name, moving.name) for fixed, moving in pairs.case_pairs]
 
 
 def short(pairs):
@@ -132,7 +129,9 @@ def patients(pairs):
 @pytest.mark.parametrize("write", [write_nlst, write_oasis, write_mrct, write_cbct])
 def test_training_and_validation_share_no_patient(write, tmp_path):
     write(tmp_path)
-    train, val, test = (l2r(split, tmp_path, listed) for split in ("train", "val", "test"))
+    train, val, test = (
+        list_learn2reg_pairs(split, tmp_path, listed) for split in ("train", "val", "test")
+    )
     assert len(train)
     assert patients(train).isdisjoint(patients(val))
     assert names(val) == names(test)
@@ -140,7 +139,7 @@ def test_training_and_validation_share_no_patient(write, tmp_path):
 
 def test_a_paired_release_lists_its_pairs_with_masks_and_points(tmp_path):
     write_nlst(tmp_path)
-    train = l2r("train", tmp_path, listed)
+    train = list_learn2reg_pairs("train", tmp_path, listed)
     assert short(train) == [(f"{n:04d}_0000", f"{n:04d}_0001") for n in (1, 2, 3)]
     fixed, moving = train[0]
     assert fixed.mask == tmp_path / "masksTr/NLST_0001_0000.nii.gz"
@@ -150,10 +149,10 @@ def test_a_paired_release_lists_its_pairs_with_masks_and_points(tmp_path):
 
 def test_an_unpaired_release_combines_what_validation_leaves(tmp_path):
     write_oasis(tmp_path)
-    train = short(l2r("train", tmp_path, listed))
+    train = short(list_learn2reg_pairs("train", tmp_path, listed))
     left = [f"{n:04d}_0000" for n in (1, 2, 3, 4)]
     assert sorted(train) == sorted((a, b) for a in left for b in left if a != b)
-    val = l2r("val", tmp_path, listed)
+    val = list_learn2reg_pairs("val", tmp_path, listed)
     assert short(val) == [("0005_0000", "0006_0000"), ("0006_0000", "0007_0000")]
     assert val[0][0].labels == tmp_path / "labelsTr/OASIS_0005_0000.nii.gz"
 
@@ -163,20 +162,20 @@ def test_a_hybrid_release_has_both_and_combines_in_the_direction_of_registration
     paired = [("0001_0000", "0001_0001")]
     combined = [("0001_0000", "0004_0001"), ("0001_0000", "0005_0001"), ("0003_0000", "0001_0001"),
                 ("0003_0000", "0004_0001"), ("0003_0000", "0005_0001")]  # fmt: skip
-    assert short(l2r("train", tmp_path, listed)) == paired + combined
-    assert short(l2r("train", tmp_path, listed, pairings="paired")) == paired
-    assert short(l2r("train", tmp_path, listed, pairings="unpaired")) == combined
+    assert short(list_learn2reg_pairs("train", tmp_path, listed)) == paired + combined
+    assert short(list_learn2reg_pairs("train", tmp_path, listed, pairings="paired")) == paired
+    assert short(list_learn2reg_pairs("train", tmp_path, listed, pairings="unpaired")) == combined
 
 
 def test_points_of_different_patients_are_not_taken_for_correspondences(tmp_path):
     write_mrct(tmp_path)
-    train = l2r("train", tmp_path, listed)
+    train = list_learn2reg_pairs("train", tmp_path, listed)
     assert [fixed.points is not None for fixed, _ in train] == [True] + [False] * 5
 
 
 def test_the_points_of_a_pair_come_from_the_folder_that_both_images_share(tmp_path):
     write_cbct(tmp_path)
-    for fixed, moving in l2r("train", tmp_path, listed):
+    for fixed, moving in list_learn2reg_pairs("train", tmp_path, listed):
         folder = f"keypoints0{fixed.name[-1]}Tr"
         assert fixed.points.path == tmp_path / folder / f"{fixed.name}.csv"
         assert moving.points.path == tmp_path / folder / f"{moving.name}.csv"
@@ -186,15 +185,18 @@ def test_landmarks_that_only_lie_on_disk_come_before_keypoints(tmp_path):
     write_nlst(tmp_path)
     for m in (0, 1):
         write_files(tmp_path, f"NLST_0004_{m:04d}", ("landmarks",))
-    kinds = {"landmarks": l2r("val", tmp_path, listed),
-             "keypoints": l2r("val", tmp_path, listed, use=["keypoints", "landmarks"])}  # fmt: skip
+    order = ["keypoints", "landmarks"]
+    kinds = {
+        "landmarks": list_learn2reg_pairs("val", tmp_path, listed),
+        "keypoints": list_learn2reg_pairs("val", tmp_path, listed, annotations=order),
+    }
     for kind, val in kinds.items():
         assert val[0][0].points.path.parent.name == f"{kind}Tr"
 
 
 def test_only_the_data_asked_for_are_used(tmp_path):
     write_mrct(tmp_path)
-    fixed, _ = l2r("val", tmp_path, listed, use=["mask"])[0]
+    fixed, _ = list_learn2reg_pairs("val", tmp_path, listed, annotations=["mask"])[0]
     assert fixed.mask is not None  # not named in the json, but in its folder
     assert fixed.labels is None
     assert fixed.points is None
@@ -203,14 +205,14 @@ def test_only_the_data_asked_for_are_used(tmp_path):
 @pytest.mark.parametrize("key", ["registration_test", "test_paired_images"])
 def test_test_pairs_are_the_test_split_and_left_out_of_training(key, tmp_path):
     write_nlst(tmp_path, **{key: [pair("NLST_0003_0000", "NLST_0003_0001")]})
-    assert short(l2r("test", tmp_path, listed)) == [("0003_0000", "0003_0001")]
-    assert short(l2r("val", tmp_path, listed)) == [("0004_0000", "0004_0001")]
-    assert len(l2r("train", tmp_path, listed)) == 2
+    assert short(list_learn2reg_pairs("test", tmp_path, listed)) == [("0003_0000", "0003_0001")]
+    assert short(list_learn2reg_pairs("val", tmp_path, listed)) == [("0004_0000", "0004_0001")]
+    assert len(list_learn2reg_pairs("train", tmp_path, listed)) == 2
 
 
 def test_points_and_labels_are_read_in_voxels(tmp_path):
     write_mrct(tmp_path)
-    read = l2r("val", tmp_path, CentredGrid([16, 14, 10]))[0]
+    read = list_learn2reg_pairs("val", tmp_path, CropOrPad([16, 14, 10]))[0]
     offset = np.array([2, 0, 0])
     assert np.allclose(read["fixed_points"], POINTS + offset)
     assert np.allclose(read["moving_points"], POINTS + 1 + offset)
@@ -241,7 +243,7 @@ def edit(root, **changes):
         (lambda r: (r / "imagesTr/NLST_0002_0001.nii.gz").unlink(), "NLST_0002_0001.*is missing"),
         (lambda r: (r / "imagesTr/NLST_0002_0001.nii.gz").write_bytes(b"no"), "cannot be read"),
         (lambda r: next(r.glob("*.json")).write_text("{"), "is not valid json"),
-        (lambda r: next(r.glob("*.json")).write_text("[]"), "must hold a json object"),
+        (lambda r: next(r.glob("*.json")).write_text("[]"), "must contain a json object"),
         (lambda r: next(r.glob("*.json")).unlink(), "holds 0 files"),
         (lambda r: (r / "dataset.json").write_text("{}"), "holds 2 files"),
     ],
@@ -250,7 +252,7 @@ def test_a_damaged_release_is_one_sentence(damage, sentence, tmp_path):
     write_nlst(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=sentence) as error:
-        l2r("train", tmp_path, listed)
+        list_learn2reg_pairs("train", tmp_path, listed)
     assert "\n" not in str(error.value)
 
 
@@ -266,17 +268,17 @@ def test_damaged_keypoints_are_named_when_they_are_read(damage, sentence, tmp_pa
     write_nlst(tmp_path)
     damage(tmp_path / "keypointsTr" / "NLST_0004_0001.csv")
     with pytest.raises(UserError, match=sentence):
-        l2r("val", tmp_path, CentredGrid(SHAPE))[0]
+        list_learn2reg_pairs("val", tmp_path, CropOrPad(SHAPE))[0]
 
 
-def test_the_preset_lists_a_release(tmp_path):
+def test_the_preset_lists_a_release(tmp_path, composed):
     (tmp_path / "OASIS").mkdir()
     write_oasis(tmp_path / "OASIS")
-    yaml = OmegaConf.merge({"data_root": str(tmp_path)}, OmegaConf.load(DATA_CONF / "l2r.yaml"))
-    dataset = instantiate(yaml.data.dataset, _convert_="all")
+    cfg = composed("train", "data=learn2reg", f"data_root={tmp_path}")
+    dataset = instantiate_config(cfg.data.dataset)
     assert [len(dataset(split=split)) for split in ("train", "val", "test")] == [12, 2, 2]
 
 
 def test_unknown_data_are_refused(tmp_path):
     with pytest.raises(UserError, match="'labels' is unknown"):
-        l2r("val", tmp_path, listed, use=["labels"])
+        list_learn2reg_pairs("val", tmp_path, listed, annotations=["labels"])

@@ -7,16 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from scipy import ndimage
 
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.data.datasets import learn2reg_2020
-from regnet_lab.data.datasets.mixture import Mixed
-from regnet_lab.data.preprocessing.functional import min_max, window
-from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
+from regnet_lab.data.datasets.mixture import Mixture
+from regnet_lab.data.preprocessing.functional import normalize_min_max, normalize_window
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
 from regnet_lab.errors import UserError
-from tests.helpers import CONF
 from tests.helpers.learn2reg_2020 import (
     MARKS,
     SHAPE,
@@ -27,8 +25,6 @@ from tests.helpers.learn2reg_2020 import (
     write_task04,
 )
 
-DATA_CONF = CONF / "data"
-
 
 def listed(fixed, moving):
     return fixed, moving
@@ -36,15 +32,15 @@ def listed(fixed, moving):
 
 WRITERS = {1: write_task01, 2: write_task02, 3: write_task03, 4: write_task04}
 TASKS = {
-    1: learn2reg_2020.task01,
-    2: learn2reg_2020.task02,
-    3: learn2reg_2020.task03,
-    4: learn2reg_2020.task04,
+    1: learn2reg_2020.list_task01_pairs,
+    2: learn2reg_2020.list_task02_pairs,
+    3: learn2reg_2020.list_task03_pairs,
+    4: learn2reg_2020.list_task04_pairs,
 }
 
 
 def names(pairs):
-    return [(fixed.name, moving.name) for fixed, moving in pairs.pairs]
+    return [(fixed.name, moving.name) for fixed, moving in pairs.case_pairs]
 
 
 def patients(pairs):
@@ -70,7 +66,7 @@ def test_training_and_validation_share_no_case_and_every_listed_file_exists(task
 
 def test_task01_pairs_flair_with_ultrasound(tmp_path):
     write_task01(tmp_path)
-    assert names(learn2reg_2020.task01("train", tmp_path, listed)) == [
+    assert names(learn2reg_2020.list_task01_pairs("train", tmp_path, listed)) == [
         ("Case1-FLAIR-resize", "Case1-US-before-resize"),
         ("Case3-FLAIR-resize", "Case3-US-before-resize"),
     ]
@@ -78,27 +74,27 @@ def test_task01_pairs_flair_with_ultrasound(tmp_path):
 
 def test_task02_is_exhaled_first_and_both_ways_if_wanted(tmp_path):
     write_task02(tmp_path)
-    one = names(learn2reg_2020.task02("train", tmp_path, listed))
-    both = names(learn2reg_2020.task02("train", tmp_path, listed, both_directions=True))
+    one = names(learn2reg_2020.list_task02_pairs("train", tmp_path, listed))
+    both = names(learn2reg_2020.list_task02_pairs("train", tmp_path, listed, both_directions=True))
     assert one == [(f"case_{n:03d}_exp", f"case_{n:03d}_insp") for n in (1, 2, 3)]
     assert both == one + [(moving, fixed) for fixed, moving in one]
-    val = names(learn2reg_2020.task02("val", tmp_path, listed, both_directions=True))
+    val = names(learn2reg_2020.list_task02_pairs("val", tmp_path, listed, both_directions=True))
     assert val == [("case_004_exp", "case_004_insp")]
 
 
 def test_task03_trains_on_all_ordered_pairs_of_what_is_left(tmp_path):
     write_task03(tmp_path)
-    train = names(learn2reg_2020.task03("train", tmp_path, listed))
+    train = names(learn2reg_2020.list_task03_pairs("train", tmp_path, listed))
     left = [f"img{n:04d}" for n in (2, 3, 5, 6)]
     assert sorted(train) == sorted((a, b) for a in left for b in left if a != b)
-    case = learn2reg_2020.task03("val", tmp_path, listed)[0][0]
+    case = learn2reg_2020.list_task03_pairs("val", tmp_path, listed)[0][0]
     assert case.labels.name == "label0001.nii.gz"
 
 
 def test_the_task_folder_itself_may_be_the_root(tmp_path):
     write_task04(tmp_path)
-    inside = names(learn2reg_2020.task04("train", tmp_path / "task_04", listed))
-    assert inside == names(learn2reg_2020.task04("train", tmp_path, listed))
+    inside = names(learn2reg_2020.list_task04_pairs("train", tmp_path / "task_04", listed))
+    assert inside == names(learn2reg_2020.list_task04_pairs("train", tmp_path, listed))
     assert len(inside) == 6
 
 
@@ -109,25 +105,29 @@ def test_published_test_cases_are_the_test_split_even_without_labels(tmp_path):
         path.unlink()
     (tmp_path / "Test" / "task_04" / "Training" / "label").rmdir()
     options = {"root": tmp_path, "prepare": listed, "test_root": tmp_path / "Test"}
-    test = learn2reg_2020.task04("test", **options)
+    test = learn2reg_2020.list_task04_pairs("test", **options)
     assert names(test) == [("hippocampus_007", "hippocampus_008")]
     assert test[0][0].labels is None
-    assert names(learn2reg_2020.task04("val", **options)) == [
+    assert names(learn2reg_2020.list_task04_pairs("val", **options)) == [
         ("hippocampus_250", "hippocampus_287")
     ]
 
 
 def test_task01_landmarks_are_read_from_world_coordinates(tmp_path):
     write_task01(tmp_path, inner="")
-    pair = learn2reg_2020.task01("val", tmp_path, WorldGrid(intensity=min_max))[0]
+    pair = learn2reg_2020.list_task01_pairs(
+        "val", tmp_path, ResampleToFixed(intensity=normalize_min_max)
+    )[0]
     assert np.allclose(pair["fixed_points"], MARKS[:, :3], atol=1e-3)
     assert np.allclose(pair["moving_points"], MARKS[:, 3:], atol=1e-3)
 
 
 def test_task02_points_stay_on_what_they_mark(tmp_path):
     write_task02(tmp_path)
-    grid = CentredGrid([16, 16, 16], intensity=lambda array, like=None: window(array, -1000, 3000))
-    pair = learn2reg_2020.task02("val", tmp_path, grid)[0]
+    grid = CropOrPad(
+        [16, 16, 16], intensity=lambda array, like=None: normalize_window(array, -1000, 3000)
+    )
+    pair = learn2reg_2020.list_task02_pairs("val", tmp_path, grid)[0]
     for side in ("fixed", "moving"):
         where = pair[f"{side}_points"].round().long().T
         assert (pair[side][0][tuple(where)] == 1).all()
@@ -141,8 +141,8 @@ def test_published_rule_takes_the_fixed_range_and_the_whole_field_of_view(tmp_pa
     fixed = nibabel.load(folder / "case_004_exp.nii.gz").get_fdata()
     save(folder / "case_004_insp.nii.gz", (fixed / 2).astype(np.float32))
     shape = np.array([24, 28, 15])
-    pair = learn2reg_2020.task02(
-        "val", tmp_path, StretchedGrid(shape.tolist(), intensity=min_max, shared_range=True)
+    pair = learn2reg_2020.list_task02_pairs(
+        "val", tmp_path, Resize(shape.tolist(), intensity=normalize_min_max, shared_range=True)
     )[0]
     factor = shape / SHAPE
     for side, image in (("fixed", fixed), ("moving", fixed / 2)):
@@ -157,7 +157,7 @@ def test_published_rule_takes_the_fixed_range_and_the_whole_field_of_view(tmp_pa
     ("damage", "sentence"),
     [
         (lambda f: (f / "pairs_val.csv").unlink(), "pairs_val.csv: this file is missing"),
-        (lambda f: (f / "pairs_val.csv").write_text("fix,mov\n1,4\n"), "columns 'fixed' and"),
+        (lambda f: (f / "pairs_val.csv").write_text("fix,mov\n1,4\n"), "has no column 'fixed'"),
         (lambda f: (f / "pairs_val.csv").write_text("fixed,moving\n1,x\n"), "whole numbers"),
         (lambda f: (f / "pairs_val.csv").write_bytes(b"\xff\xfe\x00\x81"), "pairs_val.csv"),
         (lambda f: (f / "pairs_val.csv").write_text(""), "pairs_val.csv"),
@@ -169,7 +169,7 @@ def test_a_damaged_tree_is_one_sentence(damage, sentence, tmp_path):
     write_task03(tmp_path)
     damage(tmp_path / "task_03")
     with pytest.raises(UserError, match=sentence) as error:
-        learn2reg_2020.task03("train", tmp_path, listed)
+        learn2reg_2020.list_task03_pairs("train", tmp_path, listed)
     assert "\n" not in str(error.value)
 
 
@@ -181,59 +181,62 @@ def test_a_missing_partner_is_named_when_it_is_read(gone, tmp_path):
     write_task02(tmp_path)
     path = tmp_path / "task_02" / "training" / gone
     path.unlink()
-    pairs = learn2reg_2020.task02("val", tmp_path, CentredGrid(SHAPE))
+    pairs = learn2reg_2020.list_task02_pairs("val", tmp_path, CropOrPad(SHAPE))
     with pytest.raises(UserError, match=f"{path.name}.*missing"):
         pairs[0]
 
 
-def test_mixed_draws_every_data_set_equally_often(tmp_path):
+def test_mixture_draws_every_data_set_equally_often(tmp_path):
     for writer in (write_task02, write_task03, write_task04):
         writer(tmp_path)
     parts = {f"task0{n}": lambda split, n=n: TASKS[n](split, tmp_path, listed) for n in (2, 3, 4)}
-    mixed = Mixed("train", parts)
-    places = [mixed.place(i) for i in range(len(mixed))]
+    mixed = Mixture("train", parts)
+    places = [mixed.locate(i) for i in range(len(mixed))]
     assert len(mixed) == 3 * 12
     assert all(sum(name == part for name, _ in places) == 12 for part in parts)
     assert {item for name, item in places if name == "task03"} == set(range(12))
     assert {item for name, item in places if name == "task02"} == set(range(3))
-    val = Mixed("val", parts)
-    assert [val.place(i) for i in range(len(val))] == [
+    val = Mixture("val", parts)
+    assert [val.locate(i) for i in range(len(val))] == [
         ("task02", 0), ("task03", 0), ("task03", 1), ("task04", 0),
     ]  # fmt: skip
     with pytest.raises(IndexError):
-        val.place(len(val))
+        val.locate(len(val))
 
 
-def test_mixed_keeps_each_grid_and_names_the_data_set(tmp_path):
+def test_mixture_keeps_each_grid_and_names_the_data_set(tmp_path):
     write_task02(tmp_path)
     write_task04(tmp_path)
     parts = {
-        "lung": lambda split: learn2reg_2020.task02(split, tmp_path, CentredGrid([8, 16, 8])),
-        "hippocampus": lambda split: learn2reg_2020.task04(split, tmp_path, CentredGrid(SHAPE)),
+        "lung": lambda split: learn2reg_2020.list_task02_pairs(
+            split, tmp_path, CropOrPad([8, 16, 8])
+        ),
+        "hippocampus": lambda split: learn2reg_2020.list_task04_pairs(
+            split, tmp_path, CropOrPad(SHAPE)
+        ),
     }
-    lung, hippocampus = Mixed("val", parts)
+    lung, hippocampus = Mixture("val", parts)
     assert lung["fixed"].shape == (1, 8, 16, 8)
     assert hippocampus["fixed"].shape == (1, *SHAPE)
     assert hippocampus["name"] == "hippocampus_hippocampus_250_hippocampus_287"
 
 
-def test_mixed_refuses_a_data_set_without_training_pairs():
+def test_mixture_refuses_a_data_set_without_training_pairs():
     with pytest.raises(UserError, match="'empty' has no pairs"):
-        Mixed("train", {"empty": lambda split: []})
+        Mixture("train", {"empty": lambda split: []})
 
 
 @pytest.mark.parametrize("preset", ["", "_2020"])
 @pytest.mark.parametrize("task", ["task01", "task02", "task03", "task04", "tasks234"])
-def test_every_preset_lists_and_reads(task, preset, tmp_path):
+def test_every_preset_lists_and_reads(task, preset, tmp_path, composed):
     for writer in WRITERS.values():
         writer(tmp_path / "learn2reg2020")
-    yaml = OmegaConf.load(DATA_CONF / f"{task}{preset}.yaml")
-    yaml = OmegaConf.merge({"data_root": str(tmp_path), "seed": 0}, yaml)
-    for part in yaml.data.dataset.get("datasets", {"": yaml.data.dataset}).values():
-        assert len(part.prepare.shape) == yaml.ndim
+    cfg = composed("train", f"data={task}{preset}", f"data_root={tmp_path}")
+    for part in cfg.data.dataset.get("datasets", {"": cfg.data.dataset}).values():
+        assert len(part.prepare.shape) == cfg.ndim
         assert preset != "_2020" or part.prepare.shape == [64, 64, 64]
         part.prepare.shape = [16, 18, 14]
-    dataset = instantiate(yaml.data.dataset, _convert_="all")
+    dataset = instantiate_config(cfg.data.dataset)
     assert len(dataset(split="train"))
     pair = dataset(split="val")[0]
     assert pair["fixed"].shape == pair["moving"].shape == (1, 16, 18, 14)
@@ -244,6 +247,8 @@ def test_every_preset_lists_and_reads(task, preset, tmp_path):
 @pytest.mark.skipif("REGNET_LAB_DATA" not in os.environ, reason="REGNET_LAB_DATA is not set")
 def test_real_hippocampi_are_listed_without_leakage():
     root = Path(os.environ["REGNET_LAB_DATA"]) / "learn2reg2020"
-    train, val = (learn2reg_2020.task04(split, root, listed) for split in ("train", "val"))
+    train, val = (
+        learn2reg_2020.list_task04_pairs(split, root, listed) for split in ("train", "val")
+    )
     assert patients(train).isdisjoint(patients(val))
     assert all(case.image.is_file() and case.labels.is_file() for pair in val for case in pair)

@@ -32,7 +32,7 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path, shape, n
     if "nii" in name:
         save(path, array)
     else:
-        sitk.WriteImage(coordinates.to_image(array, AFFINE), str(path))
+        sitk.WriteImage(coordinates.array_to_sitk(array, AFFINE), str(path))
     volume = images.read_volume(path)
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array, array)
@@ -116,7 +116,7 @@ def test_a_4d_image_needs_one_of_its_phases(tmp_path, phase):
 
 
 def test_a_3d_image_has_no_phase(tmp_path):
-    with pytest.raises(UserError, match=r"a\.nii: is no 4D image"):
+    with pytest.raises(UserError, match=r"a\.nii: is not a 4D image"):
         images.read_volume(save(tmp_path / "a.nii", array_of((5, 6, 3))), 1)
 
 
@@ -125,11 +125,11 @@ def test_axes_of_length_one_at_the_end_are_dropped(tmp_path):
     assert images.read_volume(path).array.shape == (5, 6)
 
 
-def test_a_2d_nifti_without_a_third_axis_still_lies_somewhere(tmp_path):
+def test_a_2d_nifti_without_a_third_axis_gets_a_normal(tmp_path):
     flat = np.diag([2.0, 3, 0, 1])
-    assert coordinates.is_regular(images._regular(tmp_path, flat, 2))
+    assert coordinates.is_invertible(images._complete_affine(tmp_path, flat, 2))
     with pytest.raises(UserError, match="singular"):
-        images._regular(tmp_path, flat, 3)
+        images._complete_affine(tmp_path, flat, 3)
 
 
 def gzipped_header(path, dims, itemsize=4):
@@ -201,7 +201,9 @@ def test_every_damaged_file_gives_one_sentence_that_names_it(tmp_path):
     assert "cannot hold" in faults["huge.mha"]
     assert "missing" in faults["absent.nii.gz"]
     assert "1 voxels are NaN" in faults["holed.nii.gz"]
-    assert all("grey" in faults[n] for n in ("complex.nii.gz", "colours.nrrd", "colours.nii.gz"))
+    assert all(
+        "grayscale" in faults[n] for n in ("complex.nii.gz", "colours.nrrd", "colours.nii.gz")
+    )
 
 
 def test_a_damaged_header_never_shows_a_traceback(tmp_path):
@@ -225,7 +227,7 @@ def test_labels_are_small_whole_numbers(tmp_path, shape):
 
 
 @pytest.mark.parametrize("value", [-1, 0.5, 40000])
-def test_what_is_no_label_is_refused(tmp_path, value):
+def test_invalid_label_values_are_refused(tmp_path, value):
     array = array_of((4, 5, 6))
     image = images.Volume(array.copy(), AFFINE)
     array[1, 2, 3] = value

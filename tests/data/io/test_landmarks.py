@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from regnet_lab.data.case import Points
-from regnet_lab.data.io.landmarks import outside, read_points
+from regnet_lab.data.case import LandmarkFile
+from regnet_lab.data.io.landmarks import find_points_outside, read_landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 
@@ -55,7 +55,7 @@ TABLES = {
 def test_every_published_form_gives_the_same_landmarks(tmp_path, name):
     text, columns = TABLES[name]
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    read = read_points(Points(tmp_path / name, columns), AFFINE)
+    read = read_landmarks(LandmarkFile(tmp_path / name, columns), AFFINE)
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, VOXELS)
 
@@ -65,29 +65,33 @@ def test_landmarks_in_millimetres_become_voxels(tmp_path, space):
     ras = coordinates.voxel_to_world(AFFINE, VOXELS)
     given = ras * [-1, -1, 1] if space == "lps" else ras
     (tmp_path / "mm.csv").write_text(rows(given, ","))
-    read = read_points(Points(tmp_path / "mm.csv", space=space), AFFINE)
+    read = read_landmarks(LandmarkFile(tmp_path / "mm.csv", space=space), AFFINE)
     np.testing.assert_allclose(read, VOXELS, atol=1e-5)
 
 
-def test_a_picture_has_landmarks_of_two_columns_at_another_scale(tmp_path):
+def test_landmarks_of_a_picture_have_two_columns_and_a_scale(tmp_path):
     (tmp_path / "he_scale50pc.csv").write_text(",X,Y\n1,200,40\n2,10,60\n")
-    points = Points(tmp_path / "he_scale50pc.csv", ("X", "Y"), scale=0.1)
-    np.testing.assert_allclose(read_points(points, np.eye(4)), [[20, 4], [1, 6]])
+    points = LandmarkFile(tmp_path / "he_scale50pc.csv", ("X", "Y"), scale=0.1)
+    np.testing.assert_allclose(read_landmarks(points, np.eye(4)), [[20, 4], [1, 6]])
 
 
 FAULTS = {
     "a missing column by name": ("x,y\n1,2\n", ("x", "y", "z"), r"no column 'z'.*x, y"),
-    "a name without a header": ("1,2,3\n", ("x", "y", "z"), "no column 'x'; the file has no names"),
+    "a name without a header": (
+        "1,2,3\n",
+        ("x", "y", "z"),
+        "no column 'x'; the file has no column names",
+    ),
     "a missing column by number": ("1,2,3\n4,5\n", (0, 1, 2), "line 2: there is no column 2"),
     "a word": ("x,y,z\n1,2,3\n4,five,6\n", (0, 1, 2), "line 3: 'five' in column 1"),
     "a number that is not one": ("1,2,3\n4,nan,6\n", (0, 1, 2), "line 2: 'nan' in column 1"),
     "an infinite number": ("1,2,3\n4,6,inf\n", (0, 1, 2), "line 2: 'inf' in column 2"),
     "an empty field": ("1,2,3\n4,,6\n", (0, 1, 2), "line 2: '' in column 1"),
-    "no rows": ("x,y,z\n", (0, 1, 2), "holds no landmarks"),
-    "nothing": ("", (0, 1, 2), "holds no landmarks"),
-    "a list without its number": ("point\n1 2 3\n", (0, 1, 2), "count them"),
+    "no rows": ("x,y,z\n", (0, 1, 2), "contains no landmarks"),
+    "nothing": ("", (0, 1, 2), "contains no landmarks"),
+    "a list without its number": ("point\n1 2 3\n", (0, 1, 2), "not a number of landmarks"),
     "a list that stops": ("point\n", (0, 1, 2), "ends before"),
-    "a list that is too short": ("point\n3\n1 2 3\n", (0, 1, 2), "promises 3 landmarks.*1"),
+    "a list that is too short": ("point\n3\n1 2 3\n", (0, 1, 2), "declares 3 landmarks.*1"),
 }
 
 
@@ -96,33 +100,35 @@ def test_a_faulty_file_is_named_with_its_place(tmp_path, fault):
     text, columns, message = FAULTS[fault]
     (tmp_path / "points.csv").write_text(text)
     with pytest.raises(UserError, match=rf"points\.csv.*{message}"):
-        read_points(Points(tmp_path / "points.csv", columns), AFFINE)
+        read_landmarks(LandmarkFile(tmp_path / "points.csv", columns), AFFINE)
 
 
-def test_a_cloud_that_is_cut_short_or_binary_is_refused(tmp_path):
+def test_a_truncated_or_binary_vtk_file_is_refused(tmp_path):
     path = tmp_path / "cloud.vtk"
     path.write_text(vtk(VOXELS).split("VERTICES")[0].replace("2.1250", ""))
-    with pytest.raises(UserError, match="promises 3 landmarks"):
-        read_points(Points(path), AFFINE)
+    with pytest.raises(UserError, match="declares 3 landmarks"):
+        read_landmarks(LandmarkFile(path), AFFINE)
     path.write_text(vtk(VOXELS).replace("ASCII", "BINARY"))
-    with pytest.raises(UserError, match="holds no landmarks"):
-        read_points(Points(path), AFFINE)
+    with pytest.raises(UserError, match="contains no landmarks"):
+        read_landmarks(LandmarkFile(path), AFFINE)
     path.write_bytes(b"# vtk DataFile Version 3.0\nx\nBINARY\n\xff\xfe\xb0\x01")
     with pytest.raises(UserError, match="cannot be read as text"):
-        read_points(Points(path), AFFINE)
+        read_landmarks(LandmarkFile(path), AFFINE)
 
 
 def test_a_missing_file_and_an_unknown_space_are_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.csv: this file is missing"):
-        read_points(Points(tmp_path / "absent.csv"), AFFINE)
+        read_landmarks(LandmarkFile(tmp_path / "absent.csv"), AFFINE)
     (tmp_path / "a.csv").write_text("1,2,3\n")
     with pytest.raises(UserError, match="space 'mni' must be"):
-        read_points(Points(tmp_path / "a.csv", space="mni"), AFFINE)
+        read_landmarks(LandmarkFile(tmp_path / "a.csv", space="mni"), AFFINE)
 
 
 @pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-def test_a_landmark_is_outside_beyond_the_outermost_cells(shape):
+def test_landmarks_beyond_the_outermost_voxels_are_outside(shape):
     edge = np.array(shape) - 0.5
     points = np.array([edge, edge + 0.01, edge / 2, edge / 2, edge * 0 - 0.5])
     points[3, -1] = -0.51
-    np.testing.assert_array_equal(outside(points, shape), [False, True, False, True, False])
+    np.testing.assert_array_equal(
+        find_points_outside(points, shape), [False, True, False, True, False]
+    )

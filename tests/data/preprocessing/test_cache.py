@@ -3,24 +3,33 @@ import pickle
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import torch
+from safetensors.numpy import save
 
-from regnet_lab.data.case import Case, Points
-from regnet_lab.data.io.cases import identity
+from regnet_lab.data.case import Case, LandmarkFile
+from regnet_lab.data.datasets.histology import PixelCropOrPad
+from regnet_lab.data.io.cases import fingerprint_case
 from regnet_lab.data.preprocessing import cache as cache_module
+from regnet_lab.data.preprocessing import grids
 from regnet_lab.data.preprocessing.cache import (
     FolderCache,
     MemoryCache,
-    Uncached,
-    content,
-    fingerprint,
+    NoCache,
+    compute_fingerprint,
+    hash_file,
 )
-from regnet_lab.data.preprocessing.functional import min_max, percentile_range, window
-from regnet_lab.data.preprocessing.grids import CentredGrid, WorldGrid
+from regnet_lab.data.preprocessing.functional import (
+    normalize_min_max,
+    normalize_percentiles,
+    normalize_window,
+)
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 from tests.helpers import ROOT
@@ -29,9 +38,9 @@ from tests.helpers import ROOT
 def arrays_of(seed=0):
     rng = np.random.default_rng(seed)
     return {
-        "": rng.normal(size=(1, 7, 8, 9)).astype(np.float32),
-        "_labels": rng.integers(0, 9, (1, 7, 8, 9)).astype(np.int16),
-        "_points": rng.normal(size=(3, 3)).astype(np.float32),
+        "image": rng.normal(size=(1, 7, 8, 9)).astype(np.float32),
+        "labels": rng.integers(0, 9, (1, 7, 8, 9)).astype(np.int16),
+        "points": rng.normal(size=(3, 3)).astype(np.float32),
         "spacing": np.array([1, 2, 3], np.float64),
     }
 
@@ -55,73 +64,98 @@ class Made:
 
 
 @pytest.mark.parametrize("kind", ["memory", "folder"])
-def test_an_entry_is_made_once(tmp_path, kind):
+def test_an_entry_is_created_once(tmp_path, kind):
     cache = MemoryCache(100) if kind == "memory" else FolderCache(tmp_path)
     made = Made()
     for _ in range(3):
-        assert_same(cache.get("a", made), arrays_of())
-    assert_same(cache.get("b", partial(arrays_of, 1)), arrays_of(1))
-    assert_same(cache.get("a", made), arrays_of())
+        assert_same(cache.get_or_create("a", made), arrays_of())
+    assert_same(cache.get_or_create("b", partial(arrays_of, 1)), arrays_of(1))
+    assert_same(cache.get_or_create("a", made), arrays_of())
     assert made.times == 1
 
 
-def test_without_a_cache_everything_is_made_again():
+def test_without_a_cache_everything_is_created_again():
     made = Made()
-    assert_same(Uncached().get("a", made), arrays_of())
-    Uncached().get("a", made)
+    assert_same(NoCache().get_or_create("a", made), arrays_of())
+    NoCache().get_or_create("a", made)
     assert made.times == 2
 
 
 def test_a_folder_is_shared_and_its_entries_are_mapped_read_only(tmp_path):
-    FolderCache(tmp_path).get("a", arrays_of)
-    again = FolderCache(tmp_path).get("a", pytest.fail)
+    FolderCache(tmp_path).get_or_create("a", arrays_of)
+    again = FolderCache(tmp_path).get_or_create("a", pytest.fail)
     assert_same(again, arrays_of())
-    assert isinstance(again[""].base, np.memmap) or isinstance(again[""], np.memmap)
-    assert not again[""].flags.writeable
-    assert [path.name for path in tmp_path.iterdir()] == ["a.arrays"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert str(tmp_path / "a.safetensors") in Path("/proc/self/maps").read_text()
+    assert not any(array.flags.writeable for array in again.values())
 
 
-def truncated(data):
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6, dtype=">i2").reshape(2, 3),
+        np.eye(4)[:, ::-1],
+        np.asfortranarray(np.arange(6.0, dtype=np.float32).reshape(2, 3)),
+        np.arange(3, dtype=np.uint16),
+        np.arange(3, dtype=np.uint32),
+        np.array([True, False]),
+        np.zeros((0, 3), np.float32),
+        np.float64(2.5).reshape(()),
+    ],
+    ids=["big-endian", "reversed", "Fortran order", "uint16", "uint32", "bool", "empty", "0-d"],
+)
+def test_arrays_of_every_type_and_layout_are_restored(array, tmp_path):
+    FolderCache(tmp_path).get_or_create("a", lambda: {"x": array, "y": np.arange(5)})
+    again = FolderCache(tmp_path).get_or_create("a", pytest.fail)
+    assert again["x"].dtype == array.dtype.newbyteorder("=")
+    assert again["x"].shape == array.shape
+    np.testing.assert_array_equal(again["x"], array)
+
+
+def truncate(data):
     return data[: len(data) // 2]
 
 
-def changed(data):
-    place = len(data) - 5000
-    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+def flip_bit(data):
+    position = len(data) - 1500
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 DAMAGES = {
-    "truncated": truncated,
+    "truncated": truncate,
     "empty": lambda data: b"",
-    "one bit": changed,
+    "one bit": flip_bit,
     "text": lambda data: b"no cache entry " * 99,
     "header": lambda data: data[:30] + b"}" + data[31:],
-    "a foreign type": lambda data: data.replace(b'"<f4"', b'"|O4"', 1),
+    "another shape": lambda data: data.replace(b"[1,7,8,9]", b"[1,9,8,7]", 1),
+    "another type": lambda data: data.replace(b'"F32"', b'"I32"', 1),
+    "a foreign type": lambda data: data.replace(b'"F32"', b'"O32"', 1),
+    "a foreign file": lambda data: save(arrays_of()),
     "longer": lambda data: data + bytes(64),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_made_again(tmp_path, damage):
-    FolderCache(tmp_path).get("a", arrays_of)
-    path = tmp_path / "a.arrays"
+def test_a_damaged_entry_is_created_again(tmp_path, damage):
+    FolderCache(tmp_path).get_or_create("a", arrays_of)
+    path = tmp_path / "a.safetensors"
     sound = path.read_bytes()
     path.write_bytes(DAMAGES[damage](sound))
     assert path.read_bytes() != sound
     made = Made()
-    assert_same(FolderCache(tmp_path).get("a", made), arrays_of())
+    assert_same(FolderCache(tmp_path).get_or_create("a", made), arrays_of())
     assert made.times == 1
     assert path.read_bytes() == sound
 
 
-def test_an_entry_damaged_while_in_use_is_made_again(tmp_path):
+def test_an_entry_damaged_while_in_use_is_created_again(tmp_path):
     cache = FolderCache(tmp_path)
-    cache.get("a", arrays_of)
-    cache.get("a", pytest.fail)
-    path = tmp_path / "a.arrays"
-    path.write_bytes(changed(path.read_bytes()))
+    cache.get_or_create("a", arrays_of)
+    cache.get_or_create("a", pytest.fail)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(flip_bit(path.read_bytes()))
     os.utime(path, ns=(1, 1))
-    assert_same(cache.get("a", arrays_of), arrays_of())
+    assert_same(cache.get_or_create("a", arrays_of), arrays_of())
 
 
 def test_a_writer_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -130,25 +164,25 @@ def test_a_writer_that_dies_leaves_nothing_behind(tmp_path, monkeypatch):
     def die(descriptor):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache_module.os, "fsync", die)
+    monkeypatch.setattr(os, "fsync", die)
     with pytest.raises(KeyboardInterrupt):
-        cache.get("a", arrays_of)
+        cache.get_or_create("a", arrays_of)
     assert not list(tmp_path.iterdir())
 
 
 FILL = """
 import sys, time
 import numpy as np
-from regnet_lab.data.cache import FolderCache
+from regnet_lab.data.preprocessing.cache import FolderCache
 
 def make():
     time.sleep(0.003)
-    return {"": np.arange(5000) + number}
+    return {"image": np.arange(5000) + number}
 
 cache = FolderCache(sys.argv[1])
 sys.stdin.read()
 for number in range(60):
-    assert (cache.get(f"{number}", make)[""] == np.arange(5000) + number).all()
+    assert (cache.get_or_create(f"{number}", make)["image"] == np.arange(5000) + number).all()
 """
 
 
@@ -165,39 +199,39 @@ def test_two_processes_fill_one_folder_together(tmp_path):
     assert [filler.wait(120) for filler in fillers] == [0, 0]
     assert len(list(tmp_path.iterdir())) == 60
     for number in range(60):
-        kept = FolderCache(tmp_path).get(f"{number}", pytest.fail)
-        np.testing.assert_array_equal(kept[""], np.arange(5000) + number)
+        kept = FolderCache(tmp_path).get_or_create(f"{number}", pytest.fail)
+        np.testing.assert_array_equal(kept["image"], np.arange(5000) + number)
 
 
-def test_memory_is_bounded_and_the_oldest_entry_goes_first():
+def test_memory_is_limited_and_the_least_recent_entry_is_dropped():
     size = sum(array.nbytes for array in arrays_of().values())
     cache, made = MemoryCache(2.5 * size / 1e6), {key: Made() for key in "abc"}
     for key in "abaca":
-        cache.get(key, made[key])
+        cache.get_or_create(key, made[key])
     assert cache.used == 2 * size
     assert list(cache.entries) == ["c", "a"]
-    cache.get("b", made["b"])
+    cache.get_or_create("b", made["b"])
     assert {key: made[key].times for key in "abc"} == {"a": 1, "b": 2, "c": 1}
 
 
-def test_an_entry_beyond_the_bound_is_used_and_not_kept():
+def test_an_entry_beyond_the_limit_is_used_and_not_stored():
     cache = MemoryCache(1e-6)
-    assert_same(cache.get("a", arrays_of), arrays_of())
+    assert_same(cache.get_or_create("a", arrays_of), arrays_of())
     assert cache.used == 0
     assert not cache.entries
 
 
-def test_memory_does_not_travel_to_another_process():
+def test_a_memory_cache_is_pickled_without_entries():
     cache = MemoryCache(100)
-    cache.get("a", arrays_of)
+    cache.get_or_create("a", arrays_of)
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.megabytes == 100
     assert not copy.entries
 
 
-def test_a_full_disk_is_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "SPARE", 2**70)
-    assert_same(FolderCache(tmp_path).get("a", arrays_of), arrays_of())
+def test_nothing_is_stored_on_a_nearly_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "MIN_FREE_BYTES", 2**70)
+    assert_same(FolderCache(tmp_path).get_or_create("a", arrays_of), arrays_of())
     assert not list(tmp_path.iterdir())
 
 
@@ -207,7 +241,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         FolderCache(tmp_path / "file")
 
 
-def test_settings_tell_entries_apart():
+def test_different_settings_have_different_fingerprints():
     settings = [
         (1,),
         ("1",),
@@ -215,15 +249,17 @@ def test_settings_tell_entries_apart():
         ([1, 2], 3),
         ([1], 2, 3),
         ({1: 2},),
-        (percentile_range,),
-        (min_max,),
-        (partial(window, low=0, high=1),),
-        (partial(window, low=0, high=2),),
+        (normalize_percentiles,),
+        (normalize_min_max,),
+        (partial(normalize_window, low=0, high=1),),
+        (partial(normalize_window, low=0, high=2),),
         (lambda x: x,),
         (lambda x: x + x,),
     ]
-    assert len({fingerprint(*parts) for parts in settings}) == len(settings)
-    assert fingerprint(partial(window, low=0)) == fingerprint(partial(window, low=0))
+    assert len({compute_fingerprint(*parts) for parts in settings}) == len(settings)
+    assert compute_fingerprint(partial(normalize_window, low=0)) == compute_fingerprint(
+        partial(normalize_window, low=0)
+    )
 
 
 def image_file(path, seed=0, shape=(6, 7)):
@@ -234,28 +270,28 @@ def image_file(path, seed=0, shape=(6, 7)):
 
 def test_the_hash_of_a_file_follows_its_bytes(tmp_path):
     path = image_file(tmp_path / "a.nii")
-    before = content(path)
+    before = hash_file(path)
     image_file(path, seed=1)
     os.utime(path, ns=(5, 5))
-    changed = content(path)
+    changed = hash_file(path)
     image_file(path)
     os.utime(path, ns=(7, 7))
-    assert content(path) == before != changed
+    assert hash_file(path) == before != changed
     with pytest.raises(UserError, match=r"b\.nii: this file is missing"):
-        content(tmp_path / "b.nii")
+        hash_file(tmp_path / "b.nii")
 
 
 def test_a_detached_header_stands_for_its_voxels_too(tmp_path):
     case = Case("a", tmp_path / "a.mhd")
-    sitk.WriteImage(coordinates.to_image(arrays_of()[""][0], np.eye(4)), str(case.image))
-    before = identity(case)
+    sitk.WriteImage(coordinates.array_to_sitk(arrays_of()["image"][0], np.eye(4)), str(case.image))
+    before = fingerprint_case(case)
     raw = tmp_path / "a.raw"
     raw.write_bytes(bytes(reversed(raw.read_bytes())))
     os.utime(raw, ns=(5, 5))
-    assert identity(case) != before
+    assert fingerprint_case(case) != before
 
 
-def test_a_case_is_known_by_what_it_says_and_not_by_its_name(tmp_path):
+def test_the_fingerprint_of_a_case_depends_on_its_files_and_not_on_its_name(tmp_path):
     image = image_file(tmp_path / "a.nii")
     other = image_file(tmp_path / "b.nii", seed=1)
     copy = image_file(tmp_path / "copy.nii")
@@ -269,13 +305,13 @@ def test_a_case_is_known_by_what_it_says_and_not_by_its_name(tmp_path):
         Case("a", image, phase=0),
         Case("a", image, slice=0),
         Case("a", image, slice=0.0),
-        Case("a", image, points=Points(table, (0, 1))),
-        Case("a", image, points=Points(table, (1, 0))),
-        Case("a", image, points=Points(table, (0, 1), "ras")),
-        Case("a", image, points=Points(table, (0, 1), scale=2)),
+        Case("a", image, points=LandmarkFile(table, (0, 1))),
+        Case("a", image, points=LandmarkFile(table, (1, 0))),
+        Case("a", image, points=LandmarkFile(table, (0, 1), "ras")),
+        Case("a", image, points=LandmarkFile(table, (0, 1), scale=2)),
     ]
-    assert len({identity(case) for case in cases}) == len(cases)
-    assert identity(Case("b", copy)) == identity(cases[0])
+    assert len({fingerprint_case(case) for case in cases}) == len(cases)
+    assert fingerprint_case(Case("b", copy)) == fingerprint_case(cases[0])
 
 
 def entries(folder):
@@ -286,26 +322,27 @@ def test_a_changed_file_or_setting_is_another_entry(tmp_path):
     kept = tmp_path / "cache"
     case = Case("a", image_file(tmp_path / "a.nii"))
     options = {"shape": (6, 6), "cache": str(kept)}
-    first = CentredGrid(**options)(case, case)["fixed"]
+    first = CropOrPad(**options)(case, case)["fixed"]
     assert len(entries(kept)) == 1
     for number, more in enumerate(
-        [{"shape": (5, 5)}, {"spacing": 2.0}, {"labels": [1]}, {"intensity": min_max}], start=2
+        [{"shape": (5, 5)}, {"spacing": 2.0}, {"labels": [1]}, {"intensity": normalize_min_max}],
+        start=2,
     ):
-        CentredGrid(**{**options, **more})(case, case)
+        CropOrPad(**{**options, **more})(case, case)
         assert len(entries(kept)) == number
     before = entries(kept)
-    CentredGrid(**options)(case, case)
+    CropOrPad(**options)(case, case)
     assert entries(kept) == before
     image_file(case.image, seed=3)
     os.utime(case.image, ns=(5, 5))
-    assert not np.array_equal(CentredGrid(**options)(case, case)["fixed"], first)
+    assert not np.array_equal(CropOrPad(**options)(case, case)["fixed"], first)
     assert len(entries(kept)) == len(before) + 1
 
 
-def test_a_world_grid_keeps_the_moving_side_for_each_fixed_one(tmp_path):
+def test_resample_to_fixed_caches_the_moving_side_for_each_fixed_image(tmp_path):
     kept = tmp_path / "cache"
     a, b, c = (Case(n, image_file(tmp_path / f"{n}.nii", i)) for i, n in enumerate("abc"))
-    prepare = WorldGrid(cache=str(kept))
+    prepare = ResampleToFixed(cache=str(kept))
     prepare(a, b)
     assert len(entries(kept)) == 4  # two decoded files, fixed a, b on a's grid
     prepare(c, b)
@@ -315,19 +352,74 @@ def test_a_world_grid_keeps_the_moving_side_for_each_fixed_one(tmp_path):
     assert len(entries(kept)) == 8
 
 
-def test_a_cine_is_decoded_once_for_all_its_phases(tmp_path, monkeypatch):
-    from regnet_lab.data.preprocessing import grids
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files that are decoded."""
+    names = []
 
-    path, times = image_file(tmp_path / "cine.nii.gz", shape=(6, 7, 3, 4)), []
+    def count(path):
+        names.append(path.name)
+        return decode(path)
 
-    def counted(file):
-        times.append(file)
-        return grids_decode(file)
+    decode = grids.decode_image
+    monkeypatch.setattr(grids, "decode_image", count)
+    return names
 
-    grids_decode = grids.decode
-    monkeypatch.setattr(grids, "decode", counted)
-    prepare = CentredGrid((6, 7))
+
+def test_a_cine_is_decoded_once_for_all_its_phases(tmp_path, decoded):
+    path = image_file(tmp_path / "cine.nii.gz", shape=(6, 7, 3, 4))
+    prepare = CropOrPad((6, 7))
     for phase in range(4):
         case = Case(f"{phase}", path, phase=phase, slice=1)
         prepare(case, case)
-    assert times == [path]
+    assert decoded == ["cine.nii.gz"]
+
+
+def labelled_case(folder, name, seed):
+    labels = (np.random.default_rng(seed).uniform(size=(6, 7)) * 3).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), folder / f"{name}-labels.nii")
+    image = image_file(folder / f"{name}.nii", seed)
+    return Case(name, image, folder / f"{name}-labels.nii", folder / f"{name}-labels.nii")
+
+
+@pytest.mark.parametrize("cache", ["memory", "folder", None])
+@pytest.mark.parametrize(
+    ("preprocessor", "options"),
+    [
+        (CropOrPad, {"shape": (6, 6)}),
+        (CropOrPad, {"shape": (6, 6), "shared_range": True}),
+        (Resize, {"shape": (5, 5)}),
+        (ResampleToFixed, {}),
+        (PixelCropOrPad, {"shape": (6, 6)}),
+    ],
+)
+def test_each_file_of_a_pair_is_decoded_once(preprocessor, options, cache, tmp_path, decoded):
+    fixed, moving = (labelled_case(tmp_path, name, n) for n, name in enumerate("fm"))
+    files = ["f-labels.nii", "f.nii", "m-labels.nii", "m.nii"]
+    cache = str(tmp_path / "cache") if cache == "folder" else cache
+    prepare = preprocessor(**options, cache=cache)
+    cold = prepare(fixed, moving)
+    assert sorted(decoded) == files
+    warm = prepare(fixed, moving)
+    assert sorted(decoded) == (files if cache else sorted(2 * files))
+    assert all(torch.equal(cold[k], warm[k]) for k in cold if k != "name")
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_range": True}])
+def test_the_moving_side_of_a_cached_fixed_image_decodes_only_what_it_needs(
+    options, tmp_path, decoded
+):
+    a, b = (labelled_case(tmp_path, name, n) for n, name in enumerate("ab"))
+    prepare = CropOrPad((6, 6), **options)
+    prepare(a, a)
+    decoded.clear()
+    prepare(a, b)
+    needed = ["a-labels.nii", "a.nii"] if options else []
+    assert sorted(decoded) == [*needed, "b-labels.nii", "b.nii"]
+
+
+def test_two_phases_of_one_file_are_decoded_once_without_a_cache(tmp_path, decoded):
+    path = image_file(tmp_path / "cine.nii.gz", shape=(6, 7, 3, 4))
+    fixed, moving = (Case(f"{phase}", path, phase=phase) for phase in (0, 2))
+    CropOrPad((6, 7, 3), cache=None)(fixed, moving)
+    assert decoded == ["cine.nii.gz"]

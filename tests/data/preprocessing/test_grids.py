@@ -10,15 +10,21 @@ import torch
 from nibabel import orientations
 
 from regnet_lab import ops
-from regnet_lab.data.case import Case, CasePairs, Points, ordered_pairs
-from regnet_lab.data.preprocessing.functional import min_max, pad_crop, percentile_range, window
-from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
+from regnet_lab.data.case import Case, LandmarkFile, make_ordered_pairs
+from regnet_lab.data.datasets.base import CasePairs
+from regnet_lab.data.preprocessing.functional import (
+    crop_or_pad,
+    normalize_min_max,
+    normalize_percentiles,
+    normalize_window,
+)
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 
 REAL = Path(os.environ.get("REGNET_LAB_DATA", "absent"))
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-as_it_is = partial(window, low=0, high=1)
+as_it_is = partial(normalize_window, low=0, high=1)
 
 
 def turned(degrees, spacing, origin):
@@ -57,23 +63,23 @@ def marked_case(folder, name, shape, affine, middles, width=3, space="voxel"):
         name,
         save(folder, f"{name}_image", texture(shape), affine),
         labels=save(folder, f"{name}_labels", labels, affine),
-        points=Points(folder / f"{name}.csv", tuple(range(len(shape))), space),
+        points=LandmarkFile(folder / f"{name}.csv", tuple(range(len(shape))), space),
     )
 
 
 @SHAPES
-def test_a_centred_grid_without_spacing_pads_and_cuts_exactly(tmp_path, shape):
+def test_crop_or_pad_without_spacing_is_exact(tmp_path, shape):
     image, labels = texture(shape) * 900, (texture(shape, 1) * 5).astype(np.int16)
     case = Case("a", save(tmp_path, "a", image), save(tmp_path, "labels", labels))
     grid = [shape[0] + 3, shape[1] - 4, *shape[2:]]
-    pair = CentredGrid(grid)(case, case)
+    pair = CropOrPad(grid)(case, case)
     added = [(1, 2), (0, 0), (0, 0)][: len(shape)]
     cut = (slice(None), slice(2, -2), slice(None))[: len(shape)]
-    expected = np.pad(percentile_range(image), added, "edge")[cut]
+    expected = np.pad(normalize_percentiles(image), added, "edge")[cut]
     np.testing.assert_array_equal(pair["fixed"][0].numpy(), expected)
-    dark = CentredGrid(grid, outside="minimum")(case, case)
+    dark = CropOrPad(grid, padding_mode="minimum")(case, case)
     assert (dark["fixed"][0, 0] == 0).all()
-    torch.testing.assert_close(pair["fixed_labels"][0].numpy(), pad_crop(labels, grid))
+    torch.testing.assert_close(pair["fixed_labels"][0].numpy(), crop_or_pad(labels, grid))
     assert pair.keys() == {*("name", "spacing", "fixed", "moving", "fixed_labels", "moving_labels")}
 
 
@@ -93,14 +99,17 @@ def test_the_moving_image_is_resampled_as_simpleitk_does(tmp_path, shape):
         labels=save(tmp_path, "l", labels, moving_affine),
         mask=save(tmp_path, "k", (labels > 4).astype(np.uint8), moving_affine),
     )
-    pair = WorldGrid(intensity=as_it_is)(fixed, moving)
-    reference = coordinates.to_image(texture(shape), fixed_affine)
+    pair = ResampleToFixed(intensity=as_it_is)(fixed, moving)
+    reference = coordinates.array_to_sitk(texture(shape), fixed_affine)
     linear = sitk.Resample(
-        coordinates.to_image(image, moving_affine), reference, sitk.Transform(), sitk.sitkLinear,
+        coordinates.array_to_sitk(image, moving_affine),
+        reference,
+        sitk.Transform(),
+        sitk.sitkLinear,
         float(image.min()),
-    )  # fmt: skip
+    )
     nearest = sitk.Resample(
-        coordinates.to_image(labels, moving_affine), reference, sitk.Transform(),
+        coordinates.array_to_sitk(labels, moving_affine), reference, sitk.Transform(),
         sitk.sitkNearestNeighbor, 0,
     )  # fmt: skip
     expected = sitk.GetArrayFromImage(linear).T
@@ -122,7 +131,7 @@ def test_the_order_in_which_axes_were_stored_makes_no_difference(tmp_path, codes
     )
     nibabel.save(image.as_reoriented(turn), tmp_path / "other.nii")
     assert nibabel.load(tmp_path / "other.nii").shape != image.shape or codes in ("LPS", "RPI")
-    prepare = WorldGrid(intensity=as_it_is)
+    prepare = ResampleToFixed(intensity=as_it_is)
     straight, other = (
         prepare(fixed, Case(name, tmp_path / f"{name}.nii"))["moving"] for name in ("ras", "other")
     )
@@ -133,13 +142,13 @@ def test_the_order_in_which_axes_were_stored_makes_no_difference(tmp_path, codes
 def preparations(ndim):
     shape = (22, 25, 24)[:ndim]
     return {
-        "centred": CentredGrid(shape),
-        "centred, finer": CentredGrid((30, 28, 26)[:ndim], spacing=0.8),
-        "centred, coarser": CentredGrid(shape, spacing=(1.3, 1.0, 1.6)[:ndim]),
-        "stretched": StretchedGrid((17, 31, 20)[:ndim]),
-        "world": WorldGrid(),
-        "world, finer": WorldGrid(spacing=0.75),
-        "world, cut": WorldGrid(shape=shape, spacing=(0.9, 1.1, 1.2)[:ndim]),
+        "centred": CropOrPad(shape),
+        "centred, finer": CropOrPad((30, 28, 26)[:ndim], spacing=0.8),
+        "centred, coarser": CropOrPad(shape, spacing=(1.3, 1.0, 1.6)[:ndim]),
+        "stretched": Resize((17, 31, 20)[:ndim]),
+        "world": ResampleToFixed(),
+        "world, finer": ResampleToFixed(spacing=0.75),
+        "world, cut": ResampleToFixed(shape=shape, spacing=(0.9, 1.1, 1.2)[:ndim]),
     }
 
 
@@ -182,11 +191,11 @@ def test_points_lie_where_both_images_show_the_same_place(tmp_path, shape):
     ramp = (np.moveaxis(np.indices(shape), 0, -1) @ slope).astype(np.float32)
     landmark = np.array([[3.3, 4.6, 4.1][:ndim]])
     np.savetxt(tmp_path / "p.csv", landmark, delimiter=",")
-    points = Points(tmp_path / "p.csv", tuple(range(ndim)))
+    points = LandmarkFile(tmp_path / "p.csv", tuple(range(ndim)))
     case = Case("a", save(tmp_path, "a", ramp, affine), points=points)
     for prepare in (
-        CentredGrid([12] * ndim, spacing=0.7, intensity=as_it_is),
-        WorldGrid(spacing=0.6, intensity=as_it_is),
+        CropOrPad([12] * ndim, spacing=0.7, intensity=as_it_is),
+        ResampleToFixed(spacing=0.6, intensity=as_it_is),
     ):
         pair = prepare(case, case)
         value = ops.sample_at(pair["fixed"][None], pair["fixed_points"][None]).item()
@@ -194,7 +203,7 @@ def test_points_lie_where_both_images_show_the_same_place(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [(8, 10), (8, 6, 10)])
-def test_a_grid_of_twice_the_spacing_holds_the_averages(tmp_path, shape):
+def test_twice_the_spacing_averages_voxels(tmp_path, shape):
     image = texture(shape)
     case = Case("a", save(tmp_path, "a", image, turned((30, 0), (1, 1, 1), 0)))
     mean = image
@@ -204,9 +213,9 @@ def test_a_grid_of_twice_the_spacing_holds_the_averages(tmp_path, shape):
         ) / 2
     halved = [n // 2 for n in shape]
     for prepare in (
-        WorldGrid(spacing=2, intensity=as_it_is),
-        CentredGrid(halved, spacing=2.0, intensity=as_it_is),
-        StretchedGrid(halved, intensity=as_it_is),
+        ResampleToFixed(spacing=2, intensity=as_it_is),
+        CropOrPad(halved, spacing=2.0, intensity=as_it_is),
+        Resize(halved, intensity=as_it_is),
     ):
         pair = prepare(case, case)
         np.testing.assert_allclose(pair["fixed"][0], mean, atol=1e-5)
@@ -219,7 +228,7 @@ def test_a_fine_moving_image_does_not_alias_on_a_coarse_fixed_grid(tmp_path):
     stripes[::2] = 1
     fixed = Case("f", save(tmp_path, "f", texture((9, 9)), turned((10, 0), (4, 4, 4), 0)))
     moving = Case("m", save(tmp_path, "m", stripes))
-    pair = WorldGrid(intensity=as_it_is)(fixed, moving)
+    pair = ResampleToFixed(intensity=as_it_is)(fixed, moving)
     inside = pair["moving"][0, 2:7, 2:7]
     assert (inside - 0.5).abs().max() < 0.13
 
@@ -229,7 +238,7 @@ def test_averages_are_taken_along_the_axis_that_is_coarser_in_the_world(tmp_path
     affine[:2, :2] = [[0, 1], [4, 0]]  # axis 0 goes along y in steps of 4, axis 1 along x
     affine[1, 3] = 1.5
     fixed = Case("f", save(tmp_path, "f", texture((3, 8), 1), affine))
-    pair = WorldGrid(intensity=as_it_is)(fixed, Case("m", save(tmp_path, "m", image)))
+    pair = ResampleToFixed(intensity=as_it_is)(fixed, Case("m", save(tmp_path, "m", image)))
     expected = image.reshape(8, 3, 4).mean(2).T
     np.testing.assert_allclose(pair["moving"][0], expected, atol=1e-5)
 
@@ -240,7 +249,7 @@ def test_outside_the_moving_image_lies_its_minimum_and_no_label(tmp_path):
     image = texture((8, 8, 8), 1) + 3
     ones = save(tmp_path, "ones", np.ones((8, 8, 8), np.uint8), far)
     moving = Case("m", save(tmp_path, "m", image, far), ones, mask=ones)
-    pair = WorldGrid(intensity=np.asarray)(fixed, moving)
+    pair = ResampleToFixed(intensity=np.asarray)(fixed, moving)
     assert (pair["moving"][0, :4] == float(image.min())).all()
     np.testing.assert_allclose(pair["moving"][0, 4:], image[:4], atol=1e-5)
     for key in ("moving_labels", "moving_mask"):
@@ -255,7 +264,7 @@ def test_a_slice_is_a_2d_image_with_the_spacing_of_its_plane(tmp_path, where, in
     case = Case(
         "a", save(tmp_path, "a", image, affine), save(tmp_path, "l", labels, affine), slice=where
     )
-    for prepare in (CentredGrid((6, 7), intensity=as_it_is), WorldGrid(intensity=as_it_is)):
+    for prepare in (CropOrPad((6, 7), intensity=as_it_is), ResampleToFixed(intensity=as_it_is)):
         pair = prepare(case, case)
         np.testing.assert_array_equal(pair["fixed"][0], image[:, :, index])
         np.testing.assert_array_equal(pair["moving_labels"][0], labels[:, :, index])
@@ -266,7 +275,7 @@ def test_slices_of_a_shifted_volume_meet_in_the_plane(tmp_path):
     image = texture((6, 7, 8))
     fixed = Case("f", save(tmp_path, "f", image), slice=2)
     moving = Case("m", save(tmp_path, "m", image, turned((0, 0), (1, 1, 1), (1, 2, 5))), slice=2)
-    pair = WorldGrid(intensity=as_it_is)(fixed, moving)
+    pair = ResampleToFixed(intensity=as_it_is)(fixed, moving)
     np.testing.assert_allclose(pair["moving"][0, 1:, 2:], image[:5, :5, 2], atol=1e-6)
 
 
@@ -275,21 +284,21 @@ def test_the_slices_of_a_leaning_stack_begin_where_they_begin(tmp_path):
     leaning[0, 2] = 1
     fixed = Case("f", save(tmp_path, "f", image), slice=0)
     moving = Case("m", save(tmp_path, "m", image, leaning), slice=2)
-    pair = WorldGrid(intensity=as_it_is)(fixed, moving)
+    pair = ResampleToFixed(intensity=as_it_is)(fixed, moving)
     np.testing.assert_allclose(pair["moving"][0, 2:], image[:4, :, 2], atol=1e-6)
 
 
 def test_a_slice_that_is_not_there_is_refused(tmp_path):
     case = Case("a", save(tmp_path, "a", texture((6, 7, 8))), slice=8)
     with pytest.raises(UserError, match=r"a\.nii: has 8 slices, so there is no slice 8"):
-        WorldGrid()(case, case)
+        ResampleToFixed()(case, case)
 
 
 def test_two_phases_of_one_cine_make_a_pair(tmp_path):
     cine = texture((6, 7, 4, 5))
     path = save(tmp_path, "cine", cine)
     fixed, moving = Case("ed", path, phase=0, slice=1), Case("es", path, phase=3, slice=1)
-    pair = CentredGrid((6, 7), intensity=as_it_is)(fixed, moving)
+    pair = CropOrPad((6, 7), intensity=as_it_is)(fixed, moving)
     np.testing.assert_array_equal(pair["fixed"][0], cine[:, :, 1, 0])
     np.testing.assert_array_equal(pair["moving"][0], cine[:, :, 1, 3])
     assert pair["name"] == "ed_es"
@@ -299,23 +308,25 @@ def test_two_phases_of_one_cine_make_a_pair(tmp_path):
 def test_labels_are_kept_or_grouped(tmp_path, shape):
     labels = (texture(shape) * 6).astype(np.int16)
     case = Case("a", save(tmp_path, "a", texture(shape)), save(tmp_path, "l", labels))
-    kept = CentredGrid(shape, labels=[2, 5])(case, case)["fixed_labels"][0].numpy()
+    kept = CropOrPad(shape, labels=[2, 5])(case, case)["fixed_labels"][0].numpy()
     np.testing.assert_array_equal(kept, np.where(np.isin(labels, [2, 5]), labels, 0))
-    grouped = WorldGrid(labels={1: [2, 3], 7: 4})(case, case)["moving_labels"][0].numpy()
+    grouped = ResampleToFixed(labels={1: [2, 3], 7: 4})(case, case)["moving_labels"][0].numpy()
     expected = np.select([(labels == 2) | (labels == 3), labels == 4], [1, 7], 0)
     np.testing.assert_array_equal(grouped, expected)
     assert kept.dtype == grouped.dtype == np.int16
 
 
-@pytest.mark.parametrize("kind", [CentredGrid, StretchedGrid, WorldGrid])
+@pytest.mark.parametrize("kind", [CropOrPad, Resize, ResampleToFixed])
 def test_a_shared_range_is_the_fixed_images(tmp_path, kind):
     bright = texture((6, 7)) * 4
     fixed = Case("f", save(tmp_path, "f", texture((6, 7), 1)))
     moving = Case("m", save(tmp_path, "m", bright))
     low, high = texture((6, 7), 1).min(), texture((6, 7), 1).max()
-    shared = kind(shape=(6, 7), intensity=min_max, shared_range=True)(fixed, moving)["moving"]
+    shared = kind(shape=(6, 7), intensity=normalize_min_max, shared_range=True)(fixed, moving)[
+        "moving"
+    ]
     np.testing.assert_allclose(shared[0], np.clip((bright - low) / (high - low), 0, 1), atol=1e-6)
-    own = kind(shape=(6, 7), intensity=min_max)(fixed, moving)["moving"]
+    own = kind(shape=(6, 7), intensity=normalize_min_max)(fixed, moving)["moving"]
     expected = (bright - bright.min()) / (bright.max() - bright.min())
     np.testing.assert_allclose(own[0], expected, atol=1e-6)
 
@@ -325,32 +336,32 @@ def test_landmarks_that_have_no_partner_are_noticed(tmp_path):
     fixed = marked_case(tmp_path, "f", (8, 9), np.eye(4), middles)
     moving = marked_case(tmp_path, "m", (8, 9), np.eye(4), middles[:1])
     with pytest.raises(UserError, match=r"f\.csv has 2 landmarks, but .*m\.csv has 1"):
-        WorldGrid()(fixed, moving)
+        ResampleToFixed()(fixed, moving)
 
 
 def test_landmarks_of_another_dimension_are_refused(tmp_path):
     case = marked_case(tmp_path, "f", (8, 9, 7), np.eye(4), np.array([[3.0, 4, 2]]))
     with pytest.raises(UserError, match=r"f\.csv: gives 3 coordinates.*has 2 axes"):
-        WorldGrid()(*[Case("s", case.image, points=case.points, slice=2)] * 2)
+        ResampleToFixed()(*[Case("s", case.image, points=case.points, slice=2)] * 2)
 
 
 def test_an_image_of_another_dimension_is_refused(tmp_path):
     case = Case("a", save(tmp_path, "a", texture((6, 7, 8))))
     with pytest.raises(UserError, match=r"a\.nii: has 3 axes, but the grid has 2"):
-        CentredGrid((6, 7))(case, case)
+        CropOrPad((6, 7))(case, case)
 
 
 @pytest.mark.parametrize("spacing", [0, -1, [1, 2], "wide"])
 def test_a_spacing_must_be_positive_and_fit_the_axes(tmp_path, spacing):
     case = Case("a", save(tmp_path, "a", texture((6, 7, 8))))
     with pytest.raises(UserError, match="spacing="):
-        WorldGrid(spacing=spacing)(case, case)
+        ResampleToFixed(spacing=spacing)(case, case)
 
 
 @pytest.mark.parametrize("where", ["memory", "folder"])
-def test_whoever_changes_a_pair_leaves_the_next_one_as_it_was(tmp_path, where):
+def test_changing_a_pair_in_place_does_not_change_the_cache(tmp_path, where):
     case = Case("a", save(tmp_path, "a", texture((6, 7))))
-    prepare = WorldGrid(cache=where if where == "memory" else str(tmp_path / "cache"))
+    prepare = ResampleToFixed(cache=where if where == "memory" else str(tmp_path / "cache"))
     first = prepare(case, case)
     before = first["fixed"].clone()
     first["fixed"].zero_()
@@ -359,7 +370,7 @@ def test_whoever_changes_a_pair_leaves_the_next_one_as_it_was(tmp_path, where):
 
 def test_pairs_are_collated_into_batches(tmp_path):
     cases = [marked_case(tmp_path, n, (8, 9), np.eye(4), np.array([[3.0, 4]])) for n in "abc"]
-    pairs = CasePairs(ordered_pairs(cases), CentredGrid((8, 8)))
+    pairs = CasePairs(make_ordered_pairs(cases), CropOrPad((8, 8)))
     assert len(pairs) == 6
     batch = next(iter(torch.utils.data.DataLoader(pairs, batch_size=6)))
     assert batch["fixed"].shape == (6, 1, 8, 8)
@@ -375,11 +386,13 @@ def test_lung_landmarks_lie_36_mm_apart_in_the_world():
         Case(
             name,
             folder / f"3DCT_lung_{name}.mha",
-            points=Points(folder / "landmarks_mm.csv", columns, "lps"),
+            points=LandmarkFile(folder / "landmarks_mm.csv", columns, "lps"),
         )
         for name, columns in (("baseline", (0, 1, 2)), ("followup", (3, 4, 5)))
     )
-    pair = WorldGrid(spacing=6, intensity=partial(window, low=-1000, high=0))(fixed, moving)
+    pair = ResampleToFixed(spacing=6, intensity=partial(normalize_window, low=-1000, high=0))(
+        fixed, moving
+    )
     apart = ((pair["fixed_points"] - pair["moving_points"]) * pair["spacing"]).norm(dim=1)
     assert apart.shape == (26,)
     assert apart.mean().item() == pytest.approx(35.7, abs=0.1)

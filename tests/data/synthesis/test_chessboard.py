@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.synthesis.chessboard import Chessboards, chessboard
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.synthesis.chessboard import Chessboards, make_chessboard
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(40, 33), (15, 22, 18)])
@@ -40,7 +40,7 @@ def painted(rng, shape, width):
 @shapes
 @pytest.mark.parametrize("width", [3, 7])
 def test_cells_are_blended_from_the_corners_of_their_parity(shape, width):
-    board = chessboard(generator(5), shape, (width, width))
+    board = make_chessboard(generator(5), shape, (width, width))
     assert board.shape == (1, *shape)
     assert board.dtype == torch.float32
     difference = np.abs(board[0].numpy() * 255 - painted(generator(5), shape, width))
@@ -51,7 +51,7 @@ def test_cells_are_blended_from_the_corners_of_their_parity(shape, width):
 @shapes
 def test_levels_are_whole_and_change_only_at_the_edges_of_cells(shape):
     for seed in range(5):
-        board = chessboard(generator(seed), shape, (4, 4))[0]
+        board = make_chessboard(generator(seed), shape, (4, 4))[0]
         levels = board * 255
         torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
         assert levels.min() >= 0
@@ -64,7 +64,7 @@ def test_levels_are_whole_and_change_only_at_the_edges_of_cells(shape):
 
 
 def test_cells_take_every_width_asked_for_and_no_other():
-    boards = (chessboard(generator(seed), (60, 60), (6, 9))[0] for seed in range(40))
+    boards = (make_chessboard(generator(seed), (60, 60), (6, 9))[0] for seed in range(40))
     firsts = [int((board[0].diff().nonzero() + 1)[0]) for board in boards]
     assert set(firsts) == {6, 7, 8, 9}
 
@@ -72,7 +72,7 @@ def test_cells_take_every_width_asked_for_and_no_other():
 @shapes
 def test_boards_follow_from_seed_split_and_index(shape):
     def boards(split="train", seed=0):
-        data = Chessboards(split, len(shape), list(shape), (3, 5), size=3, seed=seed)
+        data = Chessboards(split, len(shape), list(shape), (3, 5), num_images=3, seed=seed)
         return [data[i] for i in (2, 0, 1)]
 
     one, again = boards(), boards()
@@ -96,7 +96,7 @@ def test_one_number_makes_a_board_equal_along_all_axes(kind, shape, cells, ndim)
     [
         ({"shape": [40, 40, 40]}, "give 2 numbers"),
         ({"shape": 17}, "no room for two cells of 9"),
-        ({"cells": (0, 3)}, "no room"),
+        ({"cell_size": (0, 3)}, "no room"),
     ],
 )
 def test_impossible_boards_are_refused(options, word):
@@ -105,13 +105,13 @@ def test_impossible_boards_are_refused(options, word):
 
 
 def test_index_past_the_end_stops_iteration():
-    assert len(list(Chessboards("train", 2, size=2))) == 2
+    assert len(list(Chessboards("train", 2, num_images=2))) == 2
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_configuration_gives_deformed_boards(ndim, composed):
     cfg = composed("train", "data=chessboard", f"ndim={ndim}", "data.dataset.images.shape=24")
-    pair = build(cfg.data).pairs("val")[0]
+    pair = instantiate_config(cfg.data).make_dataset("val")[0]
     assert pair["fixed"].shape == (1, *[24] * ndim)
     assert 0.05 < pair["displacement"].abs().max() < 12
     assert not torch.equal(pair["fixed"], pair["moving"])

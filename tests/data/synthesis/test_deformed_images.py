@@ -5,9 +5,9 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.utils.data import DataLoader
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.preprocessing.grids import WorldGrid
-from regnet_lab.data.synthesis.deformed_images import Deformed, alone, image_files
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.preprocessing.grids import ResampleToFixed
+from regnet_lab.data.synthesis.deformed_images import DeformedImages, list_images, make_self_pair
 from regnet_lab.data.synthesis.displacements.affine_nonrigid import WhiteNoise
 from regnet_lab.data.synthesis.displacements.gaussian import HighFrequency, LowFrequency
 from regnet_lab.errors import UserError
@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "test")
 
 def picture(shape, number, **more):
     image = torch.from_numpy(np.random.default_rng(number).random((1, *shape), np.float32))
-    return {**alone(image, f"picture{number}", spacing_of(shape)), **more}
+    return {**make_self_pair(image, f"picture{number}", spacing_of(shape)), **more}
 
 
 def spacing_of(shape):
@@ -43,7 +43,7 @@ def blocks(shape):
 
 
 def deformed(shape, split="train", fields=FIELDS, images=None, **options):
-    return Deformed(split, images or pictures(shape), fields, **options)
+    return DeformedImages(split, images or pictures(shape), fields, **options)
 
 
 def seen(volume, u, order):
@@ -83,7 +83,7 @@ def test_noise_is_added_to_the_deformed_image_alone(shape):
 def test_labels_masks_and_landmarks_follow_the_displacement(shape):
     mask = torch.ones(1, *shape)
     images = pictures(shape, moving_labels=blocks(shape), moving_mask=mask)
-    pair = deformed(shape, images=images, points=40)[0]
+    pair = deformed(shape, images=images, num_points=40)[0]
     u = pair["displacement"]
     labels = seen(pair["moving_labels"], u, order=0)
     assert (pair["fixed_labels"][0].numpy() == labels).mean() > 0.999  # ties of rounding
@@ -105,16 +105,16 @@ def test_labels_masks_and_landmarks_follow_the_displacement(shape):
 
 @shapes
 def test_images_without_labels_have_no_landmarks(shape):
-    pair = deformed(shape, points=40)[0]
+    pair = deformed(shape, num_points=40)[0]
     assert not {"fixed_points", "fixed_labels", "fixed_mask"} & pair.keys()
     empty = torch.zeros(1, *shape, dtype=torch.int16)
     images = pictures(shape, moving_labels=empty)
-    assert "fixed_points" not in deformed(shape, images=images, points=4)[0]
+    assert "fixed_points" not in deformed(shape, images=images, num_points=4)[0]
 
 
 @shapes
 def test_without_the_swap_the_original_is_fixed_and_the_answer_leads_back(shape):
-    swapped, plain = deformed(shape)[0], deformed(shape, swap=False)[0]
+    swapped, plain = deformed(shape)[0], deformed(shape, deformed_is_fixed=False)[0]
     assert torch.equal(plain["fixed"], swapped["moving"])
     assert torch.equal(plain["moving"], swapped["fixed"])
     there, back = swapped["displacement"], plain["displacement"]
@@ -125,7 +125,7 @@ def test_without_the_swap_the_original_is_fixed_and_the_answer_leads_back(shape)
 
 @shapes
 def test_disturbance_changes_the_image_and_not_the_answer(shape):
-    clean, disturbed = deformed(shape)[0], deformed(shape, disturbance=WhiteNoise(0.3))[0]
+    clean, disturbed = deformed(shape)[0], deformed(shape, displacement_noise=WhiteNoise(0.3))[0]
     assert torch.equal(clean["displacement"], disturbed["displacement"])
     assert (clean["fixed"] - disturbed["fixed"]).abs().mean() > 0.01
 
@@ -133,7 +133,7 @@ def test_disturbance_changes_the_image_and_not_the_answer(shape):
 @shapes
 def test_pair_depends_on_seed_split_and_index_alone(shape):
     def pairs(split="train", seed=0, order=(0, 1, 2)):
-        data = deformed(shape, split, seed=seed, noise=0.01, size=3)
+        data = deformed(shape, split, seed=seed, noise=0.01, num_pairs=3)
         found = {i: data[i] for i in order}
         return [found[i] for i in range(3)]
 
@@ -149,7 +149,7 @@ def test_pair_depends_on_seed_split_and_index_alone(shape):
 
 def test_every_image_of_a_split_is_used_equally_often_and_none_of_another():
     names = {
-        split: [pair["name"].split("-")[0] for pair in deformed((20, 20), split, size=9)]
+        split: [pair["name"].split("-")[0] for pair in deformed((20, 20), split, num_pairs=9)]
         for split in SPLITS
     }
     for split, used in names.items():
@@ -159,12 +159,12 @@ def test_every_image_of_a_split_is_used_equally_often_and_none_of_another():
 
 def test_size_may_differ_from_split_to_split_and_pairs_collate():
     size = {"train": 7, "val": 2, "test": 3}
-    assert [len(deformed((20, 20), split, size=size)) for split in SPLITS] == [7, 2, 3]
-    batch = next(iter(DataLoader(deformed((20, 22), size=2), batch_size=2)))
+    assert [len(deformed((20, 20), split, num_pairs=size)) for split in SPLITS] == [7, 2, 3]
+    batch = next(iter(DataLoader(deformed((20, 22), num_pairs=2), batch_size=2)))
     assert batch["displacement"].shape == (2, 2, 20, 22)
     assert batch["name"][1].endswith("-train-00001")
     with pytest.raises(IndexError):
-        deformed((20, 20), size=2)[2]
+        deformed((20, 20), num_pairs=2)[2]
 
 
 def test_what_cannot_be_deformed_is_refused():
@@ -192,30 +192,30 @@ def folder(tmp_path):
 def test_files_of_any_layout_are_divided_into_splits(folder):
     options = {
         "root": str(folder),
-        "prepare": WorldGrid(spacing=2.0),
+        "prepare": ResampleToFixed(spacing=2.0),
         "pattern": "scans/{}_scans.nii.gz",
         "labels": "labels/{}_labels.nii.gz",
     }
 
     def images(split):
-        return image_files(split, **options)
+        return list_images(split, **options)
 
-    names = {split: {fixed.name for fixed, _ in images(split).pairs} for split in SPLITS}
+    names = {split: {fixed.name for fixed, _ in images(split).case_pairs} for split in SPLITS}
     assert [len(names[split]) for split in SPLITS] == [8, 1, 1]
     assert len(set().union(*names.values())) == 10
     fields = LowFrequency(max_deform=2, sigma=3, border=2)
-    pair = Deformed("val", images, fields, points=5)[0]
+    pair = DeformedImages("val", images, fields, num_points=5)[0]
     assert pair["fixed"].shape == pair["moving_labels"].shape == (1, 6, 14, 8)
     assert pair["spacing"].tolist() == [2, 2, 2]
     assert pair["fixed_points"].shape == (5, 3)
     with pytest.raises(UserError, match=r"x_\{\}\.nii"):
-        image_files("train", **{**options, "pattern": "x_{}.nii"})
+        list_images("train", **{**options, "pattern": "x_{}.nii"})
 
 
 def test_published_settings_are_at_hand_for_files(folder, composed):
     where = ["data=synthetic_dvf_2017", f"data.dataset.images.root={folder}/scans"]
-    data = build(composed("train", *where).data).pairs("val")
-    published = [(f.max_deform, f.sigma, f.border) for f in data.fields.fields]
+    data = instantiate_config(composed("train", *where).data).make_dataset("val")
+    published = [(f.max_deform, f.sigma, f.border) for f in data.displacement.fields]
     assert published == [(20, 35, 33), (15, 25, 33), (15, 20, 33)]
     with pytest.raises(UserError, match="border=33 mm"):
         data[0]
@@ -223,10 +223,10 @@ def test_published_settings_are_at_hand_for_files(folder, composed):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_phantoms_need_nothing_on_disk(ndim, composed):
-    size = ["data.dataset.images.shape=24", "data.dataset.images.size=2"]
-    pair = build(composed("train", "data=synthetic_dvf", f"ndim={ndim}", *size).data).pairs("val")[
-        0
-    ]
+    size = ["data.dataset.images.shape=24", "data.dataset.images.num_pairs=2"]
+    pair = instantiate_config(
+        composed("train", "data=synthetic_dvf", f"ndim={ndim}", *size).data
+    ).make_dataset("val")[0]
     assert pair["fixed"].shape == (1, *[24] * ndim)
     assert pair["fixed_points"].shape == (64, ndim)
     assert 0.5 < pair["displacement"].abs().max() <= 4

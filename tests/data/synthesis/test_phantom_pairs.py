@@ -9,8 +9,16 @@ from scipy.stats import kstest
 from torch.utils.data import default_collate
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.phantom import Anatomy, ellipsoid_depth, smooth_noise
-from regnet_lab.data.synthesis.phantom_pairs import Synthetic, diffeomorphism, scanned
+from regnet_lab.data.synthesis.phantom import (
+    PhantomAnatomy,
+    compute_ellipsoid_depth,
+    sample_smooth_noise,
+)
+from regnet_lab.data.synthesis.phantom_pairs import (
+    PhantomPairs,
+    sample_diffeomorphism,
+    simulate_scanner,
+)
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(33, 40), (20, 24, 22)])
@@ -18,7 +26,7 @@ full_sizes = pytest.mark.parametrize("shape", [(128, 128), (48, 56, 52)])
 
 
 def cases(shape, split="train", count=3, **options):
-    return Synthetic(split, len(shape), list(shape), size=count, **options)
+    return PhantomPairs(split, len(shape), list(shape), num_pairs=count, **options)
 
 
 def same(one, other):
@@ -38,7 +46,7 @@ def dice(one, other):
 
 @shapes
 def test_pair_has_the_promised_shapes_types_and_ranges(shape):
-    ndim, data = len(shape), cases(shape, points=17)
+    ndim, data = len(shape), cases(shape, num_points=17)
     pair = data[2]
     assert len(data) == 3
     assert pair["name"] == "synthetic-train-0002"
@@ -59,7 +67,7 @@ def test_pair_has_the_promised_shapes_types_and_ranges(shape):
 
 @shapes
 def test_case_depends_on_seed_split_and_index_alone(shape):
-    forward, backward = cases(shape), cases(shape, memory=0)
+    forward, backward = cases(shape), cases(shape, cache_gigabytes=0)
     expected = [forward[i] for i in range(3)]
     assert all(same(backward[i], expected[i]) for i in (2, 0, 1))
     assert all(same(forward[i], expected[i]) for i in range(3))
@@ -72,17 +80,17 @@ def test_case_depends_on_seed_split_and_index_alone(shape):
 
 def test_another_process_makes_the_same_case():
     program = (
-        "from regnet_lab.data.synthesis.phantom_pairs import Synthetic\n"
-        "print(Synthetic('val', 2, 32)[5]['fixed'].double().sum().item())"
+        "from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs\n"
+        "print(PhantomPairs('val', 2, 32)[5]['fixed'].double().sum().item())"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert float(answer.stdout) == Synthetic("val", 2, 32)[5]["fixed"].double().sum().item()
+    assert float(answer.stdout) == PhantomPairs("val", 2, 32)[5]["fixed"].double().sum().item()
 
 
 def test_only_as_many_cases_are_kept_as_memory_holds():
-    data = Synthetic("train", 2, 32, size=5, memory=2.5 * 32 * 32 * 32 / 1e9)
+    data = PhantomPairs("train", 2, 32, num_pairs=5, cache_gigabytes=2.5 * 32 * 32 * 32 / 1e9)
     pairs = [data[i] for i in range(5)]
     kept = [data[i]["fixed"] is pairs[i]["fixed"] for i in range(5)]
     assert kept == [True, True, False, False, False]
@@ -110,7 +118,7 @@ def test_true_displacement_carries_moving_labels_onto_fixed_ones(shape):
 
 @full_sizes
 def test_fixed_image_is_the_moving_anatomy_pulled_back(shape):
-    pair = cases(shape, noise=0, bias=0)[1]
+    pair = cases(shape, noise=0, bias_field=0)[1]
     fixed, moving = pair["fixed"], pair["moving"]
     warped = ops.warp(moving[None], pair["displacement"][None])[0]
     error, identity = ((image - fixed).square().mean().sqrt() for image in (warped, moving))
@@ -121,7 +129,7 @@ def test_fixed_image_is_the_moving_anatomy_pulled_back(shape):
 
 @shapes
 def test_anatomy_is_the_same_whatever_grid_looks_at_it(shape):
-    anatomy = Anatomy(np.random.default_rng(0), shape, labels=8)
+    anatomy = PhantomAnatomy(np.random.default_rng(0), shape, labels=8)
     x = ops.identity_grid(shape, torch.empty(0))
     image, labels = anatomy(x)
     later, later_labels = anatomy(x.flip(2) * 1.0)
@@ -131,7 +139,7 @@ def test_anatomy_is_the_same_whatever_grid_looks_at_it(shape):
 
 @full_sizes
 def test_scanners_make_the_images_differ_where_the_anatomy_agrees(shape):
-    clean, scan = cases(shape, noise=0, bias=0)[0], cases(shape)[0]
+    clean, scan = cases(shape, noise=0, bias_field=0)[0], cases(shape)[0]
     assert torch.equal(clean["displacement"], scan["displacement"])
     change = [(scan[side] - clean[side]).flatten() for side in ("fixed", "moving")]
     assert all(0.02 < one.std() < 0.2 for one in change)
@@ -141,7 +149,9 @@ def test_scanners_make_the_images_differ_where_the_anatomy_agrees(shape):
 
 
 def test_noise_is_rician():
-    noise = scanned(np.random.default_rng(0), torch.zeros(1, 1, 60, 70), noise=0.05, bias=0)
+    noise = simulate_scanner(
+        np.random.default_rng(0), torch.zeros(1, 1, 60, 70), noise=0.05, bias=0
+    )
     assert kstest(noise.flatten().numpy(), "rayleigh", args=(0, 0.05)).pvalue > 0.01
 
 
@@ -166,7 +176,7 @@ def test_points_lie_inside_structures_of_every_kind(shape):
 @shapes
 @pytest.mark.parametrize("amplitude", [0.04, 0.1])
 def test_displacement_folds_nowhere_and_stays_in_the_grid(shape, amplitude):
-    u = diffeomorphism(np.random.default_rng(3), shape, amplitude, 0.17)
+    u = sample_diffeomorphism(np.random.default_rng(3), shape, amplitude, 0.17)
     slope = np.stack([np.stack(np.gradient(c)) for c in u[0].double().numpy()])
     matrix = np.moveaxis(slope, (0, 1), (-2, -1)) + np.eye(len(shape))
     assert np.linalg.det(matrix).min() > 0
@@ -181,7 +191,7 @@ def test_displacement_folds_nowhere_and_stays_in_the_grid(shape, amplitude):
 def test_smoother_displacements_change_less_from_voxel_to_voxel(shape):
     def slope(smoothness):
         fields = [
-            diffeomorphism(np.random.default_rng(seed), shape, 0.05, smoothness)
+            sample_diffeomorphism(np.random.default_rng(seed), shape, 0.05, smoothness)
             for seed in range(4)
         ]
         return ops.gradient(torch.cat(fields)).square().mean()
@@ -192,14 +202,14 @@ def test_smoother_displacements_change_less_from_voxel_to_voxel(shape):
 @shapes
 @pytest.mark.parametrize("labels", [5, 8, 11])
 def test_every_structure_is_in_both_images(shape, labels):
-    pair = cases(shape, labels=labels)[0]
+    pair = cases(shape, num_labels=labels)[0]
     for side in ("fixed", "moving"):
         assert pair[f"{side}_labels"].unique().tolist() == list(range(labels + 1))
 
 
 @full_sizes
 def test_every_structure_has_texture_away_from_its_edges(shape):
-    pair = cases(shape, noise=0, bias=0)[0]
+    pair = cases(shape, noise=0, bias_field=0)[0]
     for side in ("fixed", "moving"):
         for k in range(1, 9):
             inside = binary_erosion(pair[f"{side}_labels"][0].numpy() == k)
@@ -207,7 +217,9 @@ def test_every_structure_has_texture_away_from_its_edges(shape):
 
 
 def test_smooth_noise_is_the_same_field_on_every_grid_and_decorrelates_with_distance():
-    coarse, fine = (smooth_noise(np.random.default_rng(0), 99, 0.05, [n, n]) for n in (30, 90))
+    coarse, fine = (
+        sample_smooth_noise(np.random.default_rng(0), 99, 0.05, [n, n]) for n in (30, 90)
+    )
     torch.testing.assert_close(fine[..., 1::3, 1::3], coarse, atol=0.02, rtol=0.02)
     torch.testing.assert_close(fine.mean((2, 3)), torch.zeros(1, 99), atol=1e-5, rtol=0)
     for widths in (2, 4):
@@ -221,7 +233,9 @@ def test_smooth_noise_is_the_same_field_on_every_grid_and_decorrelates_with_dist
 def test_depth_of_a_ball_is_the_distance_to_its_surface(radii):
     offset = torch.tensor(np.random.default_rng(0).normal(size=(len(radii), 50)))
     expected = radii[0] - offset.norm(dim=0)
-    torch.testing.assert_close(ellipsoid_depth(offset, torch.tensor(radii).double()), expected)
+    torch.testing.assert_close(
+        compute_ellipsoid_depth(offset, torch.tensor(radii).double()), expected
+    )
 
 
 def test_pairs_collate_into_batches():
@@ -240,17 +254,17 @@ def test_pairs_collate_into_batches():
         ({"shape": [32, -1]}, "too small"),
         ({"shape": 15}, "too small"),
         ({"seed": -1}, "seed=-1"),
-        ({"labels": 4}, "labels=4"),
+        ({"num_labels": 4}, "num_labels=4"),
     ],
 )
 def test_impossible_values_are_named(options, word):
     with pytest.raises(UserError, match=word):
-        Synthetic(**{"split": "train", "ndim": 2, **options})
+        PhantomPairs(**{"split": "train", "ndim": 2, **options})
 
 
 def test_more_structures_than_the_grid_can_show_is_an_error():
     with pytest.raises(UserError, match="enlarge shape"):
-        Synthetic("train", 2, 16, labels=60)[0]
+        PhantomPairs("train", 2, 16, num_labels=60)[0]
 
 
 def test_index_past_the_end_stops_iteration():

@@ -6,21 +6,25 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.synthmorph import Flow, Generated
-from regnet_lab.data.synthesis.synthmorph_images import Contrast, Look, ranged
-from regnet_lab.data.synthesis.synthmorph_labels import Shapes
+from regnet_lab.data.synthesis.synthmorph import RandomDiffeomorphism, SynthMorphPairs
+from regnet_lab.data.synthesis.synthmorph_images import (
+    LabelAppearance,
+    RandomContrast,
+    normalize_percentiles,
+)
+from regnet_lab.data.synthesis.synthmorph_labels import RandomShapes
 from regnet_lab.errors import UserError
 
 GRIDS = pytest.mark.parametrize("shape", [(40, 36), (24, 20, 22)])
 FAULTLESS = {
     "texture": (0, 0),
     "blur": (0, 0),
-    "thick": (1, 1),
-    "bias": (0, 0),
+    "slice_thickness": (1, 1),
+    "bias_field": (0, 0),
     "noise": (0, 0),
-    "gamma": 0,
-    "inverted": 0,
-    "cut": 0,
+    "gamma_std": 0,
+    "invert_probability": 0,
+    "crop_probability": 0,
 }
 
 
@@ -35,7 +39,11 @@ def inside(u, margin):
 
 @GRIDS
 def test_the_known_displacement_brings_labels_together(shape):
-    pairs = Generated("train", shape, flow=Flow(amplitude=(0.04, 0.05), width=(0.15, 0.3)))
+    pairs = SynthMorphPairs(
+        "train",
+        shape,
+        deformation=RandomDiffeomorphism(amplitude=(0.04, 0.05), smoothness=(0.15, 0.3)),
+    )
     before, after = [], []
     for index in range(4):
         pair = pairs[index]
@@ -50,7 +58,7 @@ def test_the_known_displacement_brings_labels_together(shape):
 
 @GRIDS
 def test_a_flow_and_its_inverse_cancel_and_do_not_fold(shape):
-    there, back = Flow(amplitude=(0.05, 0.05), width=(0.2, 0.3))(rng(), shape)
+    there, back = RandomDiffeomorphism(amplitude=(0.05, 0.05), smoothness=(0.2, 0.3))(rng(), shape)
     assert there.abs().mean() > 0.5
     assert inside(ops.compose(there, back), 5).abs().max() < 0.2
     assert (ops.jacobian_determinant(there) > 0).all()
@@ -58,7 +66,9 @@ def test_a_flow_and_its_inverse_cancel_and_do_not_fold(shape):
 
 @GRIDS
 def test_without_a_velocity_a_flow_is_affine_about_the_middle(shape):
-    there, _ = Flow(amplitude=(0, 0), linear=0.1, shift=0.0)(rng(), shape)
+    there, _ = RandomDiffeomorphism(amplitude=(0, 0), affine_std=0.1, max_translation=0.0)(
+        rng(), shape
+    )
     slope = ops.gradient(there)
     assert slope.abs().max() > 0.05
     assert (slope - slope.mean(tuple(range(3, slope.ndim)), keepdim=True)).abs().max() < 1e-3
@@ -67,7 +77,9 @@ def test_without_a_velocity_a_flow_is_affine_about_the_middle(shape):
 
 @GRIDS
 def test_an_anatomy_is_a_function_of_the_point(shape):
-    anatomy = Shapes(regions=(6, 6), walled=1.0, body=1.0, radius=(0.7, 0.8))(rng(), shape)
+    anatomy = RandomShapes(
+        num_regions=(6, 6), wall_probability=1.0, body_probability=1.0, body_radius=(0.7, 0.8)
+    )(rng(), shape)
     x = ops.identity_grid(shape, torch.zeros(()))
     labels, texture = anatomy(x)
     step = torch.tensor([2.0, 1.0, 3.0][: len(shape)]).view(1, -1, *[1] * len(shape))
@@ -76,7 +88,7 @@ def test_an_anatomy_is_a_function_of_the_point(shape):
     there = tuple(slice(None, n - int(s)) for n, s in zip(shape, step.flatten(), strict=True))
     assert torch.equal(shifted[0, 0][there], labels[0, 0][here])
     assert torch.allclose(moved[0, :, *there], texture[0, :, *here], atol=1e-4)
-    assert set(labels.unique().tolist()) <= set(range(anatomy.labels + 1))
+    assert set(labels.unique().tolist()) <= set(range(anatomy.num_labels + 1))
     assert labels.max() > 6  # some walls are seen
     corners = labels[0, 0][tuple([0, -1] for _ in shape)]
     assert not corners.any()
@@ -84,19 +96,23 @@ def test_an_anatomy_is_a_function_of_the_point(shape):
 
 
 def test_shapes_obey_their_ranges():
-    plain = Shapes(regions=(3, 3), walled=0.0, body=0.0)(rng(), (32, 32))
-    assert plain.labels == 6
+    plain = RandomShapes(num_regions=(3, 3), wall_probability=0.0, body_probability=0.0)(
+        rng(), (32, 32)
+    )
+    assert plain.num_labels == 6
     assert not plain.wall.any()
     labels, _ = plain(ops.identity_grid((32, 32), torch.zeros(())))
     assert set(labels.unique().tolist()) <= {1, 2, 3}
-    several = [len(Shapes(regions=(2, 5))(rng(seed), (16, 16)).wall) for seed in range(40)]
+    several = [
+        len(RandomShapes(num_regions=(2, 5))(rng(seed), (16, 16)).wall) for seed in range(40)
+    ]
     assert set(several) == {2, 3, 4, 5}
 
 
 def test_a_faultless_scanner_shows_each_label_as_it_looks():
     labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
-    look = Look(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
-    image = Contrast(**FAULTLESS)(rng(), look, labels, torch.zeros(1, 2, 20, 30))
+    look = LabelAppearance(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
+    image = RandomContrast(**FAULTLESS)(rng(), look, labels, torch.zeros(1, 2, 20, 30))
     assert torch.allclose(image, look.intensity[labels], atol=1e-6)
 
 
@@ -104,18 +120,18 @@ def test_a_faultless_scanner_shows_each_label_as_it_looks():
     ("fault", "value"),
     [
         ("blur", (1, 1)),
-        ("thick", (3, 3)),
-        ("bias", (0.3, 0.3)),
+        ("slice_thickness", (3, 3)),
+        ("bias_field", (0.3, 0.3)),
         ("noise", (0.05, 0.05)),
-        ("gamma", 0.5),
-        ("inverted", 1),
-        ("cut", 1),
+        ("gamma_std", 0.5),
+        ("invert_probability", 1),
+        ("crop_probability", 1),
     ],
 )
 def test_every_fault_shows_and_stays_in_range(fault, value):
     labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
-    look = Look(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
-    made = Contrast(**{**FAULTLESS, fault: value})
+    look = LabelAppearance(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
+    made = RandomContrast(**{**FAULTLESS, fault: value})
     images = [made(rng(seed), look, labels, torch.zeros(1, 2, 20, 30)) for seed in range(4)]
     assert any((image - look.intensity[labels]).abs().mean() > 0.01 for image in images)
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
@@ -124,12 +140,14 @@ def test_every_fault_shows_and_stays_in_range(fault, value):
 def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
     labels = torch.ones(1, 1, 20, 30, dtype=torch.int64)
     labels[..., :15] = 2
-    look = Look(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3, 2))
-    turned = Contrast(**{**FAULTLESS, "inverted": 1})(
+    look = LabelAppearance(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3, 2))
+    turned = RandomContrast(**{**FAULTLESS, "invert_probability": 1})(
         rng(), look, labels, torch.zeros(1, 2, 20, 30)
     )
     assert torch.allclose(turned, 1 - look.intensity[labels])
-    seen = Contrast(cut=1, margin=(0.2, 0.2)).view(rng(), (20, 30))
+    seen = RandomContrast(crop_probability=1, crop_margin=(0.2, 0.2)).sample_field_of_view(
+        rng(), (20, 30)
+    )
     expected = torch.zeros(20, 30)
     expected[4:16, 6:24] = 1
     assert torch.equal(seen, expected)
@@ -137,7 +155,9 @@ def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
 
 def test_percentiles_become_zero_and_one():
     image = torch.linspace(-3, 7, 1001)[None, None]
-    assert torch.allclose(ranged(image), ((image + 2.95) / 9.9).clamp(0, 1), atol=1e-4)
+    assert torch.allclose(
+        normalize_percentiles(image), ((image + 2.95) / 9.9).clamp(0, 1), atol=1e-4
+    )
 
 
 def levels(image, labels):
@@ -147,7 +167,9 @@ def levels(image, labels):
 
 def test_contrasts_are_independent_unless_alike():
     def correlation(alike):
-        pairs = Generated("train", (48, 48), alike=alike, contrast=Contrast(**FAULTLESS))
+        pairs = SynthMorphPairs(
+            "train", (48, 48), same_contrast_probability=alike, contrast=RandomContrast(**FAULTLESS)
+        )
         sides = [
             [levels(pair[side], pair[f"{side}_labels"]) for side in ("fixed", "moving")]
             for pair in (pairs[i] for i in range(12))
@@ -164,8 +186,8 @@ def test_contrasts_are_independent_unless_alike():
 
 @GRIDS
 def test_an_item_follows_from_seed_split_and_index(shape):
-    first, again = (Generated("train", shape, seed=3)[5] for _ in range(2))
-    others = Generated("train", shape, seed=4)[5], Generated("val", shape, seed=3)[5]
+    first, again = (SynthMorphPairs("train", shape, seed=3)[5] for _ in range(2))
+    others = SynthMorphPairs("train", shape, seed=4)[5], SynthMorphPairs("val", shape, seed=3)[5]
     for key in ("fixed", "moving", "displacement", "fixed_labels", "moving_labels"):
         assert torch.equal(first[key], again[key])
     assert all(not torch.equal(first["fixed"], other["fixed"]) for other in others)
@@ -175,7 +197,9 @@ def test_an_item_follows_from_seed_split_and_index(shape):
 
 
 def test_only_so_many_labels_are_taught():
-    pairs = Generated("train", (48, 48), taught=3, anatomy=Shapes(regions=(9, 9)))
+    pairs = SynthMorphPairs(
+        "train", (48, 48), max_labels=3, anatomy=RandomShapes(num_regions=(9, 9))
+    )
     for index in range(4):
         pair = pairs[index]
         assert pair["fixed_labels"].unique().tolist() == [0, 1, 2, 3]
@@ -183,9 +207,9 @@ def test_only_so_many_labels_are_taught():
 
 
 def test_sizes_may_be_given_by_split():
-    assert len(Generated("val", (16, 16), size={"train": 9, "val": 2})) == 2
+    assert len(SynthMorphPairs("val", (16, 16), num_pairs={"train": 9, "val": 2})) == 2
     with pytest.raises(IndexError):
-        Generated("val", (16, 16), size=2)[2]
+        SynthMorphPairs("val", (16, 16), num_pairs=2)[2]
 
 
 @pytest.mark.parametrize(
@@ -193,4 +217,4 @@ def test_sizes_may_be_given_by_split():
 )
 def test_what_cannot_be_is_named(changed, named):
     with pytest.raises(UserError, match=named):
-        Generated(**{"split": "train", "shape": (16, 16)} | changed)
+        SynthMorphPairs(**{"split": "train", "shape": (16, 16)} | changed)

@@ -1,6 +1,4 @@
-"""Every way of damaging a data set is one sentence, all of them are found in one pass, and training
-does not begin.
-"""
+"""Validation reports every problem of a data set in one sentence and refuses to train on it."""
 
 import os
 from functools import partial
@@ -13,18 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab.data.case import Case, CasePairs, Points
-from regnet_lab.data.datamodule import PairModule
-from regnet_lab.data.datasets.learn2reg_2020 import task02, task04
-from regnet_lab.data.datasets.mixture import Mixed
+from regnet_lab.data.case import Case, LandmarkFile
+from regnet_lab.data.datamodule import PairDataModule
+from regnet_lab.data.datasets.base import CasePairs
+from regnet_lab.data.datasets.learn2reg_2020 import list_task02_pairs, list_task04_pairs
+from regnet_lab.data.datasets.mixture import Mixture
 from regnet_lab.data.io.images import Volume
-from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
-from regnet_lab.data.synthesis.phantom_pairs import Synthetic
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
+from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs
 from regnet_lab.data.validation import image_stats
-from regnet_lab.data.validation.case_checks import overlaps
-from regnet_lab.data.validation.image_stats import digest, measure, quantiles
-from regnet_lab.data.validation.report import check, column, label_column
-from regnet_lab.data.validation.validate import examine
+from regnet_lab.data.validation.case_checks import compute_overlaps
+from regnet_lab.data.validation.image_stats import (
+    compute_digest,
+    compute_image_stats,
+    compute_quantiles,
+)
+from regnet_lab.data.validation.report import summarize_labels, summarize_split, validate_data
+from regnet_lab.data.validation.validate import validate_dataset
 from regnet_lab.errors import UserError
 from tests.helpers.learn2reg_2020 import AFFINE, SHAPE, save, volume, write_task02, write_task04
 
@@ -32,7 +35,7 @@ NUMBERS = (1, 3, 4, 250, 287)
 
 
 @pytest.fixture(autouse=True)
-def _own_memory(tmp_path, monkeypatch):
+def _separate_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -42,8 +45,8 @@ def tree(tmp_path):
     return tmp_path / "task_04"
 
 
-def hippocampi(root, prepare=None):
-    return partial(task04, root=str(root), prepare=prepare or CentredGrid(SHAPE))
+def make_dataset(root, prepare=None):
+    return partial(list_task04_pairs, root=str(root), prepare=prepare or CropOrPad(SHAPE))
 
 
 def path_of(tree, kind, number):
@@ -54,23 +57,23 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def change(path, value):
+def change_voxel(path, value):
     array = nibabel.load(path).get_fdata().astype(np.float32)
     array[3, 4, 5] = value
     save(path, array)
 
 
-def colour(path):
+def write_color_image(path):
     dtype = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     save(path, np.zeros(SHAPE, dtype))
 
 
-def flatten(path):
+def flatten_image(path):
     save(path, volume(5, SHAPE[:2]))
     save(Path(str(path).replace("img", "label")), np.ones(SHAPE[:2], np.uint8))
 
 
-def displace(path):
+def shift_header(path):
     moved = AFFINE.copy()
     moved[0, 3] = 3.5
     save(path, np.asarray(nibabel.load(path).dataobj), moved)
@@ -81,81 +84,86 @@ DAMAGES = {
     "empty": ("img", lambda path: path.write_bytes(b""), "cannot be read"),
     "text": ("img", lambda path: path.write_text("not an image"), "cannot be read"),
     "complex": ("img", lambda path: save(path, volume(1).astype(np.complex64)), "complex"),
-    "colours": ("img", colour, "colours"),
-    "nan": ("img", lambda path: change(path, np.nan), "1 voxels are NaN"),
-    "constant": ("img", lambda path: save(path, np.full(SHAPE, 7, np.int16)), "shows nothing"),
-    "axes": ("img", flatten, "has 2 axes"),
-    "negative label": ("label", lambda path: change(path, -1), "whole numbers"),
-    "half label": ("label", lambda path: change(path, 0.5), "whole numbers"),
-    "large label": ("label", lambda path: change(path, 40000), "whole numbers"),
+    "colors": ("img", write_color_image, "colours"),
+    "nan": ("img", lambda path: change_voxel(path, np.nan), "1 voxels are NaN"),
+    "constant": ("img", lambda path: save(path, np.full(SHAPE, 7, np.int16)), "is constant"),
+    "axes": ("img", flatten_image, "has 2 axes"),
+    "negative label": ("label", lambda path: change_voxel(path, -1), "whole numbers"),
+    "half label": ("label", lambda path: change_voxel(path, 0.5), "whole numbers"),
+    "large label": ("label", lambda path: change_voxel(path, 40000), "whole numbers"),
     "truncated label": ("label", truncate, "cannot be read"),
     "missing label": ("label", lambda path: path.unlink(), "missing"),
     "label shape": ("label", lambda path: save(path, np.ones((9, 9, 9), np.uint8)), "its shape"),
-    "label header": ("label", displace, "2 voxels beside"),
+    "label header": ("label", shift_header, "2 voxels relative"),
 }
 
 
-def test_a_sound_data_set_has_no_faults_and_its_table_says_what_it_holds(tree):
-    checkup = examine(hippocampi(tree))
-    assert not checkup.faults
-    assert not checkup.warnings
-    train, val, test = checkup.listings
-    told = column(checkup, train)
-    assert (told["pairs"], told["cases"], told["label maps"], told["masks"]) == ("6", "3", "3", "0")
-    assert told["shape"] == "12 x 14 x 10"
-    assert told["spacing (mm)"] == "1.75 x 1.25 x 1.75"
-    assert told["orientation"] == "RAS (3)"
-    assert told["minimum"] == "-1000 to -996"
-    assert told["prepared range"] == "0-1"
-    assert len(checkup.items[train]) == 3
-    assert [listing.title for listing in (train, val, test)] == ["train", "val", "test"]
-    labels = label_column(checkup, val)
+def test_valid_data_have_no_errors_and_are_summarized(tree):
+    report = validate_dataset(make_dataset(tree))
+    assert not report.errors
+    assert not report.warnings
+    train, val, test = report.dataset_splits
+    summary = summarize_split(report, train)
+    assert (summary["pairs"], summary["cases"], summary["label maps"], summary["masks"]) == (
+        "6",
+        "3",
+        "3",
+        "0",
+    )
+    assert summary["shape"] == "12 x 14 x 10"
+    assert summary["spacing (mm)"] == "1.75 x 1.25 x 1.75"
+    assert summary["orientation"] == "RAS (3)"
+    assert summary["minimum"] == "-1000 to -996"
+    assert summary["prepared range"] == "0-1"
+    assert len(report.samples[train]) == 3
+    assert [dataset_split.title for dataset_split in (train, val, test)] == ["train", "val", "test"]
+    labels = summarize_labels(report, val)
     assert list(labels) == ["0", "1", "2"]
     counts = [(nibabel.load(path_of(tree, "label", n)).get_fdata() == 2).sum() for n in (250, 287)]
     assert labels["2"] == f"2 of 2, {np.median(counts):.0f}"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_one_sentence_that_names_it(damage, tree):
+def test_a_damaged_file_gives_one_error_that_names_it(damage, tree):
     kind, spoil, reason = DAMAGES[damage]
     path = path_of(tree, kind, 287)
     spoil(path)
-    (fault,) = examine(hippocampi(tree)).faults
-    assert fault.startswith(str(path))
-    assert reason in fault
-    assert "\n" not in fault
+    (error,) = validate_dataset(make_dataset(tree)).errors
+    assert error.startswith(str(path))
+    assert reason in error
+    assert "\n" not in error
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"\xff\xfe\x00\x81", "fixed"),
-        (b"fix,moving\n250,287\n", "columns 'fixed' and 'moving'"),
+        (b"\xff\xfe\x00\x81", "cannot be read as a CSV"),
+        (b"fix,moving\n250,287\n", "no column 'fixed'"),
         (b"fixed,moving\n250,999\n", "no image of case 999"),
     ],
 )
-def test_a_list_that_cannot_be_read_is_one_sentence_and_hides_no_other_split(text, reason, tree):
+def test_an_unreadable_pair_list_gives_one_error_and_other_splits_are_checked(text, reason, tree):
     write_task04(tree.parent / "Test", numbers=(7, 8), held_out=((7, 8),))
     test_root = tree.parent / "Test" / "task_04"
     (tree / "pairs_val.csv").write_bytes(text)
     truncate(path_of(test_root, "img", 8))
-    faults = examine(partial(hippocampi(tree), test_root=str(test_root))).faults
-    assert len(faults) == 2
-    assert "pairs_val.csv" in faults[0]
-    assert reason in faults[0]
-    assert "hippocampus_008" in faults[1]
+    errors = validate_dataset(partial(make_dataset(tree), test_root=str(test_root))).errors
+    assert len(errors) == 2
+    assert "pairs_val.csv" in errors[0]
+    assert reason in errors[0]
+    assert "hippocampus_008" in errors[1]
 
 
-def marked(split, folder, damage=lambda table: None):
+def make_landmark_pairs(split, folder, damage=lambda table: None):
     """Two cases with landmarks in a table with columns x, y, z; the table of one is damaged."""
     cases = []
     for side in ("fixed", "moving"):
         image, table = folder / f"{split}_{side}.nii.gz", folder / f"{split}_{side}.csv"
         save(image, volume(crc32(str(image).encode())))
         table.write_text("x,y,z\n1,2,3\n4,5,6\n")
-        cases.append(Case(image.name, image, points=Points(table, ("x", "y", "z"))))
+        cases.append(Case(image.name, image, points=LandmarkFile(table, ("x", "y", "z"))))
     damage(cases[1].points.path)
-    return CasePairs([tuple(cases)], CentredGrid(SHAPE))
+    return CasePairs([tuple(cases)], CropOrPad(SHAPE))
 
 
 POINTS = {
@@ -169,28 +177,30 @@ POINTS = {
 
 
 @pytest.mark.parametrize("damage", POINTS)
-def test_damaged_landmarks_are_one_sentence(damage, tmp_path):
+def test_damaged_landmarks_give_one_error(damage, tmp_path):
     spoil, reason = POINTS[damage]
     sound, spoilt = (
-        partial(marked, folder=tmp_path, damage=d) for d in (lambda table: None, spoil)
+        partial(make_landmark_pairs, folder=tmp_path, damage=d) for d in (lambda table: None, spoil)
     )
-    assert not examine(sound, ["val"]).faults
-    (fault,) = examine(spoilt, ["val"]).faults
-    assert "val_moving.csv" in fault
-    assert reason in fault
+    assert not validate_dataset(sound, ["val"]).errors
+    (error,) = validate_dataset(spoilt, ["val"]).errors
+    assert "val_moving.csv" in error
+    assert reason in error
 
 
-def test_landmarks_are_judged_even_where_the_image_is_damaged(tmp_path):
+def test_landmarks_of_a_damaged_image_are_checked(tmp_path):
     def damage(table):
         table.write_text("x,y\n1,2\n")
         truncate(table.with_suffix(".nii.gz"))
 
-    first, second = examine(partial(marked, folder=tmp_path, damage=damage), ["val"]).faults
+    first, second = validate_dataset(
+        partial(make_landmark_pairs, folder=tmp_path, damage=damage), ["val"]
+    ).errors
     assert "val_moving.nii.gz" in first
     assert "val_moving.csv" in second
 
 
-def test_everything_that_is_wrong_is_found_in_one_pass(tmp_path):
+def test_all_errors_are_found_in_one_pass(tmp_path):
     numbers = range(1, 20)
     write_task04(tmp_path, numbers, held_out=((18, 19),))
     tree = tmp_path / "task_04"
@@ -200,198 +210,198 @@ def test_everything_that_is_wrong_is_found_in_one_pass(tmp_path):
         spoil(path)
         expected[str(path)] = reason
     copy(path_of(tree, "img", 17), path_of(tree, "img", 18))
-    expected[str(path_of(tree, "img", 18))] = "trained on"
+    expected[str(path_of(tree, "img", 18))] = "used for training"
     write_task04(tmp_path / "other")
     (tmp_path / "other" / "task_04" / "pairs_val.csv").write_text("a,b\n1,2\n")
-    expected[str(tmp_path / "other" / "task_04" / "pairs_val.csv")] = "columns"
-    parts = {"sound": hippocampi(tree), "listless": hippocampi(tmp_path / "other")}
+    expected[str(tmp_path / "other" / "task_04" / "pairs_val.csv")] = "no column 'fixed'"
+    parts = {"sound": make_dataset(tree), "listless": make_dataset(tmp_path / "other")}
     for name, (spoil, reason) in POINTS.items():
         (tmp_path / name).mkdir()
-        parts[name] = partial(marked, folder=tmp_path / name, damage=spoil)
+        parts[name] = partial(make_landmark_pairs, folder=tmp_path / name, damage=spoil)
         for split in ("train", "val"):
             expected[str(tmp_path / name / f"{split}_moving.csv")] = reason
-    faults = examine(partial(Mixed, datasets=parts), ("train", "val")).faults
-    assert len(faults) == len(expected) == len(DAMAGES) + 2 + 2 * len(POINTS)
+    errors = validate_dataset(partial(Mixture, datasets=parts), ("train", "val")).errors
+    assert len(errors) == len(expected) == len(DAMAGES) + 2 + 2 * len(POINTS)
     for file, reason in expected.items():
-        assert sum(file in fault and reason in fault for fault in faults) == 1, file
+        assert sum(file in error and reason in error for error in errors) == 1, file
 
 
-def test_a_name_of_two_images_is_a_fault(tree):
+def test_duplicate_case_names_are_an_error(tree):
     def listed(split):
         cases = [Case(f"case{n // 100}", path_of(tree, "img", n)) for n in (1, 3, 250)]
-        return CasePairs([(cases[0], cases[2]), (cases[1], cases[2])], CentredGrid(SHAPE))
+        return CasePairs([(cases[0], cases[2]), (cases[1], cases[2])], CropOrPad(SHAPE))
 
-    (fault,) = examine(listed, ["train"]).faults
-    assert "hippocampus_001.nii.gz" in fault
-    assert "hippocampus_003.nii.gz" in fault
-    assert "named 'case0'" in fault
+    (error,) = validate_dataset(listed, ["train"]).errors
+    assert "hippocampus_001.nii.gz" in error
+    assert "hippocampus_003.nii.gz" in error
+    assert "named 'case0'" in error
 
 
-def splits_of(tree, **pairs):
+def make_splits(tree, **pairs):
     def listed(split):
         cases = {n: Case(f"case{n}", path_of(tree, "img", n)) for n in NUMBERS}
-        return CasePairs([(cases[a], cases[b]) for a, b in pairs[split]], CentredGrid(SHAPE))
+        return CasePairs([(cases[a], cases[b]) for a, b in pairs[split]], CropOrPad(SHAPE))
 
     return listed
 
 
-def test_an_image_that_is_trained_on_and_judged_leaks_unless_it_is_the_atlas(tree):
-    leaking = splits_of(tree, train=[(1, 3), (3, 1)], val=[(4, 3)], test=[(3, 250)])
-    (fault,) = examine(leaking).faults
-    assert fault.startswith(str(path_of(tree, "img", 3)))
-    assert "val and test" in fault
-    atlas = splits_of(tree, train=[(1, 3), (1, 4)], val=[(1, 250)], test=[(1, 287)])
-    assert not examine(atlas).faults
+def test_images_shared_by_training_and_evaluation_are_errors_except_an_atlas(tree):
+    leaking = make_splits(tree, train=[(1, 3), (3, 1)], val=[(4, 3)], test=[(3, 250)])
+    (error,) = validate_dataset(leaking).errors
+    assert error.startswith(str(path_of(tree, "img", 3)))
+    assert "val and test" in error
+    atlas = make_splits(tree, train=[(1, 3), (1, 4)], val=[(1, 250)], test=[(1, 287)])
+    assert not validate_dataset(atlas).errors
 
 
-def test_the_same_voxels_under_another_name_leak_however_they_are_compressed(tree):
+def test_copies_of_training_images_are_errors_whatever_their_compression(tree):
     again = nibabel.load(path_of(tree, "img", 1))
     save(path_of(tree, "img", 287), np.asarray(again.dataobj))
-    (fault,) = examine(hippocampi(tree)).faults
-    assert fault.startswith(str(path_of(tree, "img", 287)))
-    assert "hippocampus_001" in fault
+    (error,) = validate_dataset(make_dataset(tree)).errors
+    assert error.startswith(str(path_of(tree, "img", 287)))
+    assert "hippocampus_001" in error
 
 
-def test_pairs_that_are_wittingly_in_all_splits_and_twins_are_warned_of(tree):
+def test_reused_training_pairs_and_duplicate_images_give_warnings(tree):
     copy(path_of(tree, "img", 1), path_of(tree, "img", 3))
     same = [(1, 3), (4, 1)]
-    checkup = examine(splits_of(tree, train=same, val=same), ("train", "val"))
-    assert not checkup.faults
-    assert any("very ones that are trained on" in warning for warning in checkup.warnings)
-    assert any("same voxels" in warning for warning in checkup.warnings)
+    report = validate_dataset(make_splits(tree, train=same, val=same), ("train", "val"))
+    assert not report.errors
+    assert any("exactly the pairs used for training" in warning for warning in report.warnings)
+    assert any("same voxels" in warning for warning in report.warnings)
 
 
-def test_labels_that_differ_and_files_of_no_case_are_warned_of(tree):
+def test_inconsistent_labels_and_unlisted_files_give_warnings(tree):
     save(path_of(tree, "label", 4), np.ones(SHAPE, np.uint8))
     save(path_of(tree, "img", 5).with_name("notes.nii.gz"), volume(9))
-    checkup = examine(hippocampi(tree))
-    assert not checkup.faults
-    extra, lost = checkup.warnings
+    report = validate_dataset(make_dataset(tree))
+    assert not report.errors
+    extra, lost = report.warnings
     assert "notes.nii.gz" in extra
     assert "label 2 is missing from 1 of 5 label maps" in lost
     assert "hippocampus_004" in lost
-    unselected = examine(hippocampi(tree, CentredGrid(SHAPE, labels={7: [1]}))).warnings
+    unselected = validate_dataset(make_dataset(tree, CropOrPad(SHAPE, labels={7: [1]}))).warnings
     assert not any("label 2" in warning for warning in unselected)
 
 
-def test_an_empty_split_is_a_fault(tree):
-    (fault,) = examine(splits_of(tree, train=[(1, 3)], val=[]), ("train", "val")).faults
-    assert "'val'" in fault
+def test_an_empty_split_is_an_error(tree):
+    (error,) = validate_dataset(make_splits(tree, train=[(1, 3)], val=[]), ("train", "val")).errors
+    assert "'val'" in error
 
 
 @pytest.mark.parametrize("shape", [(8, 10), (8, 10, 6)])
-def test_the_overlap_of_boxes_is_that_of_the_closed_form(shape):
+def test_overlap_matches_the_closed_form(shape):
     affine = np.diag([2.0, -1.5, 3.0, 1.0])
     moved, small, turned = affine.copy(), affine.copy(), affine.copy()
     moved[:3, 3] += 6, -3, 0  # 3 and 2 voxels
     small[:3, :3] /= 2
     turned[:3, :2] = affine[:3, 1::-1]
     volumes = [Volume(np.zeros(shape), a) for a in (affine, moved, small, turned)]
-    shares = overlaps([volumes[0]] * 4, volumes)
+    shares = compute_overlaps([volumes[0]] * 4, volumes)
     assert shares == pytest.approx([1, (5 / 8) * (8 / 10), 1, 8 * 8 / (8 * 10)])
-    assert overlaps(volumes[1:2], volumes[:1]) == pytest.approx(shares[1:2])
+    assert compute_overlaps(volumes[1:2], volumes[:1]) == pytest.approx(shares[1:2])
 
 
-def test_an_image_elsewhere_in_the_world_is_named_once_where_the_world_counts(tree):
+def test_an_image_without_overlap_is_named_once_if_pairs_meet_in_world_coordinates(tree):
     path = path_of(tree, "img", 3)
     elsewhere = AFFINE.copy()
     elsewhere[2, 3] = 16.0
     for kind in ("img", "label"):
         array = np.asarray(nibabel.load(path_of(tree, kind, 3)).dataobj)
         save(path_of(tree, kind, 3), array, elsewhere)
-    (fault,) = examine(hippocampi(tree, WorldGrid())).faults
-    assert fault.startswith(str(path))
-    assert "4 pairs" in fault
-    assert "9 %" in fault
-    assert not examine(hippocampi(tree, CentredGrid(SHAPE))).faults
+    (error,) = validate_dataset(make_dataset(tree, ResampleToFixed())).errors
+    assert error.startswith(str(path))
+    assert "4 pairs" in error
+    assert "9 %" in error
+    assert not validate_dataset(make_dataset(tree, CropOrPad(SHAPE))).errors
 
 
 @pytest.mark.parametrize(
     "prepare",
     [
-        partial(CentredGrid, (8, 9, 10)),
-        partial(StretchedGrid, (8, 9, 10), shared_range=True),
-        partial(WorldGrid),
-        partial(WorldGrid, spacing=3.5),
+        partial(CropOrPad, (8, 9, 10)),
+        partial(Resize, (8, 9, 10), shared_range=True),
+        partial(ResampleToFixed),
+        partial(ResampleToFixed, spacing=3.5),
     ],
 )
-def test_the_memory_told_is_what_the_cache_takes(prepare, tmp_path):
+def test_estimated_memory_is_what_the_cache_takes(prepare, tmp_path):
     write_task02(tmp_path)
     grid = prepare()
-    dataset = partial(task02, root=str(tmp_path), prepare=grid)
-    checkup = examine(dataset, ["train"], thorough=False)
+    dataset = partial(list_task02_pairs, root=str(tmp_path), prepare=grid)
+    report = validate_dataset(dataset, ["train"], thorough=False)
     for index in range(len(pairs := dataset("train"))):
         pairs[index]
-    assert checkup.megabytes[checkup.listings[0]] == pytest.approx(
+    assert report.cache_megabytes[report.dataset_splits[0]] == pytest.approx(
         grid.cache.used / 1e6, rel=0.02, abs=0.003
     )
 
 
-def test_too_little_memory_is_warned_of(tree):
-    prepare = CentredGrid(SHAPE, megabytes=0.02)
-    warnings = examine(hippocampi(tree, prepare), ["train"], thorough=False).warnings
+def test_a_cache_that_is_too_small_gives_a_warning(tree):
+    prepare = CropOrPad(SHAPE, megabytes=0.02)
+    warnings = validate_dataset(make_dataset(tree, prepare), ["train"], thorough=False).warnings
     assert ["prepare.megabytes" in warning for warning in warnings] == [True]
 
 
-def counted(monkeypatch):
+def record_reads(monkeypatch):
     read = []
 
     def measure_and_count(kind, path):
         read.append(path.name)
-        return measure(kind, path)
+        return compute_image_stats(kind, path)
 
-    monkeypatch.setattr(image_stats, "measure", measure_and_count)
+    monkeypatch.setattr(image_stats, "compute_image_stats", measure_and_count)
     return read
 
 
-def test_only_files_that_changed_and_faulty_ones_are_read_again(tree, monkeypatch):
-    read = counted(monkeypatch)
+def test_only_changed_and_faulty_files_are_read_again(tree, monkeypatch):
+    read = record_reads(monkeypatch)
     truncate(path_of(tree, "img", 3))
-    first = examine(hippocampi(tree), thorough=False)
+    first = validate_dataset(make_dataset(tree), thorough=False)
     assert len(read) == 2 * len(NUMBERS)
     read.clear()
-    again = examine(hippocampi(tree), thorough=False)
+    again = validate_dataset(make_dataset(tree), thorough=False)
     assert read == ["hippocampus_003.nii.gz"]
-    assert again.faults == first.faults
-    assert again.looks.keys() == first.looks.keys()
-    for case, look in again.looks.items():
-        assert look.labels == first.looks[case].labels
-        assert look.image == first.looks[case].image
+    assert again.errors == first.errors
+    assert again.summaries.keys() == first.summaries.keys()
+    for case, summary in again.summaries.items():
+        assert summary.labels == first.summaries[case].labels
+        assert summary.image == first.summaries[case].image
     read.clear()
     os.utime(path_of(tree, "label", 4), ns=(1, 1))
-    examine(hippocampi(tree), thorough=False)
+    validate_dataset(make_dataset(tree), thorough=False)
     assert sorted(read) == ["hippocampus_003.nii.gz", "hippocampus_004.nii.gz"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"revision": 1, "files": {"x": 1}}', "{}"])
-def test_a_damaged_memory_is_no_obstacle(content, tree, monkeypatch):
-    image_stats.memory().parent.mkdir(parents=True)
-    image_stats.memory().write_text(content)
-    read = counted(monkeypatch)
-    assert not examine(hippocampi(tree)).faults
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1, "files": {"x": 1}}', "{}"])
+def test_a_damaged_statistics_cache_is_ignored(content, tree, monkeypatch):
+    image_stats.get_cache_path().parent.mkdir(parents=True)
+    image_stats.get_cache_path().write_text(content)
+    read = record_reads(monkeypatch)
+    assert not validate_dataset(make_dataset(tree)).errors
     assert len(read) == 2 * len(NUMBERS)
-    examine(hippocampi(tree))
+    validate_dataset(make_dataset(tree))
     assert len(read) == 2 * len(NUMBERS)
 
 
-def test_a_memory_that_cannot_be_written_is_no_obstacle(tree, tmp_path, monkeypatch):
+def test_an_unwritable_statistics_cache_is_ignored(tree, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert not examine(hippocampi(tree)).faults
+    assert not validate_dataset(make_dataset(tree)).errors
 
 
 @pytest.mark.parametrize("order", "CF")
-def test_facts_do_not_depend_on_how_an_array_lies_in_memory(order):
+def test_statistics_do_not_depend_on_memory_layout(order):
     array = np.arange(60.0).reshape(3, 4, 5)
-    assert digest(array) == digest(np.asarray(array, order=order))
-    assert digest(array) != digest(array.reshape(5, 4, 3))
-    assert digest(array) != digest(array + 1)
+    assert compute_digest(array) == compute_digest(np.asarray(array, order=order))
+    assert compute_digest(array) != compute_digest(array.reshape(5, 4, 3))
+    assert compute_digest(array) != compute_digest(array + 1)
     expected = [0, *np.percentile(array, (0.5, 99.5)), 59]
-    assert quantiles(np.asarray(array, order=order)) == pytest.approx(expected)
+    assert compute_quantiles(np.asarray(array, order=order)) == pytest.approx(expected)
 
 
-class Handmade(torch.utils.data.Dataset):
-    """Items that no file stands behind."""
+class GeneratedPairs(torch.utils.data.Dataset):
+    """A data set that generates its items."""
 
     def __init__(self, **changes):
         self.changes = changes
@@ -409,7 +419,7 @@ class Handmade(torch.utils.data.Dataset):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"moving": torch.full((1, 12, 10), torch.nan)}, "'moving' holds NaN"),
+        ({"moving": torch.full((1, 12, 10), torch.nan)}, "'moving' contains NaN"),
         ({"moving": torch.zeros(1, 12, 9)}, "'moving' has shape (1, 12, 9)"),
         ({"fixed": torch.zeros(1, 12, 10)}, "'fixed' is 0 everywhere"),
         ({"spacing": None}, "no 'spacing'"),
@@ -419,53 +429,53 @@ class Handmade(torch.utils.data.Dataset):
         ({"fixed_labels": torch.zeros(12, 10)}, "'fixed_labels' has shape"),
     ],
 )
-def test_items_without_files_are_looked_at(changes, reason):
-    assert not examine(lambda split: Handmade()).faults
-    faults = examine(lambda split: Handmade(**changes), ["val"]).faults
-    assert any(reason in fault and "val, item 0" in fault for fault in faults)
+def test_generated_pairs_are_checked(changes, reason):
+    assert not validate_dataset(lambda split: GeneratedPairs()).errors
+    errors = validate_dataset(lambda split: GeneratedPairs(**changes), ["val"]).errors
+    assert any(reason in error and "val, item 0" in error for error in errors)
 
 
-def test_synthetic_data_are_looked_at_and_the_table_says_so():
-    checkup = examine(partial(Synthetic, ndim=2, shape=[24, 20], size=4), ["train"])
-    assert not checkup.faults
-    told = column(checkup, checkup.listings[0])
-    assert (told["pairs"], told["items looked at"]) == ("4", "3")
-    assert told["prepared shape"] == "24 x 20"
-    assert "displacement" in told["offers"]
+def test_phantom_pairs_are_summarized():
+    report = validate_dataset(partial(PhantomPairs, ndim=2, shape=[24, 20], num_pairs=4), ["train"])
+    assert not report.errors
+    summary = summarize_split(report, report.dataset_splits[0])
+    assert (summary["pairs"], summary["samples"]) == ("4", "3")
+    assert summary["prepared shape"] == "24 x 20"
+    assert "displacement" in summary["keys"]
 
 
-def test_training_is_refused_with_every_fault_on_a_line_of_its_own(tree, capsys, caplog):
+def test_training_is_refused_and_each_error_printed_on_its_own_line(tree, capsys, caplog):
     caplog.set_level("INFO")
-    data = PairModule(hippocampi(tree))
-    check(data, whole=False)
+    data = PairDataModule(make_dataset(tree))
+    validate_data(data, full=False)
     assert capsys.readouterr() == ("", "")
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("data: 7 pairs of 5 cases, 0 MB")
     truncate(path_of(tree, "img", 1))
     with pytest.raises(UserError, match="hippocampus_001"):
-        check(data, whole=False)
+        validate_data(data, full=False)
     assert capsys.readouterr().err == ""
-    change(path_of(tree, "label", 287), -4)
-    with pytest.raises(UserError, match="2 faults"):
-        check(data, whole=False)
+    change_voxel(path_of(tree, "label", 287), -4)
+    with pytest.raises(UserError, match="2 errors"):
+        validate_data(data, full=False)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all(f"hippocampus_{n}" in line for n, line in zip(("001", "287"), lines, strict=True))
 
 
-def test_the_command_refuses_to_train_and_doctor_prints_all(command, tmp_path):
+def test_train_refuses_invalid_data_and_validate_data_prints_the_report(command, tmp_path):
     write_task04(tmp_path / "learn2reg2020")
     tree = tmp_path / "learn2reg2020" / "task_04"
     truncate(path_of(tree, "img", 1))
-    change(path_of(tree, "label", 287), -4)
+    change_voxel(path_of(tree, "label", 287), -4)
     arguments = ("train.py", "data=task04", f"data_root={tmp_path}", "run_dir=run")
     fonts = str(Path.home() / ".cache" / "matplotlib")  # lest they be searched for again
     done = command(*arguments, MPLCONFIGDIR=fonts)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 3, done.stderr
     assert not (tmp_path / "outputs" / "run" / "checkpoints").exists()
-    done = command(*arguments, "doctor=true", MPLCONFIGDIR=fonts, COLUMNS="200")
+    done = command(*arguments, "validate_data=true", MPLCONFIGDIR=fonts, COLUMNS="200")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert sum(line.startswith("fault: ") for line in done.stdout.splitlines()) == 2
+    assert sum(line.startswith("error: ") for line in done.stdout.splitlines()) == 2
     assert "12 x 14 x 10" in done.stdout

@@ -1,5 +1,6 @@
-"""Learn2Reg submissions: written, read back and judged; damaged ones named; archives contained."""
+"""Learn2Reg submissions: written, read and scored; damaged files named; archives confined."""
 
+import dataclasses
 import gzip
 import io
 import json
@@ -19,24 +20,27 @@ from scipy import ndimage
 from torch import nn
 from torch.utils.data import DataLoader
 
-from regnet_lab.data.case import CasePairs
 from regnet_lab.data.datasets import learn2reg_2020
-from regnet_lab.data.datasets.learn2reg import l2r as release
-from regnet_lab.data.datasets.mixture import Mixed
-from regnet_lab.data.preprocessing.functional import scaling
-from regnet_lab.data.preprocessing.grids import CentredGrid, StretchedGrid, WorldGrid
+from regnet_lab.data.datasets.base import CasePairs
+from regnet_lab.data.datasets.learn2reg import list_learn2reg_pairs as release
+from regnet_lab.data.datasets.mixture import Mixture
+from regnet_lab.data.preprocessing.functional import make_scaling_matrix
+from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import setup
 from regnet_lab.evaluation.submission import (
-    PublishedPairs,
+    OriginalGridPairs,
     Submission,
+    SubmissionModule,
     SubmissionWriter,
-    Submitted,
     formats,
     serialization,
 )
-from regnet_lab.evaluation.submission.original_grid import carried, entries
-from regnet_lab.metrics import l2r
+from regnet_lab.evaluation.submission.original_grid import (
+    list_challenge_pairs,
+    resample_displacement,
+)
+from regnet_lab.metrics import score_learn2reg
 from regnet_lab.training.module import RegistrationModule
 
 SHAPE = (12, 14, 10)
@@ -115,15 +119,15 @@ def write_release(root, name="OASIS", modalities=(0, 0), shape=SHAPE):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tasks 2 and 3 published at SHAPE."""
+    """Shrink the images of tasks 2 and 3 to SHAPE."""
     tasks = [
-        formats.Task(t.title, t.pattern, SHAPE, t.folders) if t.title.endswith(" CT") else t
-        for t in formats.TASKS
+        dataclasses.replace(t, shape=SHAPE) if t.title.endswith(" CT") else t
+        for t in formats.CHALLENGE_TASKS
     ]
-    monkeypatch.setattr(formats, "TASKS", tuple(tasks))
+    monkeypatch.setattr(formats, "CHALLENGE_TASKS", tuple(tasks))
 
 
-# --- a model whose answer is no trivial one
+# --- a model with a non-trivial displacement
 
 
 class Wave(nn.Module):
@@ -143,7 +147,7 @@ class Records(Callback):
         self.rows += [r for r in outputs["records"] if r["method"] != "identity"]
 
 
-def judge(module, dataset, *callbacks):
+def score_pairs(module, dataset, *callbacks):
     records = Records()
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -153,15 +157,17 @@ def judge(module, dataset, *callbacks):
     return records.rows
 
 
-def write(dataset, folder, year, **more):
-    """The records of judging the wave, and a submission of it."""
-    module = RegistrationModule(Wave(), {}, None, score=l2r, name="wave")
-    return judge(module, dataset, SubmissionWriter(year, str(folder), **more))
+def write_submission(dataset, folder, year, **more):
+    """Score the wave, write its submission and return the records."""
+    module = RegistrationModule(Wave(), {}, None, metrics=score_learn2reg, name="wave")
+    return score_pairs(module, dataset, SubmissionWriter(year, str(folder), **more))
 
 
-def read_back(path, dataset):
-    pairs = PublishedPairs(dataset)
-    return judge(Submitted(Submission(path, pairs.entries), l2r, "wave"), pairs)
+def score_submission(path, dataset):
+    pairs = OriginalGridPairs(dataset)
+    return score_pairs(
+        SubmissionModule(Submission(path, pairs.challenge_pairs), score_learn2reg, "wave"), pairs
+    )
 
 
 def without_cost(records):
@@ -169,7 +175,7 @@ def without_cost(records):
 
 
 def task04(root, shape=(64, 64, 64)):
-    return learn2reg_2020.task04("val", write_task04(root), CentredGrid(shape))
+    return learn2reg_2020.list_task04_pairs("val", write_task04(root), CropOrPad(shape))
 
 
 # --- names and shapes
@@ -188,15 +194,15 @@ def task04(root, shape=(64, 64, 64)):
         ("L2R24_LUMIR_3455_0000", "this data set", (3455, 0)),
     ],
 )
-def test_a_case_is_known_by_its_name(name, title, image):
-    task, found = formats.identify(name)
-    assert (task.title, found) == (title, image)
+def test_a_case_is_identified_by_its_name(name, title, image):
+    task, image_id = formats.identify_task(name)
+    assert (task.title, image_id) == (title, image)
 
 
 @pytest.mark.parametrize("name", ["OASIS_OAS1_0001_MR1", "phantom", "P12-3", "img12b"])
-def test_another_case_is_none_of_learn2reg(name):
+def test_other_cases_are_no_cases_of_learn2reg(name):
     with pytest.raises(UserError, match=f"{name} is no case of Learn2Reg"):
-        formats.identify(name)
+        formats.identify_task(name)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def test_another_case_is_none_of_learn2reg(name):
     ],
 )
 def test_files_have_the_short_or_the_long_name(modalities, names, expected):
-    assert formats.stems((3, modalities[0]), (21, modalities[1]), names) == expected
+    assert formats.make_file_stems((3, modalities[0]), (21, modalities[1]), names) == expected
 
 
 @pytest.mark.parametrize(
@@ -225,17 +231,17 @@ def test_files_have_the_short_or_the_long_name(modalities, names, expected):
     ],
 )
 def test_arrays_of_2020_have_the_published_shapes(name, shape):
-    task, _ = formats.identify(name)
-    form = formats.format_of(2020)
-    assert form.shape(task, task.shape) == shape
+    task, _ = formats.identify_task(name)
+    submission_format = formats.find_format(2020)
+    assert submission_format.compute_shape(task, task.shape) == shape
 
 
-def test_a_half_array_holds_full_resolution_voxels_and_is_read_as_the_evaluator_reads_it():
+def test_a_half_resolution_array_is_in_full_resolution_voxels_and_decoded_as_by_the_evaluator():
     x = np.indices((16, 12, 20)).astype(np.float32)
     u = np.stack([3 + 0 * x[0], np.sin(x[2] / 6), x[1] ** 2 / 50]).astype(np.float32)
-    task, _ = formats.identify("img0001")
-    form = formats.format_of(2021)
-    content = serialization.npz_bytes(form.pack(task, u))
+    task, _ = formats.identify_task("img0001")
+    submission_format = formats.find_format(2021)
+    content = serialization.encode_npz(submission_format.pack(task, u))
     with np.load(io.BytesIO(content)) as file:
         assert file.files == ["arr_0"]
         half = file["arr_0"]
@@ -243,35 +249,35 @@ def test_a_half_array_holds_full_resolution_voxels_and_is_read_as_the_evaluator_
     assert half.shape == (3, 8, 6, 10)
     assert (half[0] == 3).all()
     expected = [ndimage.zoom(half[i].astype("float32"), 2, order=2) for i in range(3)]
-    again = form.decode(task, (16, 12, 20), "x.npz", content)
+    again = submission_format.decode(task, (16, 12, 20), "x.npz", content)
     np.testing.assert_array_equal(again, expected)
     assert abs(again - u)[:, 3:-3, 3:-3, 3:-3].max() < 0.03
     assert abs(u).max() > 2
 
 
-def test_years_since_2022_share_a_form_and_before_2020_there_was_no_challenge():
-    assert formats.format_of(2025) == formats.format_of(2022)
+def test_years_since_2022_share_a_format_and_before_2020_there_was_no_challenge():
+    assert formats.find_format(2025) == formats.find_format(2022)
     with pytest.raises(UserError, match="submission=2019"):
-        formats.format_of(2019)
+        formats.find_format(2019)
 
 
-# --- from the grid of a model to the published one
+# --- from the grid of a model to the original one
 
 
 @pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-def test_a_crop_is_carried_back_exactly_and_its_border_continues(shape):
+def test_a_crop_is_resampled_exactly_and_its_border_continued(shape):
     ndim = len(shape)
     u = np.random.default_rng(0).normal(size=(ndim, *shape)).astype(np.float32)
     one, offset = np.ones(ndim), np.arange(2, 2 + ndim)
-    crop, whole = scaling(one, offset), scaling(one, 0 * one)
+    crop, whole = make_scaling_matrix(one, offset), make_scaling_matrix(one, 0 * one)
     outer = tuple(n + 6 for n in shape)
-    found = carried(u, (crop, crop), (whole, whole), outer)
+    resampled = resample_displacement(u, (crop, crop), (whole, whole), outer)
     expected = np.pad(u, [(0, 0), *((o, 6 - o) for o in offset)], mode="edge")
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(resampled, expected)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_an_affine_displacement_is_carried_between_any_grids_in_closed_form(ndim):
+def test_an_affine_displacement_is_resampled_between_grids_as_in_closed_form(ndim):
     rng = np.random.default_rng(ndim)
 
     def matrix(size):
@@ -296,60 +302,62 @@ def test_an_affine_displacement_is_carried_between_any_grids_in_closed_form(ndim
     expected = apply(np.linalg.inv(wanted[1]), moving) - y
     inside = ((x > 1.5) & (x < 37)).all(0)
     assert inside.sum() > 20
-    found = carried(u, prepared, wanted, shape).reshape(ndim, -1)
-    np.testing.assert_allclose(found[:, inside], expected[:, inside], atol=2e-3)
+    resampled = resample_displacement(u, prepared, wanted, shape).reshape(ndim, -1)
+    np.testing.assert_allclose(resampled[:, inside], expected[:, inside], atol=2e-3)
 
 
 PREPARATIONS = [
-    CentredGrid([16, 12, 20], cache=None),
-    CentredGrid([16, 20, 14], spacing=[1, 1, 1], cache=None),
-    StretchedGrid([24, 20, 15], cache=None),
-    WorldGrid([16, 20, 20], spacing=1, cache=None),
-    WorldGrid(cache=None),
+    CropOrPad([16, 12, 20], cache=None),
+    CropOrPad([16, 20, 14], spacing=[1, 1, 1], cache=None),
+    Resize([24, 20, 15], cache=None),
+    ResampleToFixed([16, 20, 20], spacing=1, cache=None),
+    ResampleToFixed(cache=None),
 ]
 
 
 @pytest.mark.parametrize("prepare", PREPARATIONS, ids=lambda p: f"{type(p).__name__}{p.shape}")
-def test_landmarks_are_as_many_millimetres_off_on_the_published_grid(prepare, small, tmp_path):
-    pairs = learn2reg_2020.task02("val", write_task02(tmp_path), prepare)
-    (entry,) = entries(pairs).values()
-    seen, published = pairs[0], entry.published()
-    assert tuple(published["fixed"].shape) == (1, *SHAPE)
-    np.testing.assert_allclose(published["fixed_points"], MARKS[:, :3])
-    np.testing.assert_allclose(published["moving_points"], MARKS[:, 3:])
+def test_landmark_errors_in_millimetres_are_the_same_on_the_original_grid(prepare, small, tmp_path):
+    pairs = learn2reg_2020.list_task02_pairs("val", write_task02(tmp_path), prepare)
+    (entry,) = list_challenge_pairs(pairs).values()
+    model_pair, original_pair = pairs[0], entry.read_original_pair()
+    assert tuple(original_pair["fixed"].shape) == (1, *SHAPE)
+    np.testing.assert_allclose(original_pair["fixed_points"], MARKS[:, :3])
+    np.testing.assert_allclose(original_pair["moving_points"], MARKS[:, 3:])
     shift = np.array([1.25, -0.5, 2.0])
-    u = np.broadcast_to(shift.reshape(3, 1, 1, 1), (3, *seen["fixed"].shape[1:]))
-    ours = entry.carried(u.astype(np.float32))[(slice(None), *MARKS[:, :3].astype(int).T)].T
+    u = np.broadcast_to(shift.reshape(3, 1, 1, 1), (3, *model_pair["fixed"].shape[1:]))
+    ours = entry.resample_to_original(u.astype(np.float32))[
+        (slice(None), *MARKS[:, :3].astype(int).T)
+    ].T
     errors = [
         (pair["fixed_points"].numpy() + at - pair["moving_points"].numpy())
         * pair["spacing"].numpy()
-        for pair, at in ((seen, shift), (published, ours))
+        for pair, at in ((model_pair, shift), (original_pair, ours))
     ]
     np.testing.assert_allclose(*errors, atol=1e-3)
 
 
-# --- written, read back, judged
+# --- write, read, score
 
 
 @pytest.mark.parametrize("year", [2020, 2022])
-def test_a_submission_is_judged_as_the_model_was_in_memory(year, tmp_path):
+def test_a_submission_has_the_scores_of_the_model(year, tmp_path):
     data = task04(tmp_path)
-    judged = write(data, tmp_path / "out/mine", year)
-    assert len(judged) == 2
-    assert judged[0]["dice"] < 1
-    assert judged[0]["sdlogj"] > 0
+    records = write_submission(data, tmp_path / "out/mine", year)
+    assert len(records) == 2
+    assert records[0]["dice"] < 1
+    assert records[0]["sdlogj"] > 0
     for path in (tmp_path / "out/mine", tmp_path / "out/mine.zip"):
-        assert read_back(path, data) == without_cost(judged)
+        assert score_submission(path, data) == without_cost(records)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["mine", "mine.zip"]
 
 
-def test_a_cropped_model_is_judged_on_the_published_grid(tmp_path):
+def test_a_model_on_a_crop_is_scored_on_the_original_grid(tmp_path):
     data = task04(tmp_path, shape=(24, 24, 24))
-    judged = write(data, tmp_path / "mine", 2020)
-    again = read_back(tmp_path / "mine", data)
-    assert [r["dice"] for r in again] == [r["dice"] for r in judged]
-    assert [r["hd95_vox"] for r in again] == [r["hd95_vox"] for r in judged]
-    assert [r["sdlogj"] for r in again] != [r["sdlogj"] for r in judged]  # over another region
+    records = write_submission(data, tmp_path / "mine", 2020)
+    again = score_submission(tmp_path / "mine", data)
+    assert [r["dice"] for r in again] == [r["dice"] for r in records]
+    assert [r["hd95_vox"] for r in again] == [r["hd95_vox"] for r in records]
+    assert [r["sdlogj"] for r in again] != [r["sdlogj"] for r in records]  # over another region
     with np.load(tmp_path / "mine/task_04/disp_0007_0011.npz") as file:
         assert file["arr_0"].shape == (3, 64, 64, 64)
         assert file["arr_0"].dtype == np.float16
@@ -358,7 +366,7 @@ def test_a_cropped_model_is_judged_on_the_published_grid(tmp_path):
 
 
 def official_dice(fixed, moving, u):
-    """What the official evaluator does with labels, written down once more."""
+    """Compute Dice as the official evaluator does."""
     warped = ndimage.map_coordinates(moving, np.indices(fixed.shape) + u, order=0)
     scores = [
         2 * ((fixed == k) & (warped == k)).sum() / ((fixed == k).sum() + (warped == k).sum())
@@ -367,12 +375,12 @@ def official_dice(fixed, moving, u):
     return np.mean(scores)
 
 
-def test_task03_is_halved_and_judged_as_the_evaluator_of_2020_would(small, tmp_path):
+def test_task03_is_halved_and_scored_as_by_the_evaluator_of_2020(small, tmp_path):
     folder = write_task03(tmp_path)
-    data = learn2reg_2020.task03("val", folder, CentredGrid([16, 16, 16]))
-    write(data, tmp_path / "mine", 2020)
+    data = learn2reg_2020.list_task03_pairs("val", folder, CropOrPad([16, 16, 16]))
+    write_submission(data, tmp_path / "mine", 2020)
     for record, (fixed, moving) in zip(
-        read_back(tmp_path / "mine.zip", data), ((7, 11), (11, 20)), strict=True
+        score_submission(tmp_path / "mine.zip", data), ((7, 11), (11, 20)), strict=True
     ):
         with np.load(tmp_path / f"mine/task_03/disp_{fixed:04d}_{moving:04d}.npz") as file:
             half = file["arr_0"].astype("float32")
@@ -386,7 +394,7 @@ def test_task03_is_halved_and_judged_as_the_evaluator_of_2020_would(small, tmp_p
 
 
 def official(fixed, moving, u):
-    """The official evaluator's numbers of two label maps and a displacement, in numpy and scipy."""
+    """Score two label maps and a displacement as the official evaluator, in numpy and scipy."""
     warped = ndimage.map_coordinates(moving, np.indices(fixed.shape) + u, order=0)
     surfaces = [
         surface_distance.compute_surface_distances(fixed == k, warped == k, np.ones(3))
@@ -400,7 +408,7 @@ def official(fixed, moving, u):
     return {
         "dice": official_dice(fixed, moving, u),
         "hd95_vox": np.mean(
-            [surface_distance.compute_robust_hausdorff(found, 95.0) for found in surfaces]
+            [surface_distance.compute_robust_hausdorff(distances, 95.0) for distances in surfaces]
         ),
         "sdlogj": np.log((np.linalg.det(inner) + 3).clip(1e-9, 1e9)).std(),
     }
@@ -413,8 +421,8 @@ def of_2020(root):
         with np.load(folder / f"task_04/disp_{fixed:04d}_{moving:04d}.npz") as file:
             return file["arr_0"].astype("float32")
 
-    data = learn2reg_2020.task04(
-        "val", write_task04(root, shape=(64, 64, 64)), CentredGrid([64] * 3)
+    data = learn2reg_2020.list_task04_pairs(
+        "val", write_task04(root, shape=(64, 64, 64)), CropOrPad([64] * 3)
     )
     label = str(root / "task_04/Training/label/hippocampus_{:03d}.nii.gz")
     return data, 2020, displacement, label, [(7, 11), (11, 20)]
@@ -427,15 +435,15 @@ def of_2022(root):
         file = nibabel.load(folder / f"disp_{fixed:04d}_{moving:04d}.nii.gz")
         return np.moveaxis(file.get_fdata().astype("float32"), -1, 0)
 
-    data = release("val", write_release(root), CentredGrid(SHAPE))
+    data = release("val", write_release(root), CropOrPad(SHAPE))
     return data, 2022, displacement, str(root / "labelsTr/OASIS_{:04d}_0000.nii.gz"), [(3, 9)]
 
 
 @pytest.mark.parametrize("published", [of_2020, of_2022])
-def test_files_are_judged_as_the_official_evaluator_judges_them(published, tmp_path):
+def test_files_have_the_scores_of_the_official_evaluator(published, tmp_path):
     data, year, displacement, label, pairs = published(tmp_path)
-    write(data, tmp_path / "mine", year)
-    records = read_back(tmp_path / "mine.zip", data)
+    write_submission(data, tmp_path / "mine", year)
+    records = score_submission(tmp_path / "mine.zip", data)
     for record, pair in zip(records, pairs, strict=True):
         images = [np.asarray(nibabel.load(label.format(n)).dataobj) for n in pair]
         expected = official(*images, displacement(tmp_path / "mine", *pair))
@@ -452,11 +460,11 @@ def test_files_are_judged_as_the_official_evaluator_judges_them(published, tmp_p
         ("NLST", (0, 1), "long", ["disp_0003_0000_0009_0001.nii.gz"]),
     ],
 )
-def test_since_2022_arrays_are_whole_channel_last_and_names_as_asked(
+def test_since_2022_arrays_have_full_resolution_and_channels_last(
     name, modalities, names, files, tmp_path
 ):
-    data = release("val", write_release(tmp_path, name, modalities), CentredGrid(SHAPE))
-    judged = write(data, tmp_path / "mine", 2022, names=names)
+    data = release("val", write_release(tmp_path, name, modalities), CropOrPad(SHAPE))
+    records = write_submission(data, tmp_path / "mine", 2022, file_names=names)
     with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
         assert archive.namelist() == files
     image = nibabel.load(tmp_path / "mine" / files[0])
@@ -465,35 +473,39 @@ def test_since_2022_arrays_are_whole_channel_last_and_names_as_asked(
     np.testing.assert_array_equal(image.affine, np.eye(4))
     (wave,) = Wave()(torch.zeros(1, 1, *SHAPE), None)
     np.testing.assert_array_equal(image.get_fdata(), np.moveaxis(wave[0].numpy(), 0, -1))
-    assert read_back(tmp_path / "mine", data) == without_cost(judged)
+    assert score_submission(tmp_path / "mine", data) == without_cost(records)
 
 
-def test_another_s_npz_of_any_number_type_is_read_since_2022(tmp_path):
-    data = release("val", write_release(tmp_path), CentredGrid(SHAPE))
-    judged = write(data, tmp_path / "mine", 2022)
+def test_since_2022_npz_files_of_any_number_type_are_read(tmp_path):
+    data = release("val", write_release(tmp_path), CropOrPad(SHAPE))
+    records = write_submission(data, tmp_path / "mine", 2022)
     u = np.asarray(nibabel.load(tmp_path / "mine/disp_0003_0009.nii.gz").dataobj)
     (tmp_path / "theirs").mkdir()
     long = tmp_path / "theirs/disp_0003_0000_0009_0000.npz"
     np.savez(long, field=u.astype(np.float64))
-    assert read_back(tmp_path / "theirs", data) == without_cost(judged)
+    assert score_submission(tmp_path / "theirs", data) == without_cost(records)
 
 
 def test_2021_has_a_folder_for_each_of_its_tasks(tmp_path):
-    data = release("val", write_release(tmp_path), CentredGrid(SHAPE))
-    write(data, tmp_path / "mine", 2021)
+    data = release("val", write_release(tmp_path), CropOrPad(SHAPE))
+    write_submission(data, tmp_path / "mine", 2021)
     with np.load(tmp_path / "mine/task_03/disp_0003_0009.npz") as file:
         assert file["arr_0"].shape == (3, 6, 7, 5)
-    assert read_back(tmp_path / "mine", data)[0]["case"] == "OASIS_0003_0000_OASIS_0009_0000"
+    assert score_submission(tmp_path / "mine", data)[0]["case"] == "OASIS_0003_0000_OASIS_0009_0000"
 
 
-def test_tasks_of_several_runs_and_of_a_mixture_come_together_in_one_zip(small, tmp_path):
+def test_tasks_of_several_runs_and_of_a_mixture_are_written_into_one_zip(small, tmp_path):
     data = {
-        "task03": learn2reg_2020.task03("val", write_task03(tmp_path), CentredGrid([8, 8, 8])),
-        "task02": learn2reg_2020.task02("val", write_task02(tmp_path), CentredGrid([8, 8, 8])),
+        "task03": learn2reg_2020.list_task03_pairs(
+            "val", write_task03(tmp_path), CropOrPad([8, 8, 8])
+        ),
+        "task02": learn2reg_2020.list_task02_pairs(
+            "val", write_task02(tmp_path), CropOrPad([8, 8, 8])
+        ),
     }
-    mixture = Mixed("val", {name: partial(lambda split, d: d, d=d) for name, d in data.items()})
-    write(mixture, tmp_path / "mine", 2020)
-    write(task04(tmp_path, shape=(8, 8, 8)), tmp_path / "mine", 2020)
+    mixture = Mixture("val", {name: partial(lambda split, d: d, d=d) for name, d in data.items()})
+    write_submission(mixture, tmp_path / "mine", 2020)
+    write_submission(task04(tmp_path, shape=(8, 8, 8)), tmp_path / "mine", 2020)
     with zipfile.ZipFile(tmp_path / "mine.zip") as archive:
         assert archive.namelist() == [
             "task_02/disp_0004_0004.npz",
@@ -502,35 +514,35 @@ def test_tasks_of_several_runs_and_of_a_mixture_come_together_in_one_zip(small, 
             "task_04/disp_0007_0011.npz",
             "task_04/disp_0011_0020.npz",
         ]
-    cases = [r["case"] for r in read_back(tmp_path / "mine.zip", mixture)]
+    cases = [r["case"] for r in score_submission(tmp_path / "mine.zip", mixture)]
     assert cases[-1] == "task02_case_004_exp_case_004_insp"
     with pytest.raises(UserError, match="2022 takes one data set"):
-        write(mixture, tmp_path / "other", 2022)
+        write_submission(mixture, tmp_path / "other", 2022)
 
 
-def test_an_earlier_submission_stays_whole_when_a_later_one_fails(tmp_path):
+def test_an_earlier_submission_is_kept_when_a_later_one_fails(tmp_path):
     data = task04(tmp_path, shape=(8, 8, 8))
-    write(data, tmp_path / "mine", 2020)
+    write_submission(data, tmp_path / "mine", 2020)
     before = (tmp_path / "mine.zip").read_bytes()
 
     class Diverged(Wave):
         def forward(self, fixed, moving):
             (u,) = super().forward(fixed, moving)
-            self.seen = getattr(self, "seen", 0) + 1
-            return [u if self.seen == 1 else u * np.nan]
+            self.calls = getattr(self, "calls", 0) + 1
+            return [u if self.calls == 1 else u * np.nan]
 
-    module = RegistrationModule(Diverged(), {}, None, score=lambda pair, u: {}, name="diverged")
+    module = RegistrationModule(Diverged(), {}, None, metrics=lambda pair, u: {}, name="diverged")
     with pytest.raises(UserError, match=r"hippocampus_011_hippocampus_020: .*NaN"):
-        judge(module, data, SubmissionWriter(2020, str(tmp_path / "mine")))
+        score_pairs(module, data, SubmissionWriter(2020, str(tmp_path / "mine")))
     assert (tmp_path / "mine.zip").read_bytes() == before
     assert len(list((tmp_path / "mine/task_04").iterdir())) == 2
-    write(CasePairs(data.pairs[1:], data.prepare), tmp_path / "mine", 2020)
+    write_submission(CasePairs(data.case_pairs[1:], data.prepare), tmp_path / "mine", 2020)
     assert os.listdir(tmp_path / "mine/task_04") == ["disp_0011_0020.npz"]
     assert not list(tmp_path.glob(".mine*"))
 
 
-def test_a_submission_of_only_some_pairs_says_so(tmp_path, caplog):
-    module = RegistrationModule(Wave(), {}, None, score=lambda pair, u: {}, name="wave")
+def test_an_incomplete_submission_is_warned_about(tmp_path, caplog):
+    module = RegistrationModule(Wave(), {}, None, metrics=lambda pair, u: {}, name="wave")
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, limit_test_batches=1,
         enable_model_summary=False, callbacks=[SubmissionWriter(2020, str(tmp_path / "mine"))],
@@ -539,30 +551,30 @@ def test_a_submission_of_only_some_pairs_says_so(tmp_path, caplog):
     trainer.test(module, DataLoader(data), verbose=False)
     assert "1 pairs are missing" in caplog.text
     with pytest.raises(UserError, match=r"disp_0011_0020\.npz is missing"):
-        Submission(tmp_path / "mine.zip", entries(data))
+        Submission(tmp_path / "mine.zip", list_challenge_pairs(data))
 
 
 # --- what cannot be submitted
 
 
-def test_data_that_are_no_challenge_s_are_refused_before_anything_is_done(tmp_path, small):
+def test_data_of_no_challenge_are_refused_before_anything_is_written(tmp_path, small):
     hippocampus = task04(tmp_path / "a", shape=(8, 8, 8))
     with pytest.raises(UserError, match="hippocampus was no task of that year"):
-        write(hippocampus, tmp_path / "mine", 2021)
-    large = learn2reg_2020.task04(
-        "val", write_task04(tmp_path / "b", shape=(70, 8, 8)), CentredGrid([8, 8, 8])
+        write_submission(hippocampus, tmp_path / "mine", 2021)
+    large = learn2reg_2020.list_task04_pairs(
+        "val", write_task04(tmp_path / "b", shape=(70, 8, 8)), CropOrPad([8, 8, 8])
     )
-    with pytest.raises(UserError, match=r"\(70, 8, 8\), but \(64, 64, 64\) is published"):
-        write(large, tmp_path / "mine", 2020)
+    with pytest.raises(UserError, match=r"\(70, 8, 8\), but \(64, 64, 64\) is the shape of"):
+        write_submission(large, tmp_path / "mine", 2020)
     write_task(tmp_path / "c", "task_03", "img{:04d}.nii.gz", shape=(12, 14, 9))
-    other = learn2reg_2020.task03("val", tmp_path / "c", CentredGrid([8, 8, 8]))
+    other = learn2reg_2020.list_task03_pairs("val", tmp_path / "c", CropOrPad([8, 8, 8]))
     with pytest.raises(UserError, match=r"img0007.*\(12, 14, 9\), but \(12, 14, 10\).*img0011"):
-        write(other, tmp_path / "mine", 2020)
-    odd = release("val", write_release(tmp_path / "d", shape=(12, 13, 10)), CentredGrid(SHAPE))
+        write_submission(other, tmp_path / "mine", 2020)
+    odd = release("val", write_release(tmp_path / "d", shape=(12, 13, 10)), CropOrPad(SHAPE))
     with pytest.raises(UserError, match="12 x 13 x 10 voxels have no half"):
-        write(odd, tmp_path / "mine", 2021)
-    with pytest.raises(UserError, match="names=medium is unknown"):
-        write(hippocampus, tmp_path / "mine", 2020, names="medium")
+        write_submission(odd, tmp_path / "mine", 2021)
+    with pytest.raises(UserError, match="file_names=medium is unknown"):
+        write_submission(hippocampus, tmp_path / "mine", 2020, file_names="medium")
     assert not (tmp_path / "mine").exists()
 
 
@@ -571,10 +583,10 @@ def test_data_that_are_no_challenge_s_are_refused_before_anything_is_done(tmp_pa
 
 @pytest.fixture
 def submitted(tmp_path):
-    """A good submission of 2020 for task 4 and its data."""
+    """Write a valid submission of 2020 for task 4; return it and its pairs."""
     data = task04(tmp_path, shape=(8, 8, 8))
-    write(data, tmp_path / "mine", 2020)
-    return tmp_path / "mine", PublishedPairs(data).entries
+    write_submission(data, tmp_path / "mine", 2020)
+    return tmp_path / "mine", OriginalGridPairs(data).challenge_pairs
 
 
 def npz(*arrays, **named):
@@ -633,14 +645,14 @@ def nifti(array):
     ],
 )
 def test_a_damaged_image_is_named_in_one_sentence(content, sentence, tmp_path):
-    data = release("val", write_release(tmp_path), CentredGrid(SHAPE))
+    data = release("val", write_release(tmp_path), CropOrPad(SHAPE))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/disp_0003_0009.nii.gz").write_bytes(content)
     with pytest.raises(UserError, match=rf"disp_0003_0009\.nii\.gz: .*{sentence}"):
-        Submission(tmp_path / "mine", entries(data))
+        Submission(tmp_path / "mine", list_challenge_pairs(data))
 
 
-def test_all_faults_are_told_at_once(submitted):
+def test_all_errors_are_reported_at_once(submitted):
     folder, listed = submitted
     (folder / "task_04/disp_0007_0011.npz").unlink()
     (folder / "task_04/disp_0011_0020.npz").write_bytes(npz(NAN))
@@ -648,18 +660,18 @@ def test_all_faults_are_told_at_once(submitted):
         Submission(folder, listed)
 
 
-def test_a_submission_of_other_pairs_is_told_which_files_are_looked_for(submitted, tmp_path):
+def test_the_expected_files_are_named_for_a_submission_of_other_pairs(submitted, tmp_path):
     folder, _ = submitted
-    data = release("val", write_release(tmp_path / "other"), CentredGrid(SHAPE))
+    data = release("val", write_release(tmp_path / "other"), CropOrPad(SHAPE))
     names = r"such as task_03/disp_0003_0009\.npz or disp_0003_0009\.nii\.gz"
     with pytest.raises(UserError, match=f"holds no displacement of these pairs, {names}"):
-        Submission(folder, entries(data))
+        Submission(folder, list_challenge_pairs(data))
 
 
 @pytest.mark.parametrize(
     "name", ["../evil.npz", "/evil.npz", "a/../../evil.npz", "..\\evil.npz", "C:\\evil.npz"]
 )
-def test_a_zip_that_leaves_its_folder_is_refused(name, submitted):
+def test_a_zip_with_paths_out_of_its_folder_is_refused(name, submitted):
     folder, listed = submitted
     archive = folder.with_suffix(".zip")
     with zipfile.ZipFile(archive, "a") as file:
@@ -670,7 +682,7 @@ def test_a_zip_that_leaves_its_folder_is_refused(name, submitted):
     assert sorted(folder.parent.rglob("*")) == before
 
 
-def test_what_is_neither_a_folder_nor_a_zip_is_named(submitted):
+def test_a_path_that_is_neither_folder_nor_zip_is_named(submitted):
     folder, listed = submitted
     with pytest.raises(UserError, match="submission=nowhere: there is no such folder or zip"):
         Submission("nowhere", listed)
@@ -680,7 +692,7 @@ def test_what_is_neither_a_folder_nor_a_zip_is_named(submitted):
         Submission(archive, listed)
 
 
-def test_a_zip_is_judged_without_being_unpacked(submitted, tmp_path, monkeypatch):
+def test_a_zip_is_read_without_being_unpacked(submitted, tmp_path, monkeypatch):
     folder, listed = submitted
     monkeypatch.setattr(zipfile.ZipFile, "extract", None)
     monkeypatch.setattr(zipfile.ZipFile, "extractall", None)
@@ -693,14 +705,18 @@ def test_a_zip_is_judged_without_being_unpacked(submitted, tmp_path, monkeypatch
 # --- the command
 
 
-def test_the_command_writes_a_submission_and_judges_it(command, tmp_path):
+def test_the_command_writes_and_scores_a_submission(command, tmp_path):
     write_task04(tmp_path / "learn2reg2020")
     common = ["data=task04", f"data_root={tmp_path}", "trainer.enable_progress_bar=false",
-              "trainer.accelerator=cpu", "pictures=0", "metrics=l2r"]  # fmt: skip
-    done = command("evaluate.py", "model=identity", "submission=2020", "folder=first", *common)
+              "trainer.accelerator=cpu", "num_pictures=0", "metrics=learn2reg"]  # fmt: skip
+    done = command("evaluate.py", "model=identity", "submission=2020", "output_dir=first", *common)
     assert done.returncode == 0, done.stderr
     done = command(
-        "evaluate.py", "submission=first/submission.zip", "folder=second", "name=theirs", *common
+        "evaluate.py",
+        "submission=first/submission.zip",
+        "output_dir=second",
+        "method_name=theirs",
+        *common,
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "second/summary.json").read_text())
@@ -718,9 +734,9 @@ def test_the_command_writes_a_submission_and_judges_it(command, tmp_path):
         (["submission=2020"], "run=<folder>"),
     ],
 )
-def test_what_is_missing_to_judge_a_submission_is_said(arguments, sentence, composed):
+def test_missing_arguments_of_a_submission_are_named(arguments, sentence, composed):
     with pytest.raises(UserError, match=re.escape(sentence)):
-        setup.judged(composed("evaluate", *arguments))
+        setup.set_up_evaluation(composed("evaluate", *arguments))
 
 
 @pytest.mark.parametrize(
@@ -728,18 +744,18 @@ def test_what_is_missing_to_judge_a_submission_is_said(arguments, sentence, comp
 )
 def test_a_submission_is_written_only_where_it_is_a_year(choice, writes, composed, tmp_path):
     cfg = composed("evaluate", "model=identity", "data=synthetic", f"submission={choice}")
-    found = [type(callback).__name__ for callback in setup.callbacks(cfg)]
-    assert ("SubmissionWriter" in found) == writes
+    names = [type(callback).__name__ for callback in setup.instantiate_callbacks(cfg)]
+    assert ("SubmissionWriter" in names) == writes
 
 
 # --- real images
 
 
-def test_real_hippocampi_are_judged_alike_in_memory_and_from_a_file(tmp_path):
+def test_real_hippocampi_have_the_same_scores_in_memory_and_from_a_file(tmp_path):
     root = Path(os.environ.get("REGNET_LAB_DATA", "data")) / "learn2reg2020/task_04"
     if not root.is_dir():
         pytest.skip("set REGNET_LAB_DATA to the folder with learn2reg2020/task_04")
-    data = learn2reg_2020.task04("val", root, CentredGrid([64, 64, 64]))
-    two = CasePairs(data.pairs[:2], data.prepare)
-    judged = write(two, tmp_path / "mine", 2020)
-    assert read_back(tmp_path / "mine.zip", two) == without_cost(judged)
+    data = learn2reg_2020.list_task04_pairs("val", root, CropOrPad([64, 64, 64]))
+    two = CasePairs(data.case_pairs[:2], data.prepare)
+    records = write_submission(two, tmp_path / "mine", 2020)
+    assert score_submission(tmp_path / "mine.zip", two) == without_cost(records)

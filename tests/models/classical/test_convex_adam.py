@@ -1,4 +1,4 @@
-"""The discrete search and the descent of ConvexAdam, against their definitions."""
+"""ConvexAdam: discrete search and Adam against their definitions."""
 
 from itertools import product
 
@@ -9,8 +9,13 @@ from scipy.ndimage import uniform_filter
 
 from regnet_lab import ops
 from regnet_lab.models import ConvexAdam
-from regnet_lab.models.classical.convex_adam import consistent, coupled_convex, smoothed, unlikeness
-from regnet_lab.ops.pairs import registered
+from regnet_lab.models.classical.convex_adam import (
+    compute_dissimilarity,
+    make_inverse_consistent,
+    smooth_twice,
+    solve_coupled_convex,
+)
+from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.types import Pair
 from tests.helpers.images import smooth
 
@@ -22,9 +27,9 @@ def every(ndim, radius):
 
 
 @SMALL
-def test_unlikeness_is_the_mean_square_between_shifted_maps(shape):
+def test_dissimilarity_is_the_mean_square_between_shifted_maps(shape):
     fixed, moving = np.random.default_rng(0).random((2, 2, 3, *shape))
-    found = unlikeness(torch.from_numpy(fixed), torch.from_numpy(moving), 2).numpy()
+    found = compute_dissimilarity(torch.from_numpy(fixed), torch.from_numpy(moving), 2).numpy()
     assert found.shape == (2, 5 ** len(shape), *shape)
     inside = 0
     for b, (f, m) in enumerate(zip(fixed, moving, strict=True)):
@@ -41,7 +46,7 @@ def test_unlikeness_is_the_mean_square_between_shifted_maps(shape):
 
 
 @SMALL
-def test_the_search_alternates_as_its_definition_says(shape):
+def test_coupled_convex_search_equals_its_definition(shape):
     ndim, radius, couplings = len(shape), 1, (0.1, 0.5)
     steps = every(ndim, radius)
     cost = np.random.default_rng(0).random((1, len(steps), *shape))
@@ -52,24 +57,26 @@ def test_the_search_alternates_as_its_definition_says(shape):
         u = np.moveaxis(v, -1, 0).astype(float)
         for _ in range(2):
             u = np.stack([uniform_filter(c, 3, mode="nearest") for c in u])
-    found = coupled_convex(torch.from_numpy(cost), radius, couplings, 3)
+    found = solve_coupled_convex(torch.from_numpy(cost), radius, couplings, 3)
     np.testing.assert_allclose(found[0].numpy(), u, atol=1e-9)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_two_ways_that_disagree_meet_and_inverses_stay(ndim):
+def test_inverse_consistency_step_keeps_inverse_fields(ndim):
     shape = (18, 16, 17)[:ndim]
     bend = 3 * (smooth(shape, 0, channels=ndim, sigma=4.0) - 0.5)
     back = ops.invert(bend, tolerance=1e-6)
     core = (..., *[slice(4, -4)] * ndim)
     assert bend[core].abs().mean() > 0.2
-    assert (consistent(bend, back) - bend)[core].abs().mean() < 0.03  # of interpolation
-    halfway = consistent(torch.ones_like(bend), torch.zeros_like(bend), 60)
+    assert (make_inverse_consistent(bend, back) - bend)[
+        core
+    ].abs().mean() < 0.03  # of interpolation
+    halfway = make_inverse_consistent(torch.ones_like(bend), torch.zeros_like(bend), 60)
     torch.testing.assert_close(halfway, torch.full_like(bend, 0.5), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(40, 36), (24, 26, 22)])
-def test_a_large_known_motion_is_found_and_the_descent_makes_it_finer(shape):
+def test_a_large_motion_is_recovered_and_adam_refines_it(shape):
     ndim = len(shape)
     fixed = smooth(shape, 1, sigma=1.5)
     shift = torch.tensor([4.0, -3.0, 5.0][:ndim]).view(1, -1, *[1] * ndim)
@@ -81,7 +88,9 @@ def test_a_large_known_motion_is_found_and_the_descent_makes_it_finer(shape):
     missed = []
     for steps in (0, 60):
         with torch.no_grad():
-            u = registered(pair, ConvexAdam(radius=3, steps=steps)(fixed, moving)).displacement
+            u = apply_displacement(
+                pair, ConvexAdam(search_radius=3, adam_steps=steps)(fixed, moving)
+            ).displacement
         missed.append((u - truth)[core].norm(dim=1).mean().item())
     before = truth[core].norm(dim=1).mean().item()
     assert before > 4
@@ -90,20 +99,20 @@ def test_a_large_known_motion_is_found_and_the_descent_makes_it_finer(shape):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_smoothing_keeps_what_is_constant_and_is_a_mean_applied_twice(ndim):
+def test_smoothing_keeps_constants_and_is_a_mean_applied_twice(ndim):
     u = torch.randn(1, ndim, *(7, 8, 6)[:ndim]).double()
     known = u[0].numpy()
     for _ in range(2):
         known = np.stack([uniform_filter(c, 3, mode="nearest") for c in known])
-    np.testing.assert_allclose(smoothed(u, 3)[0].numpy(), known, atol=1e-12)
-    torch.testing.assert_close(smoothed(torch.ones_like(u), 3), torch.ones_like(u))
+    np.testing.assert_allclose(smooth_twice(u, 3)[0].numpy(), known, atol=1e-12)
+    torch.testing.assert_close(smooth_twice(torch.ones_like(u), 3), torch.ones_like(u))
 
 
-def test_intensities_may_be_turned_round():
+def test_inverted_intensities_are_registered():
     shape = (32, 30)
     fixed = smooth(shape, 1, sigma=1.5)
     moving = 1 - 0.5 * torch.roll(fixed, (3, -2), (2, 3))  # another contrast
     with torch.no_grad():
-        u = ops.resize_field(ConvexAdam(radius=3)(fixed, moving)[-1], shape)
+        u = ops.resize_field(ConvexAdam(search_radius=3)(fixed, moving)[-1], shape)
     core = u[0, :, 8:-8, 8:-8].mean((1, 2))
     torch.testing.assert_close(core, torch.tensor([3.0, -2.0]), atol=0.4, rtol=0)

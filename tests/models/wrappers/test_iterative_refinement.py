@@ -1,4 +1,4 @@
-"""A model used again on what it left over: composed, and stopped where it no longer helps."""
+"""Iterative refinement: composition of passes and the stopping rule."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from regnet_lab import ops
 from regnet_lab.errors import UserError
-from regnet_lab.models import Repeated
-from regnet_lab.models.wrappers.composition import spread
+from regnet_lab.models import IterativeRefinement
+from regnet_lab.models.wrappers.composition import residual_std
 
 SHAPES = pytest.mark.parametrize("shape", [(18, 22), (14, 16, 12)])
 
@@ -20,7 +20,7 @@ def smooth(shape, seed, channels=1, sigma=2.0):
 
 
 class Constant(torch.nn.Module):
-    """Answers with the same fields, whatever it sees, and remembers what it saw."""
+    """A model with constant output that records its inputs."""
 
     def __init__(self, *fields):
         super().__init__()
@@ -39,10 +39,12 @@ def shift(shape, voxels):
 
 @SHAPES
 def test_passes_are_composed_not_added(shape):
-    """Maps x -> s x + t + x after another: (1 + s)^k x + t ((1 + s)^k - 1) / s in the middle."""
+    """k maps x -> x + s x + t compose to (1 + s)^k x + t ((1 + s)^k - 1) / s in the interior."""
     s, t = 0.1, 0.3
     x = ops.identity_grid(shape, torch.zeros(()))
-    model = Repeated(Constant(s * (x - 6) + t), times=3, measure=lambda f, w: torch.zeros(len(f)))
+    model = IterativeRefinement(
+        Constant(s * (x - 6) + t), max_passes=3, stopping_measure=lambda f, w: torch.zeros(len(f))
+    )
     (total,) = model(*torch.rand(2, 1, 1, *shape))
     k = (1 + s) ** 3
     expected = (k - 1) * (x - 6) + t * (k - 1) / s
@@ -56,7 +58,9 @@ def test_passes_are_composed_not_added(shape):
 def test_the_moving_image_is_warped_by_the_total_each_time(shape):
     u, moving = smooth(shape, 1, len(shape), 4.0), smooth(shape, 2)
     plain = Constant(u)
-    total = Repeated(plain, 3, measure=lambda f, w: torch.zeros(len(f)))(moving, moving)[-1]
+    total = IterativeRefinement(plain, 3, stopping_measure=lambda f, w: torch.zeros(len(f)))(
+        moving, moving
+    )[-1]
     grid, m, one = np.indices(shape), moving[0, 0].double().numpy(), u[0].double().numpy()
     first = map_coordinates(m, grid + one, order=1, mode="nearest")
     np.testing.assert_allclose(plain.seen[1][0, 0], first, atol=1e-4)
@@ -69,61 +73,66 @@ def test_the_moving_image_is_warped_by_the_total_each_time(shape):
 
 @SHAPES
 @pytest.mark.parametrize(("distance", "passes"), [(0.4, 1), (1.2, 1), (2.2, 2), (3.9, 4), (9.0, 5)])
-def test_it_stops_before_the_residual_s_spread_rises(shape, distance, passes):
+def test_it_stops_before_the_residual_std_increases(shape, distance, passes):
     """Steps of one voxel towards a shift of ``distance``, at most five."""
     moving = smooth(shape, 3, sigma=4.0)
     fixed = ops.warp(moving, shift(shape, distance))
-    (total,) = Repeated(Constant(shift(shape, 1.0)), times=5)(fixed, moving)
+    (total,) = IterativeRefinement(Constant(shift(shape, 1.0)), max_passes=5)(fixed, moving)
     inner = (..., slice(2, 10))
     torch.testing.assert_close(total[inner], shift(shape, float(passes))[inner])
 
 
 @SHAPES
-def test_every_case_stops_on_its_own_or_all_together(shape):
+def test_cases_stop_independently_or_together(shape):
     moving = smooth(shape, 3, sigma=4.0).repeat(2, *[1] * (len(shape) + 1))
     far = torch.cat([shift(shape, 1.4), shift(shape, 4.0)])
     fixed = ops.warp(moving, far)
     step = Constant(shift(shape, 1.0))
-    apart = Repeated(step, times=8)(fixed, moving)[-1]
+    apart = IterativeRefinement(step, max_passes=8)(fixed, moving)[-1]
     assert apart[:, -1].flatten(1)[:, 0].tolist() == [1.0, 4.0]
-    together = Repeated(step, times=8, together=True)(fixed, moving)[-1]
+    together = IterativeRefinement(step, max_passes=8, stop_batch_together=True)(fixed, moving)[-1]
     assert torch.equal(together[0], together[1])
     assert 1 < together[0, -1].max() < 4
 
 
 @SHAPES
-def test_the_first_pass_counts_and_one_pass_is_the_model(shape):
+def test_the_first_pass_always_counts_and_one_pass_equals_the_model(shape):
     fixed, moving = smooth(shape, 4), smooth(shape, 5)
     u = 5 * smooth(shape, 6, len(shape))
     for times in (1, 4):
-        torch.testing.assert_close(Repeated(Constant(u), times)(fixed, moving)[-1], u)
+        torch.testing.assert_close(IterativeRefinement(Constant(u), times)(fixed, moving)[-1], u)
 
 
 @SHAPES
 def test_coarse_fields_are_composed_on_their_own_grids(shape):
     half = [n // 2 for n in shape]
     coarse, fine = smooth(half, 1, len(shape), 3.0) / 2, smooth(shape, 2, len(shape), 4.0)
-    model = Repeated(Constant(coarse, fine), 2, measure=lambda f, w: torch.zeros(len(f)))
+    model = IterativeRefinement(
+        Constant(coarse, fine), 2, stopping_measure=lambda f, w: torch.zeros(len(f))
+    )
     first, last = model(*torch.rand(2, 1, 1, *shape))
     torch.testing.assert_close(first, ops.compose(coarse, ops.resize_field(fine, half)))
     torch.testing.assert_close(last, ops.compose(fine, fine))
 
 
 @SHAPES
-def test_gradients_reach_the_model_through_every_pass(shape):
+@pytest.mark.parametrize("passes", [2, 3])
+def test_gradients_reach_the_model_through_every_pass(shape, passes):
     fixed, moving = smooth(shape, 1), smooth(shape, 2)
     u = torch.nn.Parameter(shift(shape, 0.1))
-    Repeated(Constant(u), 2, measure=lambda f, w: torch.zeros(len(f)))(fixed, moving)[-1].sum(
-    ).backward()  # fmt: skip
-    assert u.grad[:, -1].sum() == pytest.approx(2 * np.prod(shape), rel=1e-3)
+    model = IterativeRefinement(
+        Constant(u), passes, stopping_measure=lambda f, w: torch.zeros(len(f))
+    )
+    model(fixed, moving)[-1].sum().backward()
+    assert u.grad[:, -1].sum() == pytest.approx(passes * np.prod(shape), rel=1e-3)
 
 
-def test_the_spread_is_the_residual_s_standard_deviation():
+def test_residual_std_is_the_standard_deviation_of_the_residual():
     a, b = torch.rand(2, 3, 1, 5, 6, generator=torch.Generator().manual_seed(0))
     expected = [np.std(residual.numpy(), ddof=1) for residual in a - b]
-    np.testing.assert_allclose(spread(a, b), expected, rtol=1e-5)
+    np.testing.assert_allclose(residual_std(a, b), expected, rtol=1e-5)
 
 
-def test_no_pass_at_all_is_refused():
-    with pytest.raises(UserError, match="times=0"):
-        Repeated(Constant(), times=0)
+def test_zero_passes_are_refused():
+    with pytest.raises(UserError, match="max_passes=0"):
+        IterativeRefinement(Constant(), max_passes=0)

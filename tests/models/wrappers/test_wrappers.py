@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from regnet_lab import ops
-from regnet_lab.models import SliceWise, VoxelMorph
+from regnet_lab.models import SliceWiseModel, VoxelMorph
 
 planes = pytest.mark.parametrize("plane", [(7,), (8, 9)])
 
 
 class Coarse(torch.nn.Module):
-    """Fields that say from which slices they come: at full size and on half the grid."""
+    """Fields that identify their slices, at full size and on half the grid."""
 
     def __init__(self):
         super().__init__()
@@ -28,10 +28,10 @@ def volumes(plane, batch=2, depth=5):
 
 @planes
 @pytest.mark.parametrize("chunk", [None, 1, 3])
-def test_every_slice_is_registered_as_if_it_were_alone(plane, chunk):
+def test_every_slice_is_registered_independently(plane, chunk):
     fixed, moving = volumes(plane)
     model = Coarse()
-    fields = SliceWise(model, len(plane), chunk)(fixed, moving)
+    fields = SliceWiseModel(model, len(plane), chunk)(fixed, moving)
     half = tuple(-(-n // 2) for n in plane)
     assert [f.shape for f in fields] == [(2, len(plane) + 1, *grid, 5) for grid in (half, plane)]
     for k in range(5):
@@ -44,19 +44,19 @@ def test_every_slice_is_registered_as_if_it_were_alone(plane, chunk):
 
 
 @planes
-def test_a_pair_of_slices_goes_straight_to_the_model(plane):
+def test_a_pair_of_slices_is_passed_to_the_model(plane):
     fixed, moving = volumes(plane)[..., 0]
     for wrapped, plain in zip(
-        SliceWise(Coarse(), len(plane))(fixed, moving), Coarse()(fixed, moving), strict=True
+        SliceWiseModel(Coarse(), len(plane))(fixed, moving), Coarse()(fixed, moving), strict=True
     ):
         assert torch.equal(wrapped, plain)
 
 
-def test_a_volume_warped_is_its_slices_warped():
+def test_warping_a_volume_warps_its_slices():
     torch.manual_seed(0)
     fixed, moving = volumes((12, 16), batch=1, depth=3)
-    model = VoxelMorph(2, down=(4, 4), up=((4,), (4,)), out=(4,), flow_deviation=0.5).eval()
-    (u,) = SliceWise(model, 2)(fixed, moving)
+    model = VoxelMorph(2, down=(4, 4), up=((4,), (4,)), out=(4,), flow_init_std=0.5).eval()
+    (u,) = SliceWiseModel(model, 2)(fixed, moving)
     assert u.abs().max() > 0.1
     warped = ops.warp(moving, u)
     for k in range(3):
@@ -71,6 +71,6 @@ def test_a_volume_warped_is_its_slices_warped():
 def test_gradients_reach_the_model_through_a_volume():
     fixed, moving = volumes((8, 8), depth=2)
     model = VoxelMorph(2, down=(4,), up=((4,),), out=(4,))
-    (u,) = SliceWise(model, 2, chunk=3)(fixed, moving)
+    (u,) = SliceWiseModel(model, 2, slices_per_batch=3)(fixed, moving)
     u.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.flow.parameters())

@@ -1,4 +1,4 @@
-"""What makes displacement fields, and how several such makers become one."""
+"""Generators of displacement fields, and combinations of several generators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -12,58 +12,62 @@ from regnet_lab.errors import UserError
 T = TypeVar("T")
 
 
-class FieldGenerator(Protocol):
-    """Draws a displacement (1, D, *shape) in voxels for a grid and its millimetres per voxel."""
+class DisplacementGenerator(Protocol):
+    """Samples a displacement (1, D, *shape) in voxels for a grid and its voxel size in mm."""
 
     def __call__(
         self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
     ) -> Tensor: ...
 
 
-def _named(items: Mapping[str, T] | Sequence[T]) -> dict[str, T]:
-    """Items by name; those of a list are called 0, 1, ..."""
+def _to_named_dict(items: Mapping[str, T] | Sequence[T]) -> dict[str, T]:
+    """Return items by name; those of a list are named 0, 1, ..."""
     if isinstance(items, Mapping):
         return dict(items)
     return {str(number): item for number, item in enumerate(items)}
 
 
 class Choice:
-    """One of several generators for each field.
+    """A generator that samples each field from one of several generators.
 
     Args:
         fields: The generators, by name or in a list.
-        weights: Their relative frequencies, likewise; null: all alike.
+        weights: Their relative frequencies, likewise; null for equal frequencies.
     """
 
     def __init__(
         self,
-        fields: Mapping[str, FieldGenerator] | Sequence[FieldGenerator],
+        fields: Mapping[str, DisplacementGenerator] | Sequence[DisplacementGenerator],
         weights: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
-        named = _named(fields)
-        share = _named(weights) if weights else dict.fromkeys(named, 1.0)
-        frequency = np.array([share.get(name, -1) for name in named], np.float64)
-        if len(share) != len(named) or (frequency < 0).any() or not frequency.sum() > 0:
-            raise UserError(f"Choice: weights={weights} must give a share to each of {[*named]}.")
+        named = _to_named_dict(fields)
+        frequencies = _to_named_dict(weights) if weights else dict.fromkeys(named, 1.0)
+        probability = np.array([frequencies.get(name, -1) for name in named], np.float64)
+        if len(frequencies) != len(named) or (probability < 0).any() or not probability.sum() > 0:
+            raise UserError(
+                f"Choice: weights={weights} must give a frequency for each of {[*named]}."
+            )
         self.fields = list(named.values())
-        self.frequency = frequency / frequency.sum()
+        self.probability = probability / probability.sum()
 
     def __call__(
         self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
     ) -> Tensor:
-        chosen = rng.choice(len(self.fields), p=self.frequency)
-        return self.fields[chosen](rng, shape, spacing)
+        index = rng.choice(len(self.fields), p=self.probability)
+        return self.fields[index](rng, shape, spacing)
 
 
 class Sum:
-    """Several fields, one from each generator, added.
+    """The sum of one field from each generator.
 
     Args:
         fields: The generators, by name or in a list.
     """
 
-    def __init__(self, fields: Mapping[str, FieldGenerator] | Sequence[FieldGenerator]) -> None:
-        self.fields = list(_named(fields).values())
+    def __init__(
+        self, fields: Mapping[str, DisplacementGenerator] | Sequence[DisplacementGenerator]
+    ) -> None:
+        self.fields = list(_to_named_dict(fields).values())
         if not self.fields:
             raise UserError("Sum: name at least one generator below 'fields'.")
 
@@ -74,7 +78,7 @@ class Sum:
 
 
 class Zero:
-    """No displacement at all."""
+    """A displacement of zero."""
 
     def __call__(
         self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
@@ -82,17 +86,22 @@ class Zero:
         return torch.zeros(1, len(shape), *shape)
 
 
-def gaussian(distance: Tensor, sigma: float, radius: int) -> Tensor:
-    """Gaussian at whole distances, zero beyond ``radius`` and with sum 1 up to there; float64."""
+def compute_gaussian_weights(distance: Tensor, sigma: float, radius: int) -> Tensor:
+    """Compute Gaussian weights of integer distances, truncated at ``radius`` with sum 1; float64.
+
+    >>> compute_gaussian_weights(torch.arange(-2, 3), 1.0, 1)
+    tensor([0.0000, 0.2741, 0.4519, 0.2741, 0.0000], dtype=torch.float64)
+    """
     support = torch.arange(-radius, radius + 1, dtype=torch.float64)
     bell, total = (torch.exp(-0.5 * (x / sigma) ** 2) for x in (distance.double(), support))
     return bell * (distance.abs() <= radius) / total.sum()
 
 
-def separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+def apply_separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Apply a matrix (new_k, n_k) along every spatial axis k of x (C, *n); gives (C, *new).
 
-    Each product moves its axis to the end, so that after all of them the order is the old one.
+    Each product moves its axis to the end, so that the original order returns after all of them.
+    :func:`regnet_lab.ops.bspline.apply_along_axes` sums in another order.
     """
     for matrix in matrices:
         x = (x.flatten(2).mT @ matrix.T).unflatten(1, x.shape[2:])

@@ -1,4 +1,4 @@
-"""What the second version's generators look at: an image and where its body and lungs are."""
+"""Images with body and lung masks, the input of RegNet's second-version generators."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from regnet_lab.data.synthesis.displacements.base import FieldGenerator, separable
-from regnet_lab.data.synthesis.displacements.gaussian import blur_matrix
+from regnet_lab.data.synthesis.displacements.base import DisplacementGenerator, apply_separable
+from regnet_lab.data.synthesis.displacements.gaussian import compute_blur_matrix
 from regnet_lab.errors import UserError
 
 
 @dataclass(frozen=True)
-class Scene:
-    """An image, axes towards the left, the back and the head, as ITK reads CT.
+class MaskedImage:
+    """An image with masks; axes point to the left, back and head, as ITK reads CT.
 
     Args:
-        image: (*shape), density: 0 is air.
-        spacing: Millimetres per voxel along each axis.
-        body: (*shape) where anything may move.
-        lung: (*shape); null: unknown.
+        image: (*shape) density; air is 0.
+        spacing: Voxel size along each axis, mm.
+        body: (*shape) mask of the voxels that may move.
+        lung: (*shape) mask, or None if unknown.
     """
 
     image: Tensor
@@ -35,39 +35,37 @@ class Scene:
     def shape(self) -> Sequence[int]:
         return self.image.shape
 
-    def need_lung(self, who: object) -> NDArray[np.bool_]:
-        """The lung.
-
-        Raises:
-            UserError: It is unknown or empty.
-        """
+    def require_lung(self, caller: object) -> NDArray[np.bool_]:
+        """Return the lung mask, or raise a UserError if it is unknown or empty."""
         if self.lung is None or not self.lung.any():
             raise UserError(
-                f"{type(who).__name__} needs a mask of the lung: give images with masks or leave "
-                "it out of 'methods'."
+                f"{type(caller).__name__} needs a lung mask: use images with masks or remove it "
+                "from 'deformations'."
             )
         return self.lung.numpy()
 
 
-class SceneGenerator(Protocol):
-    """Draws a displacement (1, D, *shape) in voxels for a scene."""
+class MaskedDisplacementGenerator(Protocol):
+    """Samples a displacement (1, D, *shape) in voxels for a masked image."""
 
-    def __call__(self, rng: np.random.Generator, scene: Scene) -> Tensor: ...
-
-
-class OfShape:
-    """A generator that looks at the grid alone, such as those of the first version."""
-
-    def __init__(self, fields: FieldGenerator) -> None:
-        self.fields = fields
-
-    def __call__(self, rng: np.random.Generator, scene: Scene) -> Tensor:
-        return self.fields(rng, scene.shape, scene.spacing)
+    def __call__(self, rng: np.random.Generator, scene: MaskedImage) -> Tensor: ...
 
 
-def body(image: Tensor, threshold: float) -> Tensor:
-    """The largest thing brighter than ``threshold`` in (*shape), its holes filled slice by slice
-    across the last axis, as the lungs are open at the neck; everything where nothing is.
+class MaskAgnosticDisplacement:
+    """A generator that uses only the grid of the image, such as those of the first version."""
+
+    def __init__(self, displacement: DisplacementGenerator) -> None:
+        self.displacement = displacement
+
+    def __call__(self, rng: np.random.Generator, scene: MaskedImage) -> Tensor:
+        return self.displacement(rng, scene.shape, scene.spacing)
+
+
+def segment_body(image: Tensor, threshold: float) -> Tensor:
+    """Segment the largest component of (*shape) above ``threshold`` and fill its holes.
+
+    Holes are filled slice by slice along the last axis, since the airways open at the neck. The
+    mask covers the whole image if no voxel is above the threshold.
     """
     labels, count = ndimage.label(image.numpy() > threshold)
     if not count:
@@ -78,22 +76,26 @@ def body(image: Tensor, threshold: float) -> Tensor:
     return torch.from_numpy(inside if inside.ndim == 3 else ndimage.binary_fill_holes(inside))
 
 
-def smoothed(u: Tensor, sigma: Sequence[float] | float, spacing: Sequence[float]) -> Tensor:
-    """(C, *shape) after a Gaussian of ``sigma`` mm, one for all or one for each channel."""
+def smooth_field(u: Tensor, sigma: Sequence[float] | float, spacing: Sequence[float]) -> Tensor:
+    """Smooth (C, *shape) by a Gaussian of ``sigma`` mm, one for all or one per channel."""
     if isinstance(sigma, int | float):
         if sigma <= 0:
             return u
-        return separable(
-            u, [blur_matrix(n, sigma / mm) for n, mm in zip(u.shape[1:], spacing, strict=True)]
+        return apply_separable(
+            u,
+            [
+                compute_blur_matrix(n, sigma / mm)
+                for n, mm in zip(u.shape[1:], spacing, strict=True)
+            ],
         )
-    return torch.cat([smoothed(c[None], s, spacing) for c, s in zip(u, sigma, strict=True)])
+    return torch.cat([smooth_field(c[None], s, spacing) for c, s in zip(u, sigma, strict=True)])
 
 
-def bounded(u: Tensor, largest: float) -> Tensor:
-    """Shrunk, if need be, so that no component exceeds ``largest`` in absolute value."""
+def limit_magnitude(u: Tensor, largest: float) -> Tensor:
+    """Scale a field down, if necessary, so that no component exceeds ``largest``."""
     return u * min(1.0, largest / max(float(u.abs().max()), 1e-12))
 
 
-def in_voxels(u: Tensor, spacing: Sequence[float]) -> Tensor:
-    """(D, *shape) in mm as (1, D, *shape) in voxels."""
+def to_voxels(u: Tensor, spacing: Sequence[float]) -> Tensor:
+    """Convert (D, *shape) in mm to (1, D, *shape) in voxels."""
     return (u / torch.tensor(spacing, dtype=u.dtype).view(-1, *[1] * (u.ndim - 1)))[None]

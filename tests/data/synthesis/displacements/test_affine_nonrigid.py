@@ -31,7 +31,7 @@ def is_diagonal(matrix):
 def test_affine_field_undoes_its_matrix(shape):
     affine = Affine()
     u = field(affine, shape)[0].double().numpy()
-    matrix = affine.matrix(generator(), shape)[0].numpy()
+    matrix = affine.sample_matrix(generator(), shape)[0].numpy()
     pulled = np.indices(shape) + u
     home = np.tensordot(matrix[:-1, :-1], pulled, 1) + matrix[:-1, -1].reshape(
         -1, *[1] * len(shape)
@@ -54,7 +54,7 @@ def test_scale_and_translation_move_as_calculated(shape):
 
 @shapes
 def test_rotation_keeps_lengths_and_turns_by_its_angle(shape):
-    matrix = Affine(**{**STILL, "rotation": (5, 5)}).matrix(generator(), shape)[0].numpy()
+    matrix = Affine(**{**STILL, "rotation": (5, 5)}).sample_matrix(generator(), shape)[0].numpy()
     turn = matrix[:-1, :-1]
     np.testing.assert_allclose(turn @ turn.T, np.eye(len(shape)), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1)
@@ -65,7 +65,9 @@ def test_rotation_keeps_lengths_and_turns_by_its_angle(shape):
 @shapes
 def test_affine_parts_come_in_random_order(shape):
     def linear(seed=0, **ranges):
-        return Affine(**{**STILL, **ranges}).matrix(generator(seed), shape)[0, :-1, :-1].numpy()
+        return (
+            Affine(**{**STILL, **ranges}).sample_matrix(generator(seed), shape)[0, :-1, :-1].numpy()
+        )
 
     turn, shear = linear(rotation=(30, 30)), linear(shear=(0.3, 0.3))
     both = [linear(seed, rotation=(30, 30), shear=(0.3, 0.3)) for seed in range(20)]
@@ -82,13 +84,15 @@ def test_affine_parts_come_in_random_order(shape):
 def test_affine_parts_keep_within_their_ranges(shape):
     scales = Affine(**{**STILL, "scales": ((1, 1.2), (2, 2.1))})
     drawn = np.concatenate(
-        [np.diag(scales.matrix(generator(s), shape)[0])[:-1] for s in range(200)]
+        [np.diag(scales.sample_matrix(generator(s), shape)[0])[:-1] for s in range(200)]
     )
     high = drawn > 1.5
     assert 0.35 < high.mean() < 0.65
     assert drawn[~high].max() <= 1.2
     assert drawn[high].min() >= 2
-    sheared = Affine(**{**STILL, "shear": (-0.04, 0.04)}).matrix(generator(), shape)[0, :-1, :-1]
+    sheared = Affine(**{**STILL, "shear": (-0.04, 0.04)}).sample_matrix(generator(), shape)[
+        0, :-1, :-1
+    ]
     off = sheared[~torch.eye(len(shape), dtype=torch.bool)]
     assert torch.equal(sheared.diagonal(), torch.ones(len(shape), dtype=torch.float64))
     assert len(off.unique()) == len(shape) * (len(shape) - 1)  # two in 2D, six in 3D
@@ -112,7 +116,7 @@ def smoothed_by_scipy(noise, shape):
 
 @shapes
 def test_non_rigid_field_follows_the_published_steps(shape):
-    maker, rng = NonRigid(seeds=(11, 14), magnitude=(2, 5)), generator(4)
+    maker, rng = NonRigid(coarse_grid_size=(11, 14), magnitude=(2, 5)), generator(4)
     counts = rng.integers(11, 15, len(shape))
     magnitude = rng.uniform(2, 5)
     noise = rng.uniform(-magnitude, magnitude, (len(shape), *counts))

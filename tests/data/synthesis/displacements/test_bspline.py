@@ -5,23 +5,33 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter
 
 from regnet_lab import ops
-from regnet_lab.data.synthesis.deformed_images import alone
+from regnet_lab.data.synthesis.deformed_images import make_self_pair
 from regnet_lab.data.synthesis.displacements.base import Zero
 from regnet_lab.data.synthesis.displacements.bspline import (
     MixedFrequency,
     SingleFrequency,
     Translation,
-    edges,
-    grown,
-    half_box,
-    spline_field,
-    spline_matrix,
+    compute_spline_matrix,
+    detect_edges,
+    grow_random_shapes,
+    sample_half_box,
+    sample_spline_field,
 )
 from regnet_lab.data.synthesis.displacements.gaussian import LowFrequency
-from regnet_lab.data.synthesis.displacements.masked_image import OfShape, Scene, body, smoothed
-from regnet_lab.data.synthesis.displacements.respiratory import Respiratory, decay
-from regnet_lab.data.synthesis.intensity import ellipsoid, noisy, occluded, sponge
-from regnet_lab.data.synthesis.regnet_2019 import Artificial
+from regnet_lab.data.synthesis.displacements.masked_image import (
+    MaskAgnosticDisplacement,
+    MaskedImage,
+    segment_body,
+    smooth_field,
+)
+from regnet_lab.data.synthesis.displacements.respiratory import Respiratory, compute_decay
+from regnet_lab.data.synthesis.intensity import (
+    add_noise,
+    add_occlusions,
+    apply_sponge_model,
+    make_ellipsoid_mask,
+)
+from regnet_lab.data.synthesis.regnet_2019 import RegNet2019Pairs
 from regnet_lab.errors import UserError
 
 shapes = pytest.mark.parametrize("shape", [(30, 26), (22, 20, 24)])
@@ -42,7 +52,7 @@ def thorax(shape, number=0):
 
 def scene(shape, spacing=(2.0, 1.5, 2.5)):
     image, inside, lung = thorax(shape)
-    return Scene(image, spacing[: len(shape)], inside, lung)
+    return MaskedImage(image, spacing[: len(shape)], inside, lung)
 
 
 @pytest.mark.parametrize(("n", "intervals"), [(17, 4), (5, 7), (9, 1)])
@@ -51,7 +61,7 @@ def test_spline_matrix_is_scipy_s_basis(n, intervals):
     at = np.linspace(0, intervals, n)
     at[-1] -= 1e-9
     expected = BSpline.design_matrix(at, knots, 3).toarray()
-    np.testing.assert_allclose(spline_matrix(n, intervals), expected, atol=1e-6)
+    np.testing.assert_allclose(compute_spline_matrix(n, intervals), expected, atol=1e-6)
 
 
 @shapes
@@ -59,28 +69,30 @@ def test_spline_fields_are_bounded_smooth_and_still_at_the_border(shape):
     largest, place = 6.0, scene(shape)
     for seed in range(4):
         rng = generator(seed)
-        u = spline_field(rng, place, [8.0] * len(shape), (0, 1.7), largest, 0.3, 3)
+        u = sample_spline_field(rng, place, [8.0] * len(shape), (0, 1.7), largest, 0.3, 3)
         assert u.shape == (len(shape), *shape)
         assert 0.5 < u.abs().max() <= 1.7 * largest
         for axis in range(len(shape)):
             assert u.movedim(axis + 1, 0)[[0, -1]].abs().max() < 1e-5 * largest
-    mixed = spline_field(generator(), place, [8.0] * len(shape), (1, 2), largest, 2.0, 1)
-    raw = spline_field(generator(), place, [8.0] * len(shape), (0, 2), largest, 2.0, 1)
+    mixed = sample_spline_field(generator(), place, [8.0] * len(shape), (1, 2), largest, 2.0, 1)
+    raw = sample_spline_field(generator(), place, [8.0] * len(shape), (0, 2), largest, 2.0, 1)
     assert mixed.abs().max() > raw.abs().max()  # scaled up to the lower bound
 
 
 @shapes
 def test_fields_of_one_frequency_end_with_the_body_and_are_bounded(shape):
     place = scene(shape)
-    fields = SingleFrequency(max_deform=4.0, knots=12.0, border=0, background=0.0)
+    fields = SingleFrequency(max_deform=4.0, knot_spacing=12.0, zero_border=0, background=0.0)
     u = fields(generator(), place)
     assert u.shape == (1, len(shape), *shape)
     assert not u[0][:, ~place.body].any()
     millimetres = u[0] * torch.tensor(place.spacing).view(-1, *[1] * len(shape))
     assert 1 < millimetres.abs().max() <= 4.0001
-    half = SingleFrequency(max_deform=4.0, knots=12.0, border=0, background=0.0, ratio=0.1)
+    half = SingleFrequency(
+        max_deform=4.0, knot_spacing=12.0, zero_border=0, background=0.0, amplitude_ratio=0.1
+    )
     assert (half(generator(), place).abs().amax() * min(place.spacing)) <= 0.4001
-    soft = SingleFrequency(max_deform=4.0, knots=12.0, border=0)(generator(), place)
+    soft = SingleFrequency(max_deform=4.0, knot_spacing=12.0, zero_border=0)(generator(), place)
     rough = u.diff(dim=2).abs().max() / u.abs().max()
     assert soft.diff(dim=2).abs().max() / soft.abs().max() < 0.7 * rough
 
@@ -89,7 +101,7 @@ def test_finer_knots_make_higher_frequencies():
     place = scene((240, 200), (1.0, 1.0))
 
     def roughness(knots):
-        fields = SingleFrequency(max_deform=5.0, knots=knots, border=0, background=0.0)
+        fields = SingleFrequency(max_deform=5.0, knot_spacing=knots, zero_border=0, background=0.0)
         u = torch.cat([fields(generator(seed), place) for seed in range(6)])
         inner = u[..., 70:170, 70:130]
         return float(inner.diff(dim=2).square().mean() / inner.square().mean()) ** 0.5
@@ -103,7 +115,11 @@ def test_finer_knots_make_higher_frequencies():
 def test_mixed_fields_leave_a_part_of_the_lung_still(shape):
     place = scene(shape)
     fields = MixedFrequency(
-        max_deform=4.0, knots=[8.0] * len(shape), sigma=(1.0, 2.0), steps=30, radius=5.0
+        max_deform=4.0,
+        knot_spacing=[8.0] * len(shape),
+        sigma=(1.0, 2.0),
+        growth_steps=30,
+        radius=5.0,
     )
     u = fields(generator(), place)[0] * torch.tensor(place.spacing).view(-1, *[1] * len(shape))
     assert 0.5 < u.abs().max() <= 4.0001
@@ -112,14 +128,14 @@ def test_mixed_fields_leave_a_part_of_the_lung_still(shape):
     assert (still < 0.98).all()
     apart = (u[0].abs() < 0.05) != (u[1].abs() < 0.05)
     assert apart.any()  # each component has its own shape
-    with pytest.raises(UserError, match="mask of the lung"):
-        fields(generator(), Scene(place.image, place.spacing, place.body))
+    with pytest.raises(UserError, match="needs a lung mask"):
+        fields(generator(), MaskedImage(place.image, place.spacing, place.body))
 
 
 @shapes
 def test_edges_lie_between_lung_and_body(shape):
     place = scene(shape)
-    found = edges(place, 0.05, 0.2)
+    found = detect_edges(place, 0.05, 0.2)
     far = np.linalg.norm(
         np.moveaxis(np.indices(shape), 0, -1) / (np.array(shape) - 1) * 2 - 1, axis=-1
     )
@@ -132,10 +148,12 @@ def test_edges_lie_between_lung_and_body(shape):
 def test_shapes_grow_from_seeds(shape):
     seeds = np.zeros(shape, bool)
     seeds[tuple(n // 2 for n in shape)] = True
-    assert grown(generator(), seeds, 1, [3] * len(shape)).sum() == 3 ** len(shape)
-    assert not grown(generator(), seeds, 2, [3] * len(shape)).any()  # emptied about its only seed
-    assert not grown(generator(), seeds & False, 20, [3] * len(shape)).any()
-    element = half_box(generator(), len(shape))
+    assert grow_random_shapes(generator(), seeds, 1, [3] * len(shape)).sum() == 3 ** len(shape)
+    assert not grow_random_shapes(
+        generator(), seeds, 2, [3] * len(shape)
+    ).any()  # emptied about its only seed
+    assert not grow_random_shapes(generator(), seeds & False, 20, [3] * len(shape)).any()
+    element = sample_half_box(generator(), len(shape))
     assert element.sum() == 9 ** (len(shape) - 1) * 5
     assert element[(4,) * len(shape)]
 
@@ -152,15 +170,15 @@ def test_translations_are_shifts_of_which_some_axes_have_none(shape):
 
 
 def test_decay_is_one_below_the_lung_and_nought_above_its_middle():
-    f = decay(torch.tensor([-5.0, 0.0, 3.0, 10.0, 12.0]), 10.0)
+    f = compute_decay(torch.tensor([-5.0, 0.0, 3.0, 10.0, 12.0]), 10.0)
     expected = [1, 1, 1 - np.log(1 + 1.3 * 0.3) / np.log(2.3), 0, 0]
     np.testing.assert_allclose(f, expected, atol=1e-6)
 
 
 def test_breath_moves_the_diaphragm_up_and_the_front_back():
     place = scene((22, 20, 24))
-    fields = Respiratory(max_deform=7.0, shift=10.0, knots=20.0)
-    u = fields.breath(generator(), place)
+    fields = Respiratory(max_deform=7.0, diaphragm_shift=10.0, knot_spacing=20.0)
+    u = fields.sample_breathing(generator(), place)
     lung = place.lung.numpy()
     bottom, top = np.flatnonzero(lung.any((0, 1)))[[0, -1]]
     assert 8 <= u[2, 0, 0, 0] <= 11
@@ -176,7 +194,7 @@ def test_breath_moves_the_diaphragm_up_and_the_front_back():
     assert 2 <= back * 1.5 - still <= 12
     whole = fields(generator(), place)[0] * torch.tensor(place.spacing).view(-1, 1, 1, 1)
     assert 3 < whole[2].max() <= 1.2 * 7.0001
-    with pytest.raises(UserError, match="volumes"):
+    with pytest.raises(UserError, match="needs 3D images"):
         fields(generator(), scene((30, 26)))
 
 
@@ -186,7 +204,7 @@ def test_a_gaussian_of_its_own_for_each_component(shape):
     spacing = (2.0, 1.5, 2.5)[: len(shape)]
     sigma = [3.0, 0.0]
     expected = gaussian_filter(u[0].numpy(), [3 / mm for mm in spacing])
-    found = smoothed(u, sigma, spacing)
+    found = smooth_field(u, sigma, spacing)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     assert torch.equal(found[1], u[1])
 
@@ -194,8 +212,8 @@ def test_a_gaussian_of_its_own_for_each_component(shape):
 @shapes
 def test_the_body_holds_its_lungs(shape):
     image, inside, _ = thorax(shape)
-    assert (body(image, 0.5) == inside).float().mean() > 0.99
-    assert body(image * 0, 0.5).all()
+    assert (segment_body(image, 0.5) == inside).float().mean() > 0.99
+    assert segment_body(image * 0, 0.5).all()
 
 
 @shapes
@@ -204,19 +222,21 @@ def test_the_sponge_keeps_mass_under_a_stretch(shape):
     u = torch.from_numpy(np.einsum("ij,j...->i...", matrix, np.indices(shape))).float()[None]
     inside = thorax(shape)[1]
     image = torch.full((1, 1, *shape), 0.4)
-    found = sponge(generator(), image, u, inside, spread=0.0)[0, 0]
+    found = apply_sponge_model(generator(), image, u, inside, spread=0.0)[0, 0]
     expected = 0.4 * np.clip(np.linalg.det(np.eye(len(shape)) + matrix), 0.7, 1.3)
     assert abs(expected - 0.4) > 0.01
     np.testing.assert_allclose(found[inside], expected, rtol=1e-4)
     np.testing.assert_allclose(found[~inside], 0.4)
-    factors = [float(sponge(generator(s), image, 0 * u, inside).max()) / 0.4 for s in range(40)]
+    factors = [
+        float(apply_sponge_model(generator(s), image, 0 * u, inside).max()) / 0.4 for s in range(40)
+    ]
     assert min(factors) >= 1  # beyond the body, nothing changes
     assert 1.05 < max(factors) <= 1.1001
 
 
 def test_noise_has_a_deviation_and_a_mean():
     image = torch.zeros(1, 1, 60, 60)
-    drawn = [noisy(generator(s), image, 0.02, 0.1) for s in range(30)]
+    drawn = [add_noise(generator(s), image, 0.02, 0.1) for s in range(30)]
     means = torch.tensor([d.mean() for d in drawn])
     assert means.abs().max() < 0.11
     assert means.std() > 0.03
@@ -227,23 +247,27 @@ def test_noise_has_a_deviation_and_a_mean():
 def test_occlusions_lie_in_the_lung_and_fade(shape):
     image, _, lung = thorax(shape)
     size = {"count": 2, "values": (0.9, 0.9), "axes": (4.0, 5.0)}
-    found, hidden = occluded(generator(), image[None, None], lung, (1.0,) * len(shape), **size)
+    found, hidden = add_occlusions(
+        generator(), image[None, None], lung, (1.0,) * len(shape), **size
+    )
     assert hidden.any()
     assert not hidden[~lung].any()
     assert torch.equal(found[0, 0][~hidden], image[~hidden])
     share = ((found[0, 0] - image) / (0.9 - image))[hidden]
     assert share.min() == pytest.approx(0.2, abs=0.02)
-    assert ellipsoid(shape, [5.0] * len(shape), [2.0] * len(shape)).sum() == sum(
+    assert make_ellipsoid_mask(shape, [5.0] * len(shape), [2.0] * len(shape)).sum() == sum(
         np.sum((np.array(i) - 5) ** 2) <= 4 for i in np.ndindex(*shape)
     )
-    nothing = occluded(generator(), image[None, None], lung & False, (1.0,) * len(shape))[0]
+    nothing = add_occlusions(generator(), image[None, None], lung & False, (1.0,) * len(shape))[0]
     assert torch.equal(nothing[0, 0], image)
 
 
 METHODS = {
-    "single": SingleFrequency(max_deform=4.0, knots=12.0, border=0),
-    "low": OfShape(LowFrequency(max_deform=3.0, sigma=6.0, border=4.0, peaks=20)),
-    "zero": OfShape(Zero()),
+    "single": SingleFrequency(max_deform=4.0, knot_spacing=12.0, zero_border=0),
+    "low": MaskAgnosticDisplacement(
+        LowFrequency(max_deform=3.0, sigma=6.0, border=4.0, num_peaks=20)
+    ),
+    "zero": MaskAgnosticDisplacement(Zero()),
 }
 
 
@@ -252,17 +276,17 @@ def data(shape, split="train", methods=None, **options):
         pairs = []
         for number in range(2):
             image, _, lung = thorax(shape, number)
-            pair = alone(image[None], f"t{number}", [2.0, 1.5, 2.5][: len(shape)])
+            pair = make_self_pair(image[None], f"t{number}", [2.0, 1.5, 2.5][: len(shape)])
             pairs.append({**pair, "moving_mask": lung[None].float()})
         return pairs
 
-    field = SingleFrequency(max_deform=5.0, knots=12.0, border=0)
-    return Artificial(split, images, methods or METHODS, field, **options)
+    field = SingleFrequency(max_deform=5.0, knot_spacing=12.0, zero_border=0)
+    return RegNet2019Pairs(split, images, methods or METHODS, field, **options)
 
 
 @shapes
 def test_every_image_is_deformed_by_every_method_and_then_the_next_images(shape):
-    pairs = [data(shape, looks=["clean"])[i] for i in range(8)]
+    pairs = [data(shape, intensity_models=["clean"])[i] for i in range(8)]
     assert [p["name"].split("-")[:2] for p in pairs[:6]] == [
         [f"t{i}", m] for m in METHODS for i in (0, 1)
     ]
@@ -279,7 +303,10 @@ def test_every_image_is_deformed_by_every_method_and_then_the_next_images(shape)
 @shapes
 @pytest.mark.parametrize("look", ["sponge", "noise", "occluded"])
 def test_a_look_changes_the_deformed_image_alone(shape, look):
-    clean, other = data(shape, looks=["clean"])[0], data(shape, looks=[look])[0]
+    clean, other = (
+        data(shape, intensity_models=["clean"])[0],
+        data(shape, intensity_models=[look])[0],
+    )
     assert look in other["name"]
     assert torch.equal(clean["displacement"], other["displacement"])
     assert torch.equal(clean["moving"], other["moving"])
@@ -288,7 +315,7 @@ def test_a_look_changes_the_deformed_image_alone(shape, look):
 
 @shapes
 def test_landmarks_lie_in_the_lung_and_where_the_field_leads(shape):
-    pair, bare = data(shape, points=30)[0], data(shape)[0]
+    pair, bare = data(shape, num_points=30)[0], data(shape)[0]
     start = pair["fixed_points"].long()
     assert len({*map(tuple, start.tolist())}) == 30
     assert pair["fixed_mask"][(0, *start.T)].all()
@@ -307,11 +334,11 @@ def test_an_item_depends_on_seed_split_and_index_alone(shape):
     for other in (data(shape, seed=1), data(shape, "val")):
         assert not torch.equal(other[0]["displacement"], one[0]["displacement"])
     with pytest.raises(IndexError):
-        data(shape, size={"train": 3})[3]
+        data(shape, num_pairs={"train": 3})[3]
 
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="split='all'"):
         data((30, 26), "all")
     with pytest.raises(UserError, match="wet"):
-        data((30, 26), looks=["clean", "wet"])
+        data((30, 26), intensity_models=["clean", "wet"])

@@ -4,16 +4,16 @@ import torch
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 from scipy.stats import kstest
 
-from regnet_lab.data.synthesis.displacements.base import Choice, Sum, Zero, separable
+from regnet_lab.data.synthesis.displacements.base import Choice, Sum, Zero, apply_separable
 from regnet_lab.data.synthesis.displacements.gaussian import (
     HighFrequency,
     LowFrequency,
     MediumFrequency,
-    PeakField,
-    blur_matrix,
-    renormalised,
-    spaced_places,
-    spread,
+    PeakDisplacement,
+    compute_blur_matrix,
+    rescale_to_peaks,
+    sample_spaced_voxels,
+    spread_peaks,
 )
 from regnet_lab.errors import UserError
 
@@ -23,8 +23,8 @@ frequencies = pytest.mark.parametrize(
     "fields",
     [
         LowFrequency(**SMALL),
-        MediumFrequency(**SMALL, peaks=20),
-        HighFrequency(**SMALL, distance=6.0),
+        MediumFrequency(**SMALL, num_peaks=20),
+        HighFrequency(**SMALL, min_peak_distance=6.0),
     ],
 )
 
@@ -42,7 +42,7 @@ def test_blur_matrix_is_the_gaussian_filter_of_scipy(n, sigma):
     x = generator().normal(size=(n, 3))
     expected = gaussian_filter1d(x, sigma, axis=0)
     np.testing.assert_allclose(
-        blur_matrix(n, sigma).double().numpy() @ x, expected, rtol=0, atol=1e-6
+        compute_blur_matrix(n, sigma).double().numpy() @ x, expected, rtol=0, atol=1e-6
     )
 
 
@@ -54,9 +54,9 @@ def test_fast_gaussian_equals_scipy_to_a_millionth(shape):
     impulses = np.zeros((2, *shape))
     impulses[:, *places.T] = vectors.T
     expected = np.stack([gaussian_filter(component, sigmas) for component in impulses])
-    matrices = [blur_matrix(n, s) for n, s in zip(shape, sigmas, strict=True)]
-    sparse = spread(torch.from_numpy(places), torch.from_numpy(vectors), matrices)
-    dense = separable(torch.from_numpy(impulses).float(), matrices)
+    matrices = [compute_blur_matrix(n, s) for n, s in zip(shape, sigmas, strict=True)]
+    sparse = spread_peaks(torch.from_numpy(places), torch.from_numpy(vectors), matrices)
+    dense = apply_separable(torch.from_numpy(impulses).float(), matrices)
     for found in (sparse, dense):
         assert np.abs(found.numpy() - expected).max() < 1e-6 * np.abs(expected).max()
 
@@ -75,13 +75,13 @@ def test_renormalisation_stretches_each_sign_to_its_impulses(offset):
     if down.any():
         lowest = min(0, impulses[down[*places.T]].min(initial=0))
         expected[down] = np.interp(blurred[down], [blurred[down].min(), 0], [lowest, 0])
-    found = renormalised(*map(torch.from_numpy, (blurred, places, impulses)))
+    found = rescale_to_peaks(*map(torch.from_numpy, (blurred, places, impulses)))
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_renormalised_zero_stays_zero():
     places = torch.tensor([[1, 2]])
-    assert not renormalised(torch.zeros(4, 5), places, torch.tensor([0.0])).any()
+    assert not rescale_to_peaks(torch.zeros(4, 5), places, torch.tensor([0.0])).any()
 
 
 @shapes
@@ -89,7 +89,7 @@ def test_renormalised_zero_stays_zero():
 def test_largest_displacement_in_mm_is_the_largest_peak(shape, fields):
     spacing = spacing_of(shape)
     for seed in range(4):
-        peaks = fields.draw(generator(seed), shape, spacing)
+        peaks = fields.sample_peaks(generator(seed), shape, spacing)
         u = fields(generator(seed), shape, spacing)
         assert u.shape == (1, len(shape), *shape)
         assert u.dtype == torch.float32
@@ -102,14 +102,14 @@ def test_largest_displacement_in_mm_is_the_largest_peak(shape, fields):
 @shapes
 def test_peaks_keep_off_the_border_and_move_uniformly_but_for_two(shape):
     spacing = spacing_of(shape)
-    fields = LowFrequency(max_deform=7, sigma=1, border=3.2, peaks=400)
-    peaks = fields.draw(generator(), shape, spacing)
-    millimetres = peaks.places * torch.tensor(spacing)
-    far = (torch.tensor(shape) - 1 - peaks.places) * torch.tensor(spacing)
+    fields = LowFrequency(max_deform=7, sigma=1, border=3.2, num_peaks=400)
+    peaks = fields.sample_peaks(generator(), shape, spacing)
+    millimetres = peaks.voxels * torch.tensor(spacing)
+    far = (torch.tensor(shape) - 1 - peaks.voxels) * torch.tensor(spacing)
     assert millimetres.min() >= 3.2
     assert far.min() >= 3.2 - max(spacing) / 2
     assert kstest(peaks.vectors[2:].flatten().numpy(), "uniform", args=(-7, 14)).pvalue > 0.01
-    still = LowFrequency(max_deform=7, sigma=1, border=3.2, peaks=3).draw(
+    still = LowFrequency(max_deform=7, sigma=1, border=3.2, num_peaks=3).sample_peaks(
         generator(), shape, spacing
     )
     assert (still.vectors != 0).all(1).tolist() == [False, False, True]
@@ -119,12 +119,12 @@ def test_peaks_keep_off_the_border_and_move_uniformly_but_for_two(shape):
 
 def test_of_two_peaks_on_a_voxel_the_later_one_counts():
     class Same(LowFrequency):
-        def place(self, rng, shape, spacing):
+        def sample_voxels(self, rng, shape, spacing):
             return np.array([[1, 1], [2, 1], [0, 3], [1, 1], [0, 3]])
 
-    peaks = Same(max_deform=1, sigma=1, border=0).draw(generator(), (4, 5), (1, 1))
+    peaks = Same(max_deform=1, sigma=1, border=0).sample_peaks(generator(), (4, 5), (1, 1))
     every = generator().uniform(-1, 1, (5, 2)).astype(np.float32)
-    assert peaks.places.tolist() == [[2, 1], [1, 1], [0, 3]]
+    assert peaks.voxels.tolist() == [[2, 1], [1, 1], [0, 3]]
     np.testing.assert_array_equal(peaks.vectors[1:], every[3:])
     assert not peaks.vectors[0].any()
 
@@ -132,7 +132,7 @@ def test_of_two_peaks_on_a_voxel_the_later_one_counts():
 @pytest.mark.parametrize("sigma", [3.0, 6.0])
 def test_fields_vary_over_the_width_of_their_gaussian(sigma):
     spacing = (1.0, 1.5)
-    fields = LowFrequency(max_deform=5, sigma=sigma, border=0, peaks=300)
+    fields = LowFrequency(max_deform=5, sigma=sigma, border=0, num_peaks=300)
     u = torch.cat([fields(generator(seed), (120, 80), spacing) for seed in range(12)]).double()
     for axis, mm in enumerate(spacing):
         for widths in (1, 2):  # white noise through a Gaussian correlates by exp(-(d / 2 sigma)^2)
@@ -145,9 +145,9 @@ def test_fields_vary_over_the_width_of_their_gaussian(sigma):
 @shapes
 def test_blobs_are_as_far_apart_as_asked_and_fill_the_image(shape):
     spacing = spacing_of(shape)
-    fields = HighFrequency(max_deform=3, sigma=2, border=3, distance=5, peaks=10**6)
+    fields = HighFrequency(max_deform=3, sigma=2, border=3, min_peak_distance=5, num_peaks=10**6)
     for seed in range(3):
-        places = fields.draw(generator(seed), shape, spacing).places.numpy()
+        places = fields.sample_peaks(generator(seed), shape, spacing).voxels.numpy()
         reach = np.rint(5 / np.array(spacing))
         apart = np.abs(places[:, None] - places) > reach
         assert (apart.any(-1) | np.eye(len(places), dtype=bool)).all()
@@ -157,22 +157,29 @@ def test_blobs_are_as_far_apart_as_asked_and_fill_the_image(shape):
         taken = (np.abs(inner[..., None, :] - places) <= reach).all(-1).any(-1)
         assert np.sum(~taken) <= 4
     assert (
-        len(HighFrequency(**SMALL, distance=1, peaks=5).draw(generator(), shape, spacing).places)
+        len(
+            HighFrequency(**SMALL, min_peak_distance=1, num_peaks=5)
+            .sample_peaks(generator(), shape, spacing)
+            .voxels
+        )
         == 5
     )
 
 
 def test_blobs_are_placed_uniformly_among_free_voxels():
     rng = generator()
-    first = np.concatenate([spaced_places(rng, (4, 5), (1, 1), 1) for _ in range(2000)])
+    first = np.concatenate([sample_spaced_voxels(rng, (4, 5), (1, 1), 1) for _ in range(2000)])
     counts = np.bincount(np.ravel_multi_index(first.T, (4, 5)), minlength=20)
     assert np.sum((counts - 100) ** 2 / 100) < 43  # chi-square, 19 degrees of freedom, p = 0.001
-    second = np.array([spaced_places(rng, (4, 5), (0, 1), 2)[1] - first[0] for _ in range(50)])
+    second = np.array(
+        [sample_spaced_voxels(rng, (4, 5), (0, 1), 2)[1] - first[0] for _ in range(50)]
+    )
     assert len(np.unique(second, axis=0)) > 10
 
 
 @pytest.mark.parametrize(
-    "fields", [LowFrequency(**SMALL, planar=True), HighFrequency(**SMALL, distance=5, planar=True)]
+    "fields",
+    [LowFrequency(**SMALL, planar=True), HighFrequency(**SMALL, min_peak_distance=5, planar=True)],
 )
 def test_planar_fields_stay_in_their_slices(fields):
     u = fields(generator(), (18, 20, 16), (1, 1, 1))
@@ -184,18 +191,18 @@ def test_planar_fields_stay_in_their_slices(fields):
 @pytest.mark.parametrize("planar", [False, True])
 def test_deformed_area_is_a_box_about_every_peak(planar):
     shape, spacing = (18, 30, 16), (1, 2, 1)
-    fields = HighFrequency(**SMALL, distance=6, area=4, planar=planar)
-    peaks = fields.draw(generator(), shape, spacing)
-    distance = np.abs(np.moveaxis(np.indices(shape), 0, -1)[..., None, :] - peaks.places.numpy())
+    fields = HighFrequency(**SMALL, min_peak_distance=6, deformed_area_half_width=4, planar=planar)
+    peaks = fields.sample_peaks(generator(), shape, spacing)
+    distance = np.abs(np.moveaxis(np.indices(shape), 0, -1)[..., None, :] - peaks.voxels.numpy())
     expected = (distance <= (4, 2, 1 if planar else 4)).all(-1).any(-1)
-    found = fields.deformed_area(peaks, shape, spacing)
+    found = fields.compute_deformed_area(peaks, shape, spacing)
     np.testing.assert_array_equal(found[0], expected)
     assert 0 < expected.mean() < 1
 
 
 @shapes
 def test_field_depends_on_the_generator_alone(shape):
-    fields = HighFrequency(**SMALL, distance=6)
+    fields = HighFrequency(**SMALL, min_peak_distance=6)
     one, again, other = (fields(generator(s), shape, spacing_of(shape)) for s in (1, 1, 2))
     assert torch.equal(one, again)
     assert not torch.allclose(one, other, atol=0.1)
@@ -206,9 +213,9 @@ def test_defaults_are_the_published_ones():
         (f.max_deform, f.sigma) for f in (LowFrequency(), MediumFrequency(), HighFrequency())
     ]
     assert settings == [(20, 35), (15, 25), (15, 20)]
-    assert (HighFrequency().distance, HighFrequency().area) == (40, 20)
+    assert (HighFrequency().min_peak_distance, HighFrequency().deformed_area_half_width) == (40, 20)
     for fields in (LowFrequency(), HighFrequency()):
-        assert (fields.peaks, fields.border, fields.planar) == (100, 33, False)
+        assert (fields.num_peaks, fields.border, fields.planar) == (100, 33, False)
 
 
 def test_published_fields_reach_what_is_published_and_do_not_fold():
@@ -223,17 +230,19 @@ def test_too_small_images_are_refused_naming_the_border():
     with pytest.raises(UserError, match=r"border=33 mm .* 64 x 200 voxels"):
         LowFrequency()(generator(), (64, 200), (1, 1))
     LowFrequency()(generator(), (64, 200), (1.1, 1))
-    with pytest.raises(UserError, match=r"distance=40 mm leaves room for 2 .* 44 x 2 voxels"):
+    with pytest.raises(
+        UserError, match=r"distance=40 mm leaves room for at most 2 .* 44 x 2 voxels"
+    ):
         HighFrequency()(generator(), (110, 68), (1, 1))
     HighFrequency()(generator(), (110, 110), (1, 1))
 
 
-@pytest.mark.parametrize("key", ["max_deform", "sigma", "peaks", "border", "distance"])
+@pytest.mark.parametrize("key", ["max_deform", "sigma", "num_peaks", "border", "min_peak_distance"])
 def test_negative_settings_are_named(key):
     with pytest.raises(UserError, match=f"{key}=-1"):
         HighFrequency(**{key: -1})
     with pytest.raises(UserError, match="sigma=0"):
-        PeakField(max_deform=1, sigma=0)
+        PeakDisplacement(max_deform=1, sigma=0)
 
 
 class Constant:
@@ -270,7 +279,7 @@ def test_choice_refuses_weights_that_do_not_fit(fields, weights):
 @shapes
 def test_sum_adds_what_its_fields_draw_one_after_another(shape):
     spacing, rng = spacing_of(shape), generator(3)
-    parts = [LowFrequency(**SMALL), Constant(0.5), HighFrequency(**SMALL, distance=5)]
+    parts = [LowFrequency(**SMALL), Constant(0.5), HighFrequency(**SMALL, min_peak_distance=5)]
     expected = sum(part(rng, shape, spacing) for part in parts)
     torch.testing.assert_close(Sum(parts)(generator(3), shape, spacing), expected)
     with pytest.raises(UserError, match="Sum"):

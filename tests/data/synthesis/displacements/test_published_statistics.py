@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from regnet_lab.config.instantiate import build
-from regnet_lab.data.synthesis.displacements.masked_image import Scene
-from regnet_lab.evaluation.displacement_stats import statistics
+from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.data.synthesis.displacements.masked_image import MaskedImage
+from regnet_lab.evaluation.displacement_stats import compute_displacement_stats
 
 SHAPE, MM = (80, 76, 72), 4.0  # 320 x 304 x 288 mm
 THRESHOLDS = (1.5, 4.0, 8.0)  # published classes of the first version, mm
@@ -20,7 +20,7 @@ def of(generator, *place):
     found = []
     for seed in SEEDS:
         u = generator(np.random.default_rng(seed), *place)[0]
-        numbers = statistics(u, torch.full((3,), MM), THRESHOLDS)
+        numbers = compute_displacement_stats(u, torch.full((3,), MM), THRESHOLDS)
         length = np.linalg.norm(u.double().numpy() * MM, axis=0)
         counts = np.histogram(length, [0, *THRESHOLDS, np.inf])[0] / length.size * 100
         shares = [value for name, value in numbers.items() if name.startswith(("below", "above"))]
@@ -32,8 +32,8 @@ def of(generator, *place):
 @pytest.fixture
 def first(composed):
     """Statistics of the first version's three frequencies with the settings of its YAML."""
-    cfg = composed("train", "data=synthetic_dvf_2017").data.dataset.fields.fields
-    return {name: of(build(cfg[name]), SHAPE, (MM,) * 3) for name in PEAKS}
+    cfg = composed("train", "data=synthetic_dvf_2017").data.dataset.displacement.fields
+    return {name: of(instantiate_config(cfg[name]), SHAPE, (MM,) * 3) for name in PEAKS}
 
 
 def test_the_first_version_s_fields(first):
@@ -76,7 +76,7 @@ def chest():
     texture = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 1)
     image = torch.from_numpy(np.where(lung, 0.1 + 0.5 * texture, 0.75)).float()
     body = torch.ones(SHAPE, dtype=torch.bool)
-    return Scene(image, (MM,) * 3, body, torch.from_numpy(lung))
+    return MaskedImage(image, (MM,) * 3, body, torch.from_numpy(lung))
 
 
 def wavelength_of_splines(knots, background, smoothing=0.8):
@@ -94,25 +94,37 @@ def wavelength_of_splines(knots, background, smoothing=0.8):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_second_version_s_fields(stage, composed):
     cfg = composed("train", f"data=regnet_2019_s{stage}").data.dataset
-    methods = {name: build(method) for name, method in cfg.methods.items()}
+    methods = {name: instantiate_config(method) for name, method in cfg.deformations.items()}
     (largest, shift), single, (knots, sigma) = STAGES[stage]
     kinds = {"respiratory": 4, "single": 5, "mixed": 4}
     assert [*methods] == [f"{k}{n}" for k, count in kinds.items() for n in range(count)] + ["zero"]
     place = chest()
     for n, (distance, ratio) in enumerate(single):
         field, found = methods[f"single{n}"], of(methods[f"single{n}"], place)
-        assert (field.knots, field.ratio, field.max_deform) == (distance, ratio, largest)
+        assert (field.knot_spacing, field.amplitude_ratio, field.max_deform) == (
+            distance,
+            ratio,
+            largest,
+        )
         assert ratio * largest / 4 < found["largest_mm"] <= ratio * largest * 1.0001
         expected = wavelength_of_splines(distance, 8 * ratio * largest / 7)
         assert found["wavelength_mm"] == pytest.approx(expected, rel=0.2)  # the border is still
         assert found["folds_percent"] == 0
     for n, distances in enumerate(knots):
         field = methods[f"mixed{n}"]
-        assert (*field.knots, *field.sigma, field.max_deform) == (*distances, *sigma, largest)
-        assert field.steps == (200 if n == 0 else 150)
+        assert (*field.knot_spacing, *field.sigma, field.max_deform) == (
+            *distances,
+            *sigma,
+            largest,
+        )
+        assert field.growth_steps == (200 if n == 0 else 150)
     for n in range(4):
         field = methods[f"respiratory{n}"]
-        assert (field.knots, field.shift, field.scale) == (single[n][0], shift, 0.12)
+        assert (field.knot_spacing, field.diaphragm_shift, field.chest_scale) == (
+            single[n][0],
+            shift,
+            0.12,
+        )
     mixed, breath = of(methods["mixed3"], place), of(methods["respiratory0"], place)
     assert 0.5 * largest < mixed["largest_mm"] <= largest * 1.0001
     assert mixed["folds_percent"] < 0.01

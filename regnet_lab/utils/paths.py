@@ -1,0 +1,9 @@
+"""Folders in which the files distributed with the package (conf, weights) are looked up."""
+
+import sys
+from pathlib import Path
+
+RESOURCE_ROOTS = (  # repository checkout, installed package
+    Path(__file__).parents[2],
+    Path(sys.prefix) / "share/regnet_lab",
+)
