@@ -45,9 +45,9 @@ bench: .venv-bench/ready
 
 bench-gpu: .venv-bench/ready
 	set -e; for name in warp local_ncc cost_volume; do \
-		.venv-bench/bin/python benchmarks/$$name.py --device cuda --out outputs/benchmarks-gpu; done
+		.venv-bench/bin/python benchmarks/$$name.py --device cuda --output outputs/benchmarks-gpu; done
 	set -e; for how in '32' 'bf16' '16' '32 --compile 1' 'bf16 --compile 1'; do \
-		.venv-bench/bin/python benchmarks/training.py --device cuda --out outputs/benchmarks-gpu \
+		.venv-bench/bin/python benchmarks/training.py --device cuda --output outputs/benchmarks-gpu \
 			--precision $$how; done
 
 clean:

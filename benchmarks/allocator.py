@@ -55,12 +55,12 @@ def steps(model: str, held: bool) -> harness.Row:
 
 def main() -> None:
     """Both forms of every model, twice, the better one counting."""
-    given = harness.options(__doc__, models=MODELS, step="", held=0)
-    if given.step:
-        sys.stdout.write(json.dumps(steps(given.step, bool(given.held))))
+    arguments = harness.options(__doc__, models=MODELS, step="", held=0)
+    if arguments.step:
+        sys.stdout.write(json.dumps(steps(arguments.step, bool(arguments.held))))
         return
     rows = []
-    for model in given.models:
+    for model in arguments.models:
         for held in (0, 1):
             command = [sys.executable, __file__, "--step", model, "--held", str(held)]
             runs = [
@@ -69,7 +69,7 @@ def main() -> None:
             ]
             rows.append(min(runs, key=lambda row: row["cpu_s"]))
             print(rows[-1], flush=True)
-    harness.save("allocator", given, rows)
+    harness.save("allocator", arguments, rows)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main() -> None:
         if 4 * products < UNFOLDED_GB:
             functions["unfold + einsum"] = unfolded
         forms = {
-            name: harness.both(lambda f, m, form=form, r=radius: form(f, m, r), *inputs)
+            name: harness.with_gradient(lambda f, m, form=form, r=radius: form(f, m, r), *inputs)
             for name, form in functions.items()
         }
         size = f"{SIZES[radius]}^3, radius {radius}"

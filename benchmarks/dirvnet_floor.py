@@ -101,11 +101,11 @@ def floor(name: str, prior: Prior, size: float, slope: Tensor, u: Tensor) -> dic
     if len(at) > JUDGED:
         at = np.random.default_rng(0).permutation(at)[: JUDGED // 5]
     mean, sigma = posterior(prior, size, p, n, (n * truth[p]).sum(1), at)
-    found = np.linalg.norm(mean - truth[at], axis=1)
+    error = np.linalg.norm(mean - truth[at], axis=1)
     return (
         {f"{name} known": len(p)}
         | averages(f"{name} expected", expected_length(sigma), prior.inside[at])
-        | averages(f"{name} found", found, prior.inside[at])
+        | averages(f"{name} found", error, prior.inside[at])
     )
 
 
@@ -136,15 +136,15 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--runs", nargs="*", default=[])
     parser.add_argument("--data", nargs="*", default=[], help="such as ndim=3")
-    parser.add_argument("--out", type=Path, default=Path("outputs/dirvnet_floor"))
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=Path("outputs/dirvnet_floor"))
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = compose("train", ["data=chessboard", *given.data])
+        cfg = compose("train", ["data=chessboard", *arguments.data])
     pairs = instantiate_config(cfg.data).make_dataset("test")
     sums = pairs.fields.fields[0]
     checked(*sums.fields)
-    modules = {Path(run).name: trained(run) for run in given.runs}
+    modules = {Path(run).name: trained(run) for run in arguments.runs}
     sums.fields[1] = last = Remembered(sums.fields[1])
     shape = pairs[0]["displacement"].shape[1:]
     prior, grid = (
@@ -152,7 +152,7 @@ def main() -> None:
         ControlPointGrid(shape, [4] * len(shape)),
     )
     rows = []
-    for k in range(given.pairs):
+    for k in range(arguments.pairs):
         pair = default_collate([pairs[k]])
         u, moving, size = pair["displacement"], pair["moving"], last.last.abs().max().item()
         exact, generous = slope_exact(moving, u), slope_generous(moving, u)
@@ -168,8 +168,8 @@ def main() -> None:
         rows.append(row)
         print(k, *(f"{key} {value:.4g}" for key, value in row.items()), sep=", ", flush=True)
     table = pd.DataFrame(rows)
-    given.out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(given.out / "pairs.csv", index_label="pair")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table.to_csv(arguments.output / "pairs.csv", index_label="pair")
     print(table.mean().map("{:.4f}".format).to_string())
 
 

@@ -36,7 +36,7 @@ SPACING = (1.0, 1.0, 1.0)
 KNOTS = 16  # voxels
 
 
-def scene(side: int) -> MaskedImage:
+def make_masked_image(side: int) -> MaskedImage:
     """Create a body with a textured lung."""
     x = (np.indices((side,) * 3) + 0.5) / side * 2 - 1
     lung = torch.from_numpy((x**2).sum(0) < 0.4)
@@ -64,13 +64,13 @@ def peaks(fields: PeakDisplacement, side: int) -> harness.Forms:
     return {"ours": ours, "scipy gaussian_filter": theirs}
 
 
-def splines(place: MaskedImage) -> harness.Forms:
+def splines(masked_image: MaskedImage) -> harness.Forms:
     """Compare a random B-spline with equally smooth noise by scipy."""
-    side, rng = place.shape[0], np.random.default_rng(0)
+    side, rng = masked_image.shape[0], np.random.default_rng(0)
     noise = rng.normal(size=(3, side, side, side)).astype(np.float32)
     coarse = rng.normal(size=(3, *[side // KNOTS] * 3)).astype(np.float32)
     return {
-        "ours": lambda: sample_spline_field(rng, place, [KNOTS] * 3, (0, 1.7), 7.0, 0.8, 2),
+        "ours": lambda: sample_spline_field(rng, masked_image, [KNOTS] * 3, (0, 1.7), 7.0, 0.8, 2),
         "scipy gaussian_filter": lambda: [gaussian_filter(c, 0.8 * KNOTS) for c in noise],
         "scipy zoom, order 3": lambda: [zoom(c, KNOTS, order=3) for c in coarse],
     }
@@ -80,9 +80,9 @@ def fields_table(args: harness.argparse.Namespace) -> None:
     """Print the cost of fields; the bound is writing one."""
     shape = (args.side,) * 3
     border = min(33.0, args.side / 4)
-    limits, place, size = harness.limits(), scene(args.side), f"{args.side}^3"
+    limits, masked_image, size = harness.limits(), make_masked_image(args.side), f"{args.side}^3"
     limit = harness.floor(limits, gigabytes=12 * args.side**3 / 1e9)
-    rows = harness.compare("B-spline field", size, splines(place), args, limit)
+    rows = harness.compare("B-spline field", size, splines(masked_image), args, limit)
     generators = (
         LowFrequency(border=border),
         MediumFrequency(border=border),
@@ -100,7 +100,7 @@ def fields_table(args: harness.argparse.Namespace) -> None:
         MixedFrequency(max_deform=7.0, knot_spacing=[40.0] * 3, canny=(0.02, 0.05)),
         Respiratory(max_deform=7.0, diaphragm_shift=15.0, knot_spacing=35.0),
     ):
-        whole[type(made).__name__] = lambda g=made: g(np.random.default_rng(0), place)
+        whole[type(made).__name__] = lambda g=made: g(np.random.default_rng(0), masked_image)
     for name, make in whole.items():
         rows += harness.compare(f"whole {name}", size, {"ours": make}, args, limit)
     harness.save("dvf", args, rows, limits=limits)
@@ -112,7 +112,9 @@ def patches_table(side: int) -> None:
     fields = LowFrequency(border=side / 4)
     pairs = DeformedImages("train", lambda split: [image], fields, num_pairs=1000)
     for samples in (50, 400):
-        patches = PatchDataset(pairs, 10, RegNet.margin, pattern=4, patches_per_image=samples)
+        patches = PatchDataset(
+            pairs, 10, RegNet.margin, images_per_chunk=4, patches_per_image=samples
+        )
         count = 4 * samples * 3
         start = time.process_time()  # of all threads, the one that makes chunks among them
         for number in range(count):

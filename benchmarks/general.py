@@ -26,7 +26,8 @@ from hydra import compose, initialize_config_dir
 
 from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.errors import MissingPackageError
-from regnet_lab.registration.api import build_job, build_pipeline
+from regnet_lab.registration.api import build_pipeline
+from regnet_lab.registration.jobs import build_job
 from regnet_lab.registration.quality import (
     measure_landmark_error,
     measure_overlap,
@@ -63,9 +64,9 @@ def sunnybrook(folder: Path) -> Iterator[Row]:
         row = {"name": path.stem}
         for side, phase in (("fixed", "ed"), ("moving", "es")):
             image = nibabel.load(root / f"{path.stem}_{phase}_label.nii.gz")
-            both = np.zeros(image.shape, np.uint8)
-            both[..., facts["slices_with_both"]] = 1
-            labels = (np.asarray(image.dataobj) == 1).astype(np.uint8) * both
+            labelled_slices = np.zeros(image.shape, np.uint8)
+            labelled_slices[..., facts["slices_with_both"]] = 1
+            labels = (np.asarray(image.dataobj) == 1).astype(np.uint8) * labelled_slices
             file = folder / f"{path.stem}_{phase}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(labels, image.affine), file)
             row |= {
@@ -141,11 +142,13 @@ SETS: dict[str, tuple[Callable[[Path], Iterator[Row]], list[str]]] = {
 }
 
 
-def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterator[dict]:
+def register_and_score(
+    name: str, rows: list[Row], way: str, overrides: list[str]
+) -> Iterator[dict]:
     """Register and score each pair of a set by one method."""
     refines = "~optimizer" not in WAYS[way]
-    given = [o for o in overrides if refines or not o.startswith("optimizer")]
-    overrides = [*SETS[name][1], *WAYS[way], *given]
+    applicable = [o for o in overrides if refines or not o.startswith("optimizer")]
+    overrides = [*SETS[name][1], *WAYS[way], *applicable]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
         cfg = compose("register", overrides)
     registrar = build_pipeline(cfg, overrides)
@@ -154,10 +157,12 @@ def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterat
         began = time.process_time()
         answer = registrar(fixed, moving, row["name"])
         seconds = time.process_time() - began
-        found = answer.deformation
-        sheet = measure_overlap(found, fixed, moving) | measure_landmark_error(found, fixed, moving)
+        deformation = answer.deformation
+        sheet = measure_overlap(deformation, fixed, moving) | measure_landmark_error(
+            deformation, fixed, moving
+        )
         ((measure, stages),) = sheet.items()
-        known = measure_regularity(found, None)
+        regularity = measure_regularity(deformation, None)
         yield {
             "set": name,
             "way": way,
@@ -165,8 +170,8 @@ def judged(name: str, rows: list[Row], way: str, overrides: list[str]) -> Iterat
             "measure": measure,
             **{stage: value["mean"] for stage, value in stages.items()},
             **{f"{s} 10": without_tenth(v["each"]) for s, v in stages.items() if name == "lung"},
-            "folds_percent": known["folds_percent"],
-            "sdlogj": known["sdlogj"],
+            "folds_percent": regularity["folds_percent"],
+            "sdlogj": regularity["sdlogj"],
             "seconds": seconds,
         }
 
@@ -185,7 +190,7 @@ def main() -> None:
         rows = list(SETS[name][0](folder))
         for way in [way for way in WAYS if way in named] or WAYS:
             try:
-                table = pd.DataFrame(judged(name, rows, way, overrides))
+                table = pd.DataFrame(register_and_score(name, rows, way, overrides))
             except MissingPackageError as error:
                 print(f"{name}, {way}: {error}", flush=True)
                 continue

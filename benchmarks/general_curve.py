@@ -44,8 +44,8 @@ def main() -> None:
     curve, before = [(0, dice(module.model.eval(), pairs))], 0
     for run in sys.argv[1:]:
         files = [*Path(run).glob("snapshots/*.ckpt"), Path(run) / "checkpoints/last.ckpt"]
-        found = {torch.load(path, weights_only=True)["global_step"]: path for path in files}
-        for step, path in sorted(found.items()):
+        checkpoints = {torch.load(path, weights_only=True)["global_step"]: path for path in files}
+        for step, path in sorted(checkpoints.items()):
             load_weights(module, path)
             curve.append((before + step, dice(module.model.eval(), pairs)))
             print(*curve[-1], flush=True)

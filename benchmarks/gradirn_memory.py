@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 48, 64])
     parser.add_argument("--ndim", type=int, default=3)
-    parser.add_argument("--out", default="outputs/benchmarks/gradirn_memory.json")
+    parser.add_argument("--output", default="outputs/benchmarks/gradirn_memory.json")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -91,9 +91,9 @@ def main() -> None:
         size = f"{side}^{arguments.ndim}"
         print(f"{size} | {checkpointing} | {row['megabytes']:.0f} | {row['seconds']:.2f}")
     about = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "torch": torch.__version__}
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**about, "rows": rows}, indent=2), encoding="utf-8")
+    path = Path(arguments.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**about, "rows": rows}, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ def options(description: str | None, **extra: Any) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", type=torch.device)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2, help="for each form of an operation")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs/benchmarks", help="folder")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs/benchmarks", help="folder")
     for name, default in extra.items():
-        many = {"nargs": "*"} if isinstance(default, list) else {}
+        nargs = {"nargs": "*"} if isinstance(default, list) else {}
         kind = type(default[0] if isinstance(default, list) else default)
-        parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=kind, **many)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, type=kind, **nargs)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    return given
+    return arguments
 
 
 def peer(module: str, name: str) -> Any:
@@ -93,12 +93,12 @@ def timed(
     forms: Forms, seconds: float, device: torch.device = CPU, rounds: int = 15
 ) -> dict[str, Row]:
     """Run every form in turn, each until it has used its seconds."""
-    there = {name: run for name, run in forms.items() if run is not None}
-    memory = {name: peak_mb(run, device) for name, run in there.items()}  # a warm-up too
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in there}
+    available = {name: run for name, run in forms.items() if run is not None}
+    memory = {name: peak_mb(run, device) for name, run in available.items()}  # a warm-up too
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in available}
     counts = 1 if decisive(device) == "cpu_s" else 0
     for _ in range(rounds):
-        for name, run in there.items():
+        for name, run in available.items():
             used = sum(taken[counts] for taken in runs[name])
             if not runs[name] or used + runs[name][0][counts] <= seconds:
                 runs[name].append(once(run, device))
@@ -123,14 +123,14 @@ def compare(
     operation: str,
     size: str,
     forms: Forms,
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     floor_s: float = float("nan"),
 ) -> list[Row]:
     """Rows of all forms; each has how many times as long as ``ours`` it took, and ours how many
     times as long as the limit ``floor_s``.
     """
-    taken = timed(forms, given.seconds, given.device)
-    key, rows = decisive(given.device), []
+    taken = timed(forms, arguments.seconds, arguments.device)
+    key, rows = decisive(arguments.device), []
     for name, row in taken.items():
         rows.append({"operation": operation, "size": size, "form": name, **row})
         rows[-1]["threads"] = torch.get_num_threads()
@@ -176,12 +176,14 @@ def limits(device: torch.device = CPU) -> Row:
     return {"copy_gb_s": copy_bandwidth(device) / 1e9, "matrix_gflop_s": matrix_rate(device) / 1e9}
 
 
-def floor(found: Row, gigabytes: float = 0.0, gigaflop: float = 0.0) -> float:
+def floor(limits: Row, gigabytes: float = 0.0, gigaflop: float = 0.0) -> float:
     """Seconds that moving so much, or computing so much, takes at least."""
-    return max(gigabytes / found["copy_gb_s"], gigaflop / found["matrix_gflop_s"])
+    return max(gigabytes / limits["copy_gb_s"], gigaflop / limits["matrix_gflop_s"])
 
 
-def both(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], None]:
+def with_gradient(
+    function: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> Callable[[], None]:
     """Value and gradients of a function, ones being sent back."""
 
     def run() -> None:
@@ -216,17 +218,17 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def save(name: str, given: argparse.Namespace, rows: Iterable[Row], **more: Any) -> None:
+def save(name: str, arguments: argparse.Namespace, rows: Iterable[Row], **more: Any) -> None:
     """Write outputs/benchmarks/<name>.json."""
-    gpu = given.device.type == "cuda"
+    gpu = arguments.device.type == "cuda"
     about = {
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
         "processor": torch.cuda.get_device_name() if gpu else processor(),
         "cores": os.cpu_count(),
-        "threads": given.threads,
+        "threads": arguments.threads,
         "torch": torch.__version__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-    given.out.mkdir(parents=True, exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**about, **more, "rows": list(rows)}, indent=1)
-    (given.out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    (arguments.output / f"{name}.json").write_text(text + "\n", encoding="utf-8")

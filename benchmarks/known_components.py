@@ -65,14 +65,14 @@ class Prior:
         self, size: float, p: np.ndarray, n: np.ndarray, q: np.ndarray, m: np.ndarray
     ) -> np.ndarray:
         """(len(p), len(q)) cov(n . u at p, m . u at q)."""
-        both = self.smooth(p, q)
-        both *= n @ (size**2 * m.T)
-        both += self.rigid(p, n) @ (self.affine @ self.rigid(q, m).T)
-        return both
+        covariance = self.smooth(p, q)
+        covariance *= n @ (size**2 * m.T)
+        covariance += self.rigid(p, n) @ (self.affine @ self.rigid(q, m).T)
+        return covariance
 
 
 def posterior(
-    prior: Prior, size: float, p: np.ndarray, n: np.ndarray, known: np.ndarray, at: np.ndarray
+    prior: Prior, size: float, p: np.ndarray, n: np.ndarray, values: np.ndarray, at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean (len(at), D) and covariance (len(at), D, D) of u, given n . u at voxels p."""
     axes = [np.tile(axis, (len(at), 1)) for axis in np.eye(prior.ndim)]
@@ -80,8 +80,8 @@ def posterior(
     inner.ravel()[:: len(p) + 1] += EXACT**2
     factor = cho_factor(inner, lower=True, overwrite_a=True, check_finite=False)
     across = [prior.covariance(size, p, n, at, axis) for axis in axes]
-    mean = np.stack([c.T @ cho_solve(factor, known) for c in across], 1)
-    rest = [solve_triangular(factor[0], c, lower=True) for c in across]
+    mean = np.stack([c.T @ cho_solve(factor, values) for c in across], 1)
+    solved = [solve_triangular(factor[0], c, lower=True) for c in across]
     smooth = size**2 * prior.ratio * np.ones(len(at))
     for axis, place in zip(prior.axes, prior.x[at].T, strict=True):
         smooth *= axis.diagonal()[place]
@@ -89,7 +89,7 @@ def posterior(
     sigma = np.empty((len(at), prior.ndim, prior.ndim))
     for d, e in np.ndindex(prior.ndim, prior.ndim):
         before = (rigid[d] @ prior.affine * rigid[e]).sum(1) + (d == e) * smooth
-        sigma[:, d, e] = before - (rest[d] * rest[e]).sum(0)
+        sigma[:, d, e] = before - (solved[d] * solved[e]).sum(0)
     return mean, sigma
 
 
@@ -111,15 +111,15 @@ def checked(affine: Affine, non_rigid: NonRigid) -> None:
     p = rng.choice(480, 60, replace=False)
     n = rng.normal(size=(60, 2))
     n /= np.linalg.norm(n, axis=1)[:, None]
-    known = rng.normal(size=60)
+    values = rng.normal(size=60)
     roots = [np.linalg.cholesky(c + 1e-12 * np.eye(len(c))) for c in prior.axes]
     root = np.kron(np.eye(2), 3 * np.sqrt(prior.ratio) * np.kron(*roots))
     rigid = np.kron(np.eye(2), prior.basis) @ np.linalg.cholesky(prior.affine)
     parts = np.c_[root, rigid].reshape(2, 480, -1)  # u as a sum of independent parts
-    seen = np.einsum("pd,dpk->pk", n, parts[:, p])
-    spread = np.linalg.inv(seen.T @ seen / EXACT**2 + np.eye(seen.shape[1]))
-    mean, sigma = posterior(prior, 3.0, p, n, known, np.arange(480))
-    assert np.allclose(mean.T, parts @ (spread @ seen.T @ known / EXACT**2), atol=1e-4)
+    observed = np.einsum("pd,dpk->pk", n, parts[:, p])
+    spread = np.linalg.inv(observed.T @ observed / EXACT**2 + np.eye(observed.shape[1]))
+    mean, sigma = posterior(prior, 3.0, p, n, values, np.arange(480))
+    assert np.allclose(mean.T, parts @ (spread @ observed.T @ values / EXACT**2), atol=1e-4)
     assert np.allclose(sigma, np.einsum("dpk,kl,epl->pde", parts, spread, parts), atol=1e-5)
     fields = [non_rigid(rng, (20, 24), (1, 1)) for _ in range(DRAWS)]
     drawn = np.array([(v / v.abs().max())[0, 0].flatten().numpy() for v in fields])

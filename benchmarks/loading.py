@@ -106,7 +106,7 @@ def loading(data: str, root: Path, cache: str | None, seconds: float) -> float:
     return rate(loader, seconds, module.batch_size)
 
 
-def plain_loading(data: str, root: Path, seconds: float) -> float:
+def load_with_nibabel(data: str, root: Path, seconds: float) -> float:
     """Pairs per second when nibabel reads the voxels of their files, and nothing else is done."""
     loader = instantiate_config(composed(data, root, None).data).train_dataloader()
 
@@ -144,28 +144,37 @@ def measure(data: str, root: Path, seconds: float) -> dict[str, float | str]:
         memory, disk, uncached = (
             loading(data, root, cache, seconds) for cache in ("memory", folder, None)
         )
-    plain = plain_loading(data, root, seconds)
+    nibabel_only = load_with_nibabel(data, root, seconds)
     step, batch = step_seconds(data, root, seconds)
     training = batch / step
-    values = (memory, disk, uncached, plain, memory / plain, step, training, memory / training)
+    values = (
+        memory,
+        disk,
+        uncached,
+        nibabel_only,
+        memory / nibabel_only,
+        step,
+        training,
+        memory / training,
+    )
     return dict(zip(COLUMNS, (data, *values), strict=True))
 
 
 def main() -> None:
     """Measure both data sets."""
-    given = harness.options(__doc__)
+    arguments = harness.options(__doc__)
     warnings.filterwarnings("ignore", "You are trying to `self.log")
-    there = os.environ.get("REGNET_LAB_DATA")
+    data_root = os.environ.get("REGNET_LAB_DATA")
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(there or folder)
-        if not there:
+        root = Path(data_root or folder)
+        if not data_root:
             write_made_up(root)
-        rows = [measure(data, root, given.seconds) for data in DATA_SETS]
+        rows = [measure(data, root, arguments.seconds) for data in DATA_SETS]
     print(" | ".join(COLUMNS))
     for row in rows:
         cells = (v if isinstance(v, str) else f"{v:.4g}" for v in row.values())
         print(" | ".join(c.ljust(len(name)) for c, name in zip(cells, COLUMNS, strict=True)))
-    harness.save("loading", given, rows, data="real" if there else "made up")
+    harness.save("loading", arguments, rows, data="real" if data_root else "made up")
 
 
 if __name__ == "__main__":

@@ -28,16 +28,16 @@ def main() -> None:
         warped = torch.rand_like(fixed).requires_grad_()
         flop = fixed.numel() * SUMS * ndim * 2 * (box_filter.BLOCK_VOXELS + WINDOW - 1) / 1e9
         forms: harness.Forms = {
-            "ours": harness.both(
+            "ours": harness.with_gradient(
                 lambda w, f=fixed: similarity.local_ncc(f, w, window=WINDOW).mean(), warped
             )
         }
         if monai:
             loss = monai(spatial_dims=ndim, kernel_size=WINDOW).to(args.device)
-            forms["MONAI"] = harness.both(lambda w, f=fixed, g=loss: g(w, f), warped)
+            forms["MONAI"] = harness.with_gradient(lambda w, f=fixed, g=loss: g(w, f), warped)
         if neurite:
             score = neurite(WINDOW).to(args.device)
-            forms["neurite 0.3.4"] = harness.both(
+            forms["neurite 0.3.4"] = harness.with_gradient(
                 lambda w, f=fixed, g=score: g(f, w).mean(), warped
             )
         size = f"{batch} x {' x '.join(map(str, shape))}"

@@ -68,9 +68,9 @@ def ants() -> None:
     import ants
 
     fixed, moving, _, labels = (ants.image_read(name) for name in FILES)
-    found = ants.registration(fixed, moving, "SyNOnly")
-    ants.image_write(found["warpedmovout"], "warped.nii.gz")
-    carried = ants.apply_transforms(fixed, labels, found["fwdtransforms"], "nearestNeighbor")
+    registration = ants.registration(fixed, moving, "SyNOnly")
+    ants.image_write(registration["warpedmovout"], "warped.nii.gz")
+    carried = ants.apply_transforms(fixed, labels, registration["fwdtransforms"], "nearestNeighbor")
     ants.image_write(carried, "warped_labels.nii.gz")
 
 
@@ -88,14 +88,17 @@ def measured(name: str, command: list[str], folder: Path, threads: int) -> harne
     answer = folder / ("registered" if command[0] == OURS[0] else ".") / "warped_labels.nii.gz"
     answer.unlink(missing_ok=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    many = {"OMP_NUM_THREADS": str(threads), "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads)}
+    thread_limits = {
+        "OMP_NUM_THREADS": str(threads),
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(threads),
+    }
     shell = [sys.executable, *command]
     shell += [f"threads={threads}", "device=cpu"] if command[0] == OURS[0] else []
     began = time.perf_counter()
     done = subprocess.run(
         shell,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(harness.ROOT), **many},
+        env={**os.environ, "PYTHONPATH": str(harness.ROOT), **thread_limits},
         capture_output=True,
         encoding="utf-8",
         timeout=600,

@@ -47,17 +47,17 @@ def main() -> None:
     parser.add_argument("--data", default="task04")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], help="such as model.levels=3")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.models:
-        cfg = configuration(f"model={name}", f"data={given.data}", *given.set)
+    for name in arguments.models:
+        cfg = configuration(f"model={name}", f"data={arguments.data}", *arguments.set)
         model, loader = (
             instantiate_config(cfg.model).eval(),
             instantiate_config(cfg.data).make_eval_dataloader("val"),
         )
         seconds = []
         with torch.no_grad():
-            for pair in islice(loader, given.pairs + 1):
+            for pair in islice(loader, arguments.pairs + 1):
                 before = cpu(model)
                 model(pair["fixed"], pair["moving"])
                 seconds.append(cpu(model) - before)

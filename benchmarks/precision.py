@@ -1,10 +1,12 @@
 """Effect of half precision: every model trained briefly in 32, bf16-mixed and 16-mixed.
 
 ``python benchmarks/precision.py``; options: ``--models gradirn faim``, ``--seeds 5``,
-``--ndim 3 --side 40 --steps 500``, ``--set optim.lr=1e-4``.  All trainings use the same phantoms; a
-seed determines the initial weights and the order of the pairs and is shared by the precisions, so
-that differences d are paired.  Lightning replaces ``trainer.precision=16-mixed`` by bf16-mixed on a
-CPU; here its plugin is passed, so that float16 autocast and gradient scaling run there, too.
+``--ndim 3 --side 40 --steps 500``, ``--set training_optimizer.lr=1e-4``.
+
+All trainings use the same phantoms; a seed determines the initial weights and the order of the
+pairs and is shared by the precisions, so that differences d are paired.  Lightning replaces
+``trainer.precision=16-mixed`` by bf16-mixed on a CPU; here its plugin is passed, so that float16
+autocast and gradient scaling run there, too.
 
 Prints the Dice of held-out pairs, mean and standard deviation over seeds, and for each half
 precision the mean of d (half minus 32) with its 95 % interval (Student's t), and whether d is
@@ -94,8 +96,8 @@ def trained(model: str, precision: str, seed: int, args: argparse.Namespace) -> 
     return {**numbers, "seconds": seconds}
 
 
-def kept(path: Path, row: dict[str, object]) -> pd.DataFrame:
-    """Return the rows of the table that match the args columns."""
+def select_rows(path: Path, row: dict[str, object]) -> pd.DataFrame:
+    """Return the rows of the table that match the columns of ``row``."""
     if not path.is_file():
         return pd.DataFrame()
     table = pd.read_csv(path, dtype={"precision": str, "set": str}, keep_default_na=False)
@@ -104,22 +106,22 @@ def kept(path: Path, row: dict[str, object]) -> pd.DataFrame:
 
 def all_trained(model: str, args: argparse.Namespace) -> pd.DataFrame:
     """Return Dice by seed (rows) and precision (columns), training what is missing."""
-    wanted = {}
+    dice = {}
     for precision, seed in product(args.precisions, range(args.seeds)):
         settings = (model, precision, seed, args.ndim, args.side, args.steps)
         row = dict(zip(SETTINGS, (*settings, " ".join(args.set), TORCH), strict=True))
-        done = kept(args.out, row)
+        done = select_rows(args.output, row)
         if done.empty:
             done = pd.DataFrame([row | trained(model, precision, seed, args)])
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            done.to_csv(args.out, mode="a", header=not args.out.is_file(), index=False)
-        wanted[precision, seed] = float(done["val/dice"].iloc[0])
-    return pd.Series(wanted).unstack(0)[args.precisions]
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            done.to_csv(args.output, mode="a", header=not args.output.is_file(), index=False)
+        dice[precision, seed] = float(done["val/dice"].iloc[0])
+    return pd.Series(dice).unstack(0)[args.precisions]
 
 
-def compared(full: pd.Series, half: pd.Series) -> str:
+def compared(full: pd.Series, half_precision: pd.Series) -> str:
     """Return the mean paired difference, half its 95 % interval, and the verdict."""
-    apart = half - full
+    apart = half_precision - full
     mean, error = apart.mean(), apart.sem()
     wide = stats.t.ppf(0.975, len(apart) - 1) * error
     within = abs(mean) <= max(wide, full.std())
@@ -127,7 +129,7 @@ def compared(full: pd.Series, half: pd.Series) -> str:
     return f"{mean:+.3f} ± {wide:.3f}, {verdict}"
 
 
-def slope(model: str, how: str, args: argparse.Namespace) -> torch.Tensor:
+def slope(model: str, precision: str, args: argparse.Namespace) -> torch.Tensor:
     """Compute the gradient of the first loss with respect to all weights of seed 0.
 
     ``rounded``: in float32, with weights rounded to bfloat16.
@@ -139,14 +141,14 @@ def slope(model: str, how: str, args: argparse.Namespace) -> torch.Tensor:
         instantiate_config(cfg.module),
     )
     module.log_dict = lambda *_, **__: None
-    if how == "rounded":
+    if precision == "rounded":
         torch.nn.utils.vector_to_parameters(
             torch.nn.utils.parameters_to_vector(module.parameters()).bfloat16().float(),
             module.parameters(),
         )
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(how)
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     batch = default_collate([pairs[0], pairs[1]])
-    with torch.autocast("cpu", half or torch.bfloat16, enabled=half is not None):
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         loss = module.training_step(batch, 0)
     (loss / 128).backward()  # so that float16 does not overflow
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
@@ -160,7 +162,10 @@ def compare_gradients(args: argparse.Namespace) -> None:
         if not [*instantiate_config(composed(model, 0, args).module).parameters()]:
             continue
         exact = slope(model, "32", args)
-        cosines = [torch.cosine_similarity(exact, slope(model, how, args), dim=0) for how in ways]
+        cosines = [
+            torch.cosine_similarity(exact, slope(model, precision, args), dim=0)
+            for precision in ways
+        ]
         print(f"| {model} | {' | '.join(f'{float(c):.4f}' for c in cosines)} |", flush=True)
 
 
@@ -191,7 +196,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/precision.csv"))
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/precision.csv"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     silence_lightning()

@@ -36,10 +36,12 @@ def main() -> None:
     moving = np.roll(fixed, (3, -2, 4), (0, 1, 2))
     begun = time.process_time()
     with Profile(torch.device("cpu")) as profile:
-        found = regnet_lab.register(fixed, moving, "device=cpu")
+        registered = regnet_lab.register(fixed, moving, "device=cpu")
     worked = time.process_time() - begun
-    stages = ", ".join(f"{k} {v:.1f} s" for k, v in found.answer.seconds.items())
-    before, after = (np.sqrt(np.mean((fixed - image) ** 2)) for image in (moving, found.warped))
+    stages = ", ".join(f"{k} {v:.1f} s" for k, v in registered.result.seconds.items())
+    before, after = (
+        np.sqrt(np.mean((fixed - image) ** 2)) for image in (moving, registered.warped)
+    )
     print(f"{threads} threads: {profile.seconds:.1f} s ({stages}), of the processor {worked:.1f} s")
     print(f"peak {profile.peak_mb:.0f} MB")
     print(f"RMSE {before:.3f} -> {after:.3f}")

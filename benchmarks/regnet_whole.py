@@ -55,13 +55,13 @@ if __name__ == "__main__":
     parser.add_argument("--tile", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiles-only", action="store_true", help="where one pass has no room")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         fields = []
-        for tile in [given.tile] if given.tiles_only else [None, given.tile]:
+        for tile in [arguments.tile] if arguments.tiles_only else [None, arguments.tile]:
             fields.append(Path(folder) / f"{tile}.pt")
-            each = (given.model, given.side, tile, given.threads, str(fields[-1]))
+            each = (arguments.model, arguments.side, tile, arguments.threads, str(fields[-1]))
             process = context.Process(target=run, args=each)
             process.start()
             process.join()

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.disguises import disguises, told
-from benchmarks.faults.ends import dead_worker, not_finite
+from benchmarks.faults.failures import dead_worker, not_finite
 from benchmarks.faults.kills import (
     interrupt_in_training,
     kill_in_cache,
@@ -33,6 +32,7 @@ from benchmarks.faults.shortages import (
     disk_full_in_training,
     out_of_memory,
 )
+from benchmarks.malicious_files import list_malicious_files, open_malicious_file
 
 FAULTS = {  # fault: how often at --times 1
     kill_in_training: 10,
@@ -48,8 +48,8 @@ FAULTS = {  # fault: how often at --times 1
 }
 
 
-def lost(fault: Callable[..., bool], rng: random.Random, whole: Reference) -> bool:
-    """Whether one trial of a fault lost anything."""
+def loses_data(fault: Callable[..., bool], rng: random.Random, whole: Reference) -> bool:
+    """Return whether one trial of a fault lost anything."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return fault(rng, Path(folder), whole)
@@ -60,14 +60,16 @@ def lost(fault: Callable[..., bool], rng: random.Random, whole: Reference) -> bo
             return True
 
 
-def trials(fault: Callable[..., bool], times: int, rng: random.Random, whole: Reference) -> list:
-    """Whether each of so many trials of a fault lost anything."""
-    found: list[bool] = []
+def run_trials(
+    fault: Callable[..., bool], times: int, rng: random.Random, whole: Reference
+) -> list:
+    """Return whether each of ``times`` trials of a fault lost anything."""
+    losses: list[bool] = []
     for _ in range(3 * times):
-        if len(found) < times:
+        if len(losses) < times:
             with suppress(TooLateError):
-                found.append(lost(fault, rng, whole))
-    return found
+                losses.append(loses_data(fault, rng, whole))
+    return losses
 
 
 def main() -> None:
@@ -76,23 +78,23 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=1.0, help="of the usual number of trials")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=[fault.__name__ for fault in FAULTS])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rng, total = random.Random(given.seed), 0
+    rng, total = random.Random(arguments.seed), 0
     print("| fault | tried | lost | seconds |\n|---|--:|--:|--:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         whole = Reference(Path(folder))
         for fault, usual in FAULTS.items():
-            if fault.__name__ not in given.only:
+            if fault.__name__ not in arguments.only:
                 continue
             start = time.monotonic()
-            found = trials(fault, max(1, round(usual * given.times)), rng, whole)
+            losses = run_trials(fault, max(1, round(usual * arguments.times)), rng, whole)
             name, seconds = fault.__name__.replace("_", " "), time.monotonic() - start
-            print(f"| {name} | {len(found)} | {sum(found)} | {seconds:.0f} |", flush=True)
-            total += sum(found)
-    results = [told(disguise) for disguise in disguises().values()]
-    bad = sum(ran or not said for said, ran in results)
-    print(f"| a stranger's file | {len(results)} | {bad} | |")
+            print(f"| {name} | {len(losses)} | {sum(losses)} | {seconds:.0f} |", flush=True)
+            total += sum(losses)
+    results = [open_malicious_file(file) for file in list_malicious_files().values()]
+    bad = sum(ran or not message for message, ran in results)
+    print(f"| a malicious file | {len(results)} | {bad} | |")
     sys.exit(bool(total + bad))
 
 

@@ -83,17 +83,17 @@ def counted(name: str, shape: Sequence[int]) -> dict[str, float]:
     model, mode = model_of(name), FakeTensorMode(allow_non_fake_inputs=True)
     hollow(model, mode)
     own = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept = {}
+    storages = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # holds it, so that no other gets its number
+        storages[storage._cdata] = storage  # holds it, so that no other gets its number
         return tensor
 
     with mode, FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda t: t):
         step(model, shape)
-    bytes_kept = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
-    return {"operations": counter.get_total_flops(), "kept": bytes_kept}
+    stored_bytes = sum(storage.nbytes() for key, storage in storages.items() if key not in own)
+    return {"operations": counter.get_total_flops(), "kept": stored_bytes}
 
 
 def measure(name: str, out: multiprocessing.Queue) -> None:
@@ -116,22 +116,22 @@ def apart(name: str) -> dict[str, float]:
     child.start()
     while child.is_alive() and out.empty():
         time.sleep(0.2)
-    found = {} if out.empty() else out.get()
+    costs = {} if out.empty() else out.get()
     child.join()
-    return found
+    return costs
 
 
-def row(name: str, found: dict) -> str:
+def row(name: str, costs: dict) -> str:
     """The line of the table."""
-    first, *_, last = (found[grid] for grid in GRIDS)
-    states = 16 * found["parameters"]
+    first, *_, last = (costs[grid] for grid in GRIDS)
+    states = 16 * costs["parameters"]
     gpus = PAIRS * last["operations"] / (SPEED * DAY)
-    cells = [f"{found['parameters']:,}"]
-    cells += [f"{(found[grid]['kept'] + states) / 1e9:.2f}" for grid in GRIDS]
-    cells += [f"{found['peak'] / 1e9:.2f}" if "peak" in found else "-"]
-    cells += [f"{found[grid]['operations'] / 1e12:.3g}" for grid in GRIDS]
-    pace = found["seconds"] / first["operations"] if found.get("seconds") else math.nan
-    cells += ["-" if pace != pace else f"{pace * found[g]['operations']:.1f}" for g in GRIDS]
+    cells = [f"{costs['parameters']:,}"]
+    cells += [f"{(costs[grid]['kept'] + states) / 1e9:.2f}" for grid in GRIDS]
+    cells += [f"{costs['peak'] / 1e9:.2f}" if "peak" in costs else "-"]
+    cells += [f"{costs[grid]['operations'] / 1e12:.3g}" for grid in GRIDS]
+    pace = costs["seconds"] / first["operations"] if costs.get("seconds") else math.nan
+    cells += ["-" if pace != pace else f"{pace * costs[g]['operations']:.1f}" for g in GRIDS]
     return f"| {name} | {' | '.join([*cells, f'{gpus:.2f}'])} |"
 
 
@@ -140,29 +140,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=WHOLE)
     parser.add_argument("--measure", nargs="*", default=WHOLE)
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/scaling.json"))
-    given = parser.parse_args()
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks/scaling.json"))
+    arguments = parser.parse_args()
     if not FREED.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **FREED})
     heads = [f"{unit} {grid}" for unit in ("GB", "Tflop", "CPU s") for grid in GRIDS]
     heads = ["parameters", *heads[:3], "peak GB 64^3", *heads[3:], "GPUs"]
     print(f"| model | {' | '.join(heads)} |")
     print("|---" + "|--:" * len(heads) + "|")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(given.out.read_text("utf-8")) if given.out.is_file() else {}
-    for name in given.models:
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    all_costs = (
+        json.loads(arguments.output.read_text("utf-8")) if arguments.output.is_file() else {}
+    )
+    for name in arguments.models:
         parameters = sum(p.numel() for p in model_of(name).parameters())
         if not parameters:
             continue  # nothing to train
         try:
-            found = known.get(name, {}) | {grid: counted(name, s) for grid, s in GRIDS.items()}
+            costs = all_costs.get(name, {}) | {grid: counted(name, s) for grid, s in GRIDS.items()}
         except DataDependentOutputException:
             print(f"| {name} | cannot be counted: what it does depends on values |", flush=True)
             continue
-        found["parameters"] = parameters
-        known[name] = found | (apart(name) if name in given.measure else {})
-        print(row(name, known[name]), flush=True)
-        given.out.write_text(json.dumps(known, indent=2), "utf-8")
+        costs["parameters"] = parameters
+        all_costs[name] = costs | (apart(name) if name in arguments.measure else {})
+        print(row(name, all_costs[name]), flush=True)
+        arguments.output.write_text(json.dumps(all_costs, indent=2), "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def children_s() -> float:
 
 def main() -> None:
     """Each command three times, the first of which is not counted."""
-    given, rows = harness.options(__doc__), []
+    arguments, rows = harness.options(__doc__), []
     for command in COMMANDS:
         taken = []
         for _ in range(3):
@@ -36,7 +36,7 @@ def main() -> None:
         wall, cpu = (min(times) for times in zip(*taken[1:], strict=True))
         rows.append({"command": f"python {command} --help", "min_s": wall, "cpu_s": cpu})
         print(rows[-1], flush=True)
-    harness.save("startup", given, rows)
+    harness.save("startup", arguments, rows)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ GOALS = [  # operation, size, peer, threads, times ours at least, file
 ]
 
 
-def found_in(name: str) -> harness.Row:
+def read_results(name: str) -> harness.Row:
     """What a benchmark wrote, no rows where it has not run."""
     path = harness.ROOT / f"outputs/benchmarks/{name}.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {"rows": []}
@@ -102,8 +102,10 @@ def goals() -> str:
     lines = ["| operation | size | threads | peer | times ours, goal | measured | |"]
     lines.append("|---|---|--:|---|--:|--:|---|")
     for operation, size, form, threads, goal, name in GOALS:
-        wanted = {"operation": operation, "size": size, "form": form, "threads": threads}
-        ratios = [r["times_ours"] for r in found_in(name)["rows"] if wanted.items() <= r.items()]
+        criteria = {"operation": operation, "size": size, "form": form, "threads": threads}
+        ratios = [
+            r["times_ours"] for r in read_results(name)["rows"] if criteria.items() <= r.items()
+        ]
         measured = ratios[0] if ratios else math.nan
         verdict = "" if not ratios else "reached" if measured >= goal else "**missed**"
         cells = (operation, size, threads, form, goal, measured, verdict)
@@ -113,20 +115,20 @@ def goals() -> str:
 
 def table(name: str) -> str:
     """Markdown of one benchmark."""
-    found = found_in(name)
+    results = read_results(name)
     columns = SPECIAL.get(name, OPERATORS)
     lines = [[title for title, _ in columns], ["---", *["--:"] * (len(columns) - 1)]]
-    lines += [[number(value(row)) for _, value in columns] for row in found["rows"]]
+    lines += [[number(value(row)) for _, value in columns] for row in results["rows"]]
     rows = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    limits = found.get("limits")
+    limits = results.get("limits")
     rates = (
         f"; copy {limits['copy_gb_s']:.1f} GB/s, matrices {limits['matrix_gflop_s']:.0f} GFLOP/s"
         if limits
         else ""
     )
     return (
-        f"`{found['command']}` on {found['processor']}, {found['cores']} cores, torch "
-        f"{found['torch']}, load {found['load']:.1f} when it ended{rates}.\n\n{rows}\n"
+        f"`{results['command']}` on {results['processor']}, {results['cores']} cores, torch "
+        f"{results['torch']}, load {results['load']:.1f} when it ended{rates}.\n\n{rows}\n"
     )
 
 
@@ -137,7 +139,7 @@ def main() -> None:
         name = match[1]
         if name == "goals":
             return f"<!-- table goals -->\n{goals()}<!-- end -->"
-        if not found_in(name)["rows"]:
+        if not read_results(name)["rows"]:
             print(f"{name} has not been measured: its table stays as it is")
             return match[0]
         return f"<!-- table {name} -->\n{table(name)}<!-- end -->"

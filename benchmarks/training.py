@@ -70,30 +70,30 @@ def pair_of(shape: list[int], batch: int, device: torch.device) -> dict:
 
 
 def steps(
-    name: str, shape: list[int], batch: int, given: harness.argparse.Namespace
+    name: str, shape: list[int], batch: int, arguments: harness.argparse.Namespace
 ) -> harness.Row:
     """The best of some steps, the first being a warm-up unless it is long."""
-    pair = pair_of(shape, batch, given.device)
+    pair = pair_of(shape, batch, arguments.device)
     network, loss = theirs(shape, pair) if name == PEER else ours(name, shape, pair)
-    network.to(given.device).train()
-    half = HALVES[given.precision]
-    if given.compile:
+    network.to(arguments.device).train()
+    dtype = HALVES[arguments.precision]
+    if arguments.compile:
         (network if name == PEER else network.model).compile()
     optimizer = torch.optim.Adam(network.parameters(), 1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast(given.device.type, half, enabled=half is not None):
+        with torch.autocast(arguments.device.type, dtype, enabled=dtype is not None):
             value = loss()
         value.backward()
         optimizer.step()
 
     harness.trim()
     before = harness.resident_mb()
-    with harness.Profile(given.device) as profile:
-        taken = [harness.once(step, given.device)]
-    more = 0 if taken[0][1] > given.seconds / 2 else 3
-    taken += [harness.once(step, given.device) for _ in range(more)]
+    with harness.Profile(arguments.device) as profile:
+        taken = [harness.once(step, arguments.device)]
+    more = 0 if taken[0][1] > arguments.seconds / 2 else 3
+    taken += [harness.once(step, arguments.device) for _ in range(more)]
     wall, cpu = (min(times) for times in zip(*taken, strict=True))
     return {
         "model": name,
@@ -102,59 +102,66 @@ def steps(
         "min_s": wall,
         "cpu_s": cpu,
         "samples_s": batch / wall,
-        "peak_mb": profile.peak_mb - (0 if given.device.type == "cuda" else before),
+        "peak_mb": profile.peak_mb - (0 if arguments.device.type == "cuda" else before),
     }
 
 
-def sizes(given: harness.argparse.Namespace) -> Iterator[tuple[list[int], int]]:
+def sizes(arguments: harness.argparse.Namespace) -> Iterator[tuple[list[int], int]]:
     """Shape and batch, the small ones first."""
     yield [256, 256], 8
-    for side in sorted(given.sides):
+    for side in sorted(arguments.sides):
         yield [side] * 3, 1
-    if given.device.type == "cuda":
+    if arguments.device.type == "cuda":
         yield [160, 192, 224], 1
 
 
-def one(name: str, given: harness.argparse.Namespace) -> list[harness.Row]:
+def measure_sizes(name: str, arguments: harness.argparse.Namespace) -> list[harness.Row]:
     """All sizes of a model that are short enough."""
     rows: list[harness.Row] = []
-    for shape, batch in sizes(given):
+    for shape, batch in sizes(arguments):
         voxels = torch.Size(shape).numel() * batch
         volumes = [row for row in rows[1:] if "cpu_s" in row]
         likely = max((row["cpu_s"] / row["voxels"] * voxels for row in volumes), default=0)
-        if likely > given.longest:
+        if likely > arguments.longest:
             continue
         try:
-            rows.append(steps(name, shape, batch, given) | {"voxels": voxels})
+            rows.append(steps(name, shape, batch, arguments) | {"voxels": voxels})
         except (ValueError, RuntimeError) as error:  # a model for one number of axes, or memory
             rows.append({"model": name, "size": str(shape), "failed": str(error).split("\n")[0]})
     return rows
 
 
-def kept(given: harness.argparse.Namespace) -> list[str]:
+def list_unusual_settings(arguments: harness.argparse.Namespace) -> list[str]:
     """What is unusual in the settings, for the name of the file."""
-    precision = [] if given.precision == "32" else [given.precision]
-    return precision + ["compiled"] * given.compile
+    precision = [] if arguments.precision == "32" else [arguments.precision]
+    return precision + ["compiled"] * arguments.compile
 
 
 def main() -> None:
     """Every model in a process of its own."""
-    how = {"models": [""], "sides": [64, 128], "longest": 12.0, "precision": "32", "compile": 0}
-    given = harness.options(__doc__, **how, child="")
-    if given.child:
-        print(json.dumps({"rows": one(given.child, given)}))
+    defaults = {
+        "models": [""],
+        "sides": [64, 128],
+        "longest": 12.0,
+        "precision": "32",
+        "compile": 0,
+    }
+    arguments = harness.options(__doc__, **defaults, child="")
+    if arguments.child:
+        print(json.dumps({"rows": measure_sizes(arguments.child, arguments)}))
         return
     rows = []
-    for name in [n for n in given.models if n] or [PEER, *models()]:
+    for name in [n for n in arguments.models if n] or [PEER, *models()]:
         command = [__file__, "--child", name, *sys.argv[1:]]
         answer = harness.child(command, timeout=600)
         for row in answer.get("rows", [{"model": name, **answer}]):
             print(row, flush=True)
             rows.append(row)
     ending = "".join(
-        [f"_{given.precision}"] * (given.precision != "32") + ["_compiled"] * given.compile
+        [f"_{arguments.precision}"] * (arguments.precision != "32")
+        + ["_compiled"] * arguments.compile
     )
-    harness.save(f"training{ending}", given, rows)
+    harness.save(f"training{ending}", arguments, rows)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ def image() -> np.ndarray:
 
 def main() -> None:
     """Write once, read often; the limit is a copy of the volume."""
-    given = harness.options(__doc__)
-    given.device = harness.CPU
+    arguments = harness.options(__doc__)
+    arguments.device = harness.CPU
     volume = image()
     with tempfile.TemporaryDirectory() as folder:
-        plain, packed = Path(folder) / "volume.nii", Path(folder) / "volume.nii.gz"
-        for path in (plain, packed):
+        uncompressed, packed = Path(folder) / "volume.nii", Path(folder) / "volume.nii.gz"
+        for path in (uncompressed, packed):
             nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), path)
         cache = FolderCache(Path(folder) / "cache")
 
@@ -46,14 +46,16 @@ def main() -> None:
         load = monai and monai(image_only=True)
         forms: harness.Forms = {
             "ours": cached,
-            "nibabel .nii": lambda: np.asarray(nibabel.load(plain).dataobj).astype(np.float32),
+            "nibabel .nii": lambda: np.asarray(nibabel.load(uncompressed).dataobj).astype(
+                np.float32
+            ),
             "nibabel .nii.gz": lambda: np.asarray(nibabel.load(packed).dataobj),
             "SimpleITK .nii.gz": lambda: sitk.GetArrayFromImage(sitk.ReadImage(str(packed))),
             "MONAI .nii.gz": load and (lambda: load(packed)),
         }
         limit = harness.floor(harness.limits(), gigabytes=2 * volume.nbytes / 1e9)
-        rows = harness.compare("read a volume", "160 x 192 x 224", forms, given, limit)
-    harness.save("volumes", given, rows)
+        rows = harness.compare("read a volume", "160 x 192 x 224", forms, arguments, limit)
+    harness.save("volumes", arguments, rows)
 
 
 if __name__ == "__main__":

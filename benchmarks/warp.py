@@ -24,8 +24,8 @@ def rows_of(shape: list[int], batch: int, args: harness.argparse.Namespace) -> l
         "VoxelMorph 0.3.4": voxelmorph and voxelmorph(),
         "MONAI": monai and monai("bilinear", "border"),
     }
-    there = {"ours": lambda u: ops.warp(image, u)}
-    there |= {name: lambda u, f=f: f(image, u) for name, f in peers.items() if f}
+    implementations = {"ours": lambda u: ops.warp(image, u)}
+    implementations |= {name: lambda u, f=f: f(image, u) for name, f in peers.items() if f}
     size = f"{batch} x {' x '.join(map(str, shape))}"
     voxels = image.numel() / 1e9
     moved = BYTES * voxels * (len(shape) + 2) / 5
@@ -33,8 +33,8 @@ def rows_of(shape: list[int], batch: int, args: harness.argparse.Namespace) -> l
     def value(function: harness.Callable[[Tensor], Tensor]) -> harness.Callable[[], Tensor]:
         return lambda: function(u.detach())
 
-    with_slope = {name: harness.both(f, u) for name, f in there.items()}
-    alone = {name: value(f) for name, f in there.items()}
+    with_slope = {name: harness.with_gradient(f, u) for name, f in implementations.items()}
+    alone = {name: value(f) for name, f in implementations.items()}
     limits = harness.limits(args.device)
     return [
         *harness.compare("warp", size, alone, args, harness.floor(limits, moved * 0.4)),

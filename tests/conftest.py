@@ -7,6 +7,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
+import regnet_lab.config.compose  # noqa: F401  registers the resolvers used in conf/
 from regnet_lab.errors import MissingPackageError
 from tests.helpers import CONF, ROOT
 

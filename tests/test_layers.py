@@ -50,16 +50,18 @@ def test_imports_follow_the_order_of_layers(path):
     own = layer(path)
     if own == "__init__":
         return
-    for package, *rest in imported(path):
-        if package == "regnet_lab" and rest and rest[0] in LEVEL:
-            assert LEVEL[rest[0]] <= LEVEL[own], f"{own} must not import {'.'.join(rest)}"
+    for package, *submodules in imported(path):
+        if package == "regnet_lab" and submodules and submodules[0] in LEVEL:
+            assert LEVEL[submodules[0]] <= LEVEL[own], (
+                f"{own} must not import {'.'.join(submodules)}"
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_models_see_tensors_only(path):
     if layer(path) == "models":
-        seen = {".".join(name[:2]) for name in imported(path)}
-        assert not seen & {"regnet_lab.types", "pytorch_lightning.LightningModule", "omegaconf"}
+        modules = {".".join(name[:2]) for name in imported(path)}
+        assert not modules & {"regnet_lab.types", "pytorch_lightning.LightningModule", "omegaconf"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -23,24 +23,24 @@ from benchmarks.faults.processes import (
     disturbed,
     ended,
     forked,
+    have_same_weights,
     numbers,
-    same_weights,
 )
 from regnet_lab.config.checkpoints import read_weights
 from regnet_lab.data.preprocessing.cache import FolderCache, read_arrays
 from regnet_lab.training.callbacks import AtomicCheckpointIO
 
 
-def goes_on(run: Path, options: list[str], whole: Reference) -> bool:
+def can_continue(run: Path, options: list[str], whole: Reference) -> bool:
     """Whether every checkpoint is whole, and the run ends as the one that was not disturbed."""
-    found = list(run.glob("checkpoints/*.ckpt"))
-    for path in found:
+    checkpoints = list(run.glob("checkpoints/*.ckpt"))
+    for path in checkpoints:
         read_weights(path)
-    arguments = [f"resume={run}"] if run / "checkpoints/last.ckpt" in found else options
+    arguments = [f"resume={run}"] if run / "checkpoints/last.ckpt" in checkpoints else options
     if ended(forked(partial(command, TRAIN, *arguments), run.parent / "log.txt")):
         return False
     pairs = ((run / "checkpoints" / path.name, path) for path in (whole.last, whole.best))
-    return all(same_weights(one, other) for one, other in pairs)
+    return all(have_same_weights(checkpoint, expected) for checkpoint, expected in pairs)
 
 
 def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
@@ -48,7 +48,7 @@ def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool
     options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
     pid = forked(partial(command, TRAIN, *options), folder / "log.txt")
     disturbed(pid, rng.uniform(0.3, 0.95) * whole.training)
-    return not goes_on(folder / "run", options, whole)
+    return not can_continue(folder / "run", options, whole)
 
 
 def interrupt_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
@@ -58,11 +58,11 @@ def interrupt_in_training(rng: random.Random, folder: Path, whole: Reference) ->
     pid = forked(partial(command, TRAIN, *options), folder / "log.txt")
     sign = rng.choice([signal.SIGINT, signal.SIGTERM])
     code = disturbed(pid, rng.uniform(0.3, 0.95) * whole.training, sign)
-    said = (folder / "log.txt").read_text("utf-8")
-    stopped = "Interrupted" in said and code != 0  # else too early, or in the last validation
-    if stopped and ("Traceback" in said or "resume=" not in said):
+    output = (folder / "log.txt").read_text("utf-8")
+    stopped = "Interrupted" in output and code != 0  # else too early, or in the last validation
+    if stopped and ("Traceback" in output or "resume=" not in output):
         return True
-    return not goes_on(folder / "run", options, whole)
+    return not can_continue(folder / "run", options, whole)
 
 
 def readable(path: Path) -> object:
@@ -77,10 +77,10 @@ def readable(path: Path) -> object:
     return True
 
 
-def whole_files(folder: Path) -> bool:
+def are_files_complete(folder: Path) -> bool:
     """Whether everything with its final name can be read to the end."""
-    found = [path for path in folder.rglob("*.*") if not path.name.startswith(".")]
-    return all(readable(path) for path in found)
+    paths = [path for path in folder.rglob("*.*") if not path.name.startswith(".")]
+    return all(readable(path) for path in paths)
 
 
 def kill_in_evaluation(rng: random.Random, folder: Path, whole: Reference) -> bool:
@@ -88,7 +88,7 @@ def kill_in_evaluation(rng: random.Random, folder: Path, whole: Reference) -> bo
     arguments = [f"run={whole.run}", *JUDGED, f"hydra.run.dir={folder / 'judged'}"]
     pid = forked(partial(command, EVALUATE, *arguments), folder / "log.txt")
     disturbed(pid, rng.uniform(0.2, 0.95) * whole.judging)
-    if not whole_files(folder / "judged"):
+    if not are_files_complete(folder / "judged"):
         return True
     if ended(forked(partial(command, EVALUATE, *arguments), folder / "log.txt")):
         return True
@@ -131,8 +131,8 @@ def fill(folder: Path) -> None:
 
 def kill_in_cache(rng: random.Random, folder: Path, _: Reference) -> bool:
     """Kill while a cache is filled; every entry must be whole and of its key."""
-    kept = folder / "cache"
-    disturbed(forked(partial(fill, kept), folder / "log.txt"), rng.uniform(0, 0.3))
+    cache = folder / "cache"
+    disturbed(forked(partial(fill, cache), folder / "log.txt"), rng.uniform(0, 0.3))
     return any(
-        (read_arrays(path, True)[""] != int(path.stem)).any() for path in kept.glob("*.arrays")
+        (read_arrays(path, True)[""] != int(path.stem)).any() for path in cache.glob("*.arrays")
     )

@@ -98,9 +98,9 @@ def disturbed(pid: int, after: float, sign: int = signal.SIGKILL) -> int:
     return ended(pid)
 
 
-def same_weights(one: Path, other: Path) -> bool:
+def have_same_weights(path: Path, other_path: Path) -> bool:
     """Whether two checkpoints hold the same bits."""
-    a, b = read_weights(one), read_weights(other)
+    a, b = read_weights(path), read_weights(other_path)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 

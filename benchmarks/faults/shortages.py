@@ -19,8 +19,8 @@ from benchmarks.faults.processes import (
     command,
     ended,
     forked,
+    have_same_weights,
     limited,
-    same_weights,
 )
 from regnet_lab.config.checkpoints import read_weights
 from regnet_lab.errors import UserError
@@ -56,20 +56,25 @@ def disk_full_in_training(rng: random.Random, folder: Path, whole: Reference) ->
     before = last.read_bytes()
     again = partial(command, TRAIN, f"resume={folder / 'run'}", "trainer.max_epochs=3")
     code = ended(forked(partial(limited, rng.randrange(60000, len(before)), again), log))
-    said = log.read_text("utf-8")
-    if code != 2 or "Traceback" in said or "make room" not in said or last.read_bytes() != before:
+    output = log.read_text("utf-8")
+    if (
+        code != 2
+        or "Traceback" in output
+        or "make room" not in output
+        or last.read_bytes() != before
+    ):
         return True
-    return bool(ended(forked(again, log))) or not same_weights(last, whole.last)
+    return bool(ended(forked(again, log))) or not have_same_weights(last, whole.last)
 
 
 def failing(step: int, error: Callable[[], BaseException], *arguments: str) -> None:
     """Train until a step that fails."""
     usual = RegistrationModule.training_step
 
-    def training_step(self: RegistrationModule, *given: object) -> object:
+    def training_step(self: RegistrationModule, *step_arguments: object) -> object:
         if self.global_step == step:
             raise error()
-        return usual(self, *given)  # type: ignore[arg-type]
+        return usual(self, *step_arguments)  # type: ignore[arg-type]
 
     RegistrationModule.training_step = training_step  # type: ignore[method-assign,assignment]
     command(TRAIN, *arguments)
@@ -81,9 +86,9 @@ def out_of_memory(rng: random.Random, folder: Path, whole: Reference) -> bool:
     options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
     error = partial(torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 9 GiB.")
     code = ended(forked(partial(failing, rng.randrange(1, 17), error, *options), log))
-    said = log.read_text("utf-8")
-    if code != 2 or "Traceback" in said or "lower data.batch_size, now 2" not in said:
+    output = log.read_text("utf-8")
+    if code != 2 or "Traceback" in output or "lower data.batch_size, now 2" not in output:
         return True
     if ended(forked(partial(command, TRAIN, f"resume={run}"), log)):
         return True
-    return not same_weights(run / "checkpoints/last.ckpt", whole.last)
+    return not have_same_weights(run / "checkpoints/last.ckpt", whole.last)

@@ -9,20 +9,18 @@ References: Castillo et al., Phys. Med. Biol. 2009 and 2013.
 """
 
 import argparse
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from regnet_lab.errors import UserError
-from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.writers import write_nifti
+from regnet_lab.utils.atomic_io import write_text
 
 RAW_OFFSET = 1024  # raw value of 0 HU
 OUTSIDE_SCAN = -3024  # HU of voxels outside the scanned circle, and below
@@ -33,21 +31,13 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class DIRLabCase:
-    """The published properties of a case.
+    """The published properties of a case."""
 
-    Args:
-        name: Such as ``case1`` or ``copd1``.
-        shape: Voxels along x, y and z.
-        spacing: Millimetres per voxel.
-        phases: Phases of the fixed and the moving image.
-        split: ``train``, ``val`` or ``test``.
-    """
-
-    name: str
-    shape: Shape
-    spacing: tuple[float, float, float]
-    phases: tuple[str, str]
-    split: str
+    name: str  # such as case1 or copd1
+    shape: Shape  # voxels along x, y and z
+    spacing: tuple[float, float, float]  # mm
+    phases: tuple[str, str]  # of the fixed and the moving image
+    split: str  # train, val or test
 
 
 def _list_cases() -> dict[str, DIRLabCase]:
@@ -56,18 +46,14 @@ def _list_cases() -> dict[str, DIRLabCase]:
     spacing_4dct = (0.97, 1.16, 1.15, 1.13, 1.10, 0.97, 0.97, 0.97, 0.97, 0.97)
     slices_copd = (121, 102, 126, 126, 131, 119, 112, 115, 116, 135)
     spacing_copd = (0.625, 0.645, 0.652, 0.590, 0.647, 0.633, 0.625, 0.586, 0.664, 0.742)
-    cases = {}
+    cases = []
     for k, (n, mm) in enumerate(zip(slices_4dct, spacing_4dct, strict=True), start=1):
-        side = 256 if k <= 5 else 512
-        cases[f"case{k}"] = DIRLabCase(
-            f"case{k}", (side, side, n), (mm, mm, 2.5), ("T00", "T50"), "test"
-        )
+        side, phases = 256 if k <= 5 else 512, ("T00", "T50")
+        cases.append(DIRLabCase(f"case{k}", (side, side, n), (mm, mm, 2.5), phases, "test"))
     for k, (n, mm) in enumerate(zip(slices_copd, spacing_copd, strict=True), start=1):
-        split = "train" if k < 10 else "val"
-        cases[f"copd{k}"] = DIRLabCase(
-            f"copd{k}", (512, 512, n), (mm, mm, 2.5), ("iBHCT", "eBHCT"), split
-        )
-    return cases
+        split, phases = "train" if k < 10 else "val", ("iBHCT", "eBHCT")
+        cases.append(DIRLabCase(f"copd{k}", (512, 512, n), (mm, mm, 2.5), phases, split))
+    return {case.name: case for case in cases}
 
 
 DIRLAB_CASES = _list_cases()
@@ -77,9 +63,6 @@ def read_raw_image(path: Path, shape: Shape) -> NDArray[np.int16]:
     """Read a raw image in HU, flipped so that the head is at the end of the last axis.
 
     Voxels that were not measured become -2048 HU.
-
-    Raises:
-        UserError: The file has another size.
     """
     voxels = np.fromfile(path, "<i2")
     if voxels.size != np.prod(shape):
@@ -93,21 +76,13 @@ def read_raw_image(path: Path, shape: Shape) -> NDArray[np.int16]:
 
 
 def remove_empty_slices(image: NDArray[np.int16]) -> tuple[NDArray[np.int16], int]:
-    """Remove unmeasured slices at both ends of the last axis.
-
-    Returns:
-        The image, and the number of slices removed from its start.
-    """
+    """Remove unmeasured slices at both ends of the last axis; return how many at its start, too."""
     measured = np.flatnonzero((image != UNMEASURED).any((0, 1)))
     return image[..., measured[0] : measured[-1] + 1], int(measured[0])
 
 
 def read_landmarks(path: Path, slices: int) -> NDArray[np.float64]:
-    """Read landmarks (N, 3) in voxels from 0 of the flipped image.
-
-    Raises:
-        UserError: The file is not a table of three numbers.
-    """
+    """Read landmarks (N, 3) in voxels from 0 of the flipped image."""
     try:
         points = np.loadtxt(path, ndmin=2)[:, :3] - 1
     except (ValueError, IndexError, OSError) as error:
@@ -130,26 +105,10 @@ def find_file(files: Iterable[Path], case: DIRLabCase, phase: str, kind: str) ->
     return next((file for file in files if name.fullmatch(file.name)), None)
 
 
-def _write_then_rename(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name that keeps its suffix, then rename it."""
-    temporary = path.with_name(f"part-{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def convert_case(case: DIRLabCase, files: list[Path], output: Path) -> dict[str, str] | None:
-    """Write both images and the landmarks of a case.
+    """Write both images and the landmarks of a case; return its row of ``pairs.csv``.
 
-    Args:
-        case: Its published properties.
-        files: All downloaded files.
-        output: Folder to write to.
-
-    Returns:
-        The row of ``pairs.csv``, or None if no file of the case was downloaded.
-
-    Raises:
-        UserError: A file of the case is missing or damaged.
+    None if no file of the case was downloaded.
     """
     case_files = {
         (phase, kind): find_file(files, case, phase, kind)
@@ -166,38 +125,28 @@ def convert_case(case: DIRLabCase, files: list[Path], output: Path) -> dict[str,
             raise UserError(f"{case.name}: the {kind} of {phase} is missing; download it, too.")
         image, first = remove_empty_slices(read_raw_image(raw_file, case.shape))
         points = read_landmarks(landmark_file, case.shape[2]) - [0, 0, first]
-        folder = output / case.name
-        folder.mkdir(parents=True, exist_ok=True)
         affine = np.diag([-case.spacing[0], -case.spacing[1], case.spacing[2], 1])
         affine[2, 3] = first * case.spacing[2]
-        volume = coordinates.array_to_nifti(image, affine)
-        _write_then_rename(folder / f"{phase}.nii.gz", partial(nibabel.save, volume))
-        table = pd.DataFrame(points, columns=["x", "y", "z"])
-        _write_then_rename(folder / f"{phase}.csv", partial(table.to_csv, index=False))
         row[side] = f"{case.name}/{phase}.nii.gz"
         row[f"{side}_points"] = f"{case.name}/{phase}.csv"
+        write_nifti(output / row[side], image, affine)
+        table = pd.DataFrame(points, columns=["x", "y", "z"])
+        write_text(output / row[f"{side}_points"], table.to_csv(index=False))
     return row
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Convert every downloaded case.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Convert every downloaded case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("downloads", type=Path, help="folder with the unpacked downloads")
     parser.add_argument("output", type=Path, help="folder to write to, such as data/dirlab")
     options = parser.parse_args(arguments)
     files = sorted(file for file in options.downloads.rglob("*") if file.is_file())
-    rows = [
-        row for case in DIRLAB_CASES.values() if (row := convert_case(case, files, options.output))
-    ]
+    cases = DIRLAB_CASES.values()
+    rows = [row for case in cases if (row := convert_case(case, files, options.output))]
     if not rows:
         raise UserError(f"{options.downloads}: contains no raw image of DIR-Lab.")
-    _write_then_rename(
-        options.output / "pairs.csv", partial(pd.DataFrame(rows).to_csv, index=False)
-    )
+    write_text(options.output / "pairs.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 if __name__ == "__main__":

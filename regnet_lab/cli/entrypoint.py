@@ -24,9 +24,6 @@ HELP_FLAGS = {"-h", "--help"}
 Task = Callable[[DictConfig], float | None]
 
 
-SHOW_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "") == "1"
-
-
 def format_error(error: Exception) -> str:
     """Return the message on one line, without worker tracebacks and Hydra's search paths."""
     text = str(error).rsplit("UserError: ", 1)[-1]
@@ -50,13 +47,6 @@ def run_and_report(
         sys.exit(2)
 
 
-def run_sweep_job(name: str, task: Task, cfg: DictConfig) -> float | None:
-    """Run one job of a sweep."""
-    from regnet_lab.cli import multirun
-
-    return multirun.run_job(name, task, cfg)
-
-
 def hydra_command(name: str) -> Callable[[Task], Callable[[], None]]:
     """Return a decorator that turns a function of ``conf/<name>.yaml`` into a Hydra command.
 
@@ -71,14 +61,14 @@ def hydra_command(name: str) -> Callable[[Task], Callable[[], None]]:
         @functools.wraps(task)
         def run_job(cfg: DictConfig) -> float | None:
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # font search messages
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                return run_sweep_job(name, task, cfg)  # Hydra reports failed jobs at the end
-            return report(task, cfg)
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                return report(task, cfg)
+            from regnet_lab.cli import multirun
+
+            return multirun.run_job(name, task, cfg)  # Hydra reports failed jobs at the end
 
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        run_hydra = hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name=name)(
-            run_job
-        )
+        run_hydra = hydra.main(CONFIG_DIR, name, "1.3")(run_job)
 
         def main() -> None:
             sys.argv[1:] = words = expand_null_overrides(sys.argv[1:])

@@ -1,6 +1,6 @@
 r"""Write artificial deformations in the folder layout of RegNet's first version (2017).
 
-    python -m regnet_lab.cli.export_regnet_2017 IMAGES --out OUT \
+    python -m regnet_lab.cli.export_regnet_2017 IMAGES --output OUT \
         --pattern 'ExpLung{}/Result/FixedImageFullRS1.mha'
 
 For every image, ``OUT/Elastix/<name><F or M>/ExpLung<IN>/Dsmooth0/D<d>/`` gets
@@ -57,51 +57,33 @@ def deform_image(
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser; options are named and preset as in the first version."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("images", type=Path, help="folder of the images")
-    parser.add_argument(
-        "--pattern", required=True, help="path of an image below IMAGES, with {} for its number IN"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to create Elastix in")
-    parser.add_argument("--name", default="LungExp3D", help="deformName")
-    parser.add_argument(
-        "--side",
-        choices=("F", "M"),
-        default="F",
-        help="whether the images are fixed (F) or moving (M) ones",
-    )
-    parser.add_argument(
-        "--kinds", nargs="+", choices=FREQUENCIES, default=list(FREQUENCIES), help="deformMethod"
-    )
-    parser.add_argument("--ending", choices=(".mha", ".nii.gz"), default=".mha")
-    parser.add_argument(
-        "--max-deform", nargs=3, type=float, default=(20, 15, 15), help="largest displacement, mm"
-    )
-    parser.add_argument("--sigma", nargs=3, type=float, default=(35, 25, 20), help="sigmaB, mm")
-    parser.add_argument(
-        "--peaks", nargs=3, type=int, default=(100, 100, 100), help="number of peaks, Np"
-    )
-    parser.add_argument(
-        "--border", type=float, default=33, help="distance of peaks from the border, mm"
-    )
-    parser.add_argument("--distance", type=float, default=40, help="DistanceDeform, mm")
-    parser.add_argument("--area", type=float, default=20, help="DistanceArea, mm")
-    parser.add_argument("--noise", type=float, default=5, help="sigmaN, the image's unit")
-    parser.add_argument("--planar", action="store_true", help="2D mode: no displacement along z")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("images", type=Path, help="folder of the images")
+    add("--pattern", required=True, help="path of an image below IMAGES, with {} for its number IN")
+    add("--output", type=Path, required=True, help="folder to create Elastix in")
+    add("--name", default="LungExp3D", help="deformName")
+    side = "whether the images are fixed (F) or moving (M) ones"
+    add("--side", choices=("F", "M"), default="F", help=side)
+    add("--kinds", nargs="+", choices=FREQUENCIES, default=list(FREQUENCIES), help="deformMethod")
+    add("--image-suffix", choices=(".mha", ".nii.gz"), default=".mha")
+    add("--max-deform", nargs=3, type=float, default=(20, 15, 15), help="largest displacement, mm")
+    add("--sigma", nargs=3, type=float, default=(35, 25, 20), help="sigmaB, mm")
+    add("--peaks", nargs=3, type=int, default=(100, 100, 100), help="number of peaks, Np")
+    add("--border", type=float, default=33, help="distance of peaks from the border, mm")
+    add("--distance", type=float, default=40, help="DistanceDeform, mm")
+    add("--area", type=float, default=20, help="DistanceArea, mm")
+    add("--noise", type=float, default=5, help="sigmaN, the image's unit")
+    add("--planar", action="store_true", help="2D mode: no displacement along z")
+    add("--seed", type=int, default=0)
     return parser
 
 
 def make_displacement_generator(arguments: argparse.Namespace, frequency: str) -> PeakDisplacement:
     """Make the displacement generator of a frequency with the settings of the command line."""
-    k = list(FREQUENCIES).index(frequency)
-    more = (
-        {
-            "min_peak_distance": arguments.distance,
-            "deformed_area_half_width": arguments.area,
-        }
-        if frequency == "high"
-        else {}
-    )
+    k, more = list(FREQUENCIES).index(frequency), {}
+    if frequency == "high":
+        more["min_peak_distance"] = arguments.distance
+        more["deformed_area_half_width"] = arguments.area
     return FREQUENCIES[frequency](
         max_deform=arguments.max_deform[k],
         sigma=arguments.sigma[k],
@@ -113,28 +95,24 @@ def make_displacement_generator(arguments: argparse.Namespace, frequency: str) -
 
 
 def main(command_line: Sequence[str] | None = None) -> None:
-    """Write the deformations of every image with every chosen frequency.
-
-    Raises:
-        UserError: There are no images, or a setting does not fit them.
-    """
+    """Write the deformations of every image with every chosen frequency."""
     arguments = make_parser().parse_args(command_line)
     generators = {name: make_displacement_generator(arguments, name) for name in arguments.kinds}
     images = find_subjects(arguments.images, arguments.pattern)
-    root = arguments.out / "Elastix" / f"{arguments.name}{arguments.side}"
+    root = arguments.output / "Elastix" / f"{arguments.name}{arguments.side}"
     for number, (name, path) in enumerate(images.items()):
         volume = None
         for frequency, generator in generators.items():
             d = list(FREQUENCIES).index(frequency)
             folder = root / f"ExpLung{name}" / "Dsmooth0" / f"D{d}"
-            if (folder / f"DeformedDVF{arguments.ending}").exists():
+            if (folder / f"DeformedDVF{arguments.image_suffix}").exists():
                 continue
             volume = volume or read_volume(path)
             rng = np.random.default_rng([arguments.seed, number, d])
             files = deform_image(volume, generator, rng, arguments.noise)
             # The field is written last: its file marks a complete deformation.
             for file_name in sorted(files, key="DeformedDVF".__eq__):
-                write_sitk_image(folder / f"{file_name}{arguments.ending}", files[file_name])
+                write_sitk_image(folder / f"{file_name}{arguments.image_suffix}", files[file_name])
 
 
 if __name__ == "__main__":

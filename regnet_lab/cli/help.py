@@ -6,6 +6,7 @@ that ``--help`` is quick.
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,8 @@ EXAMPLE = "python "  # starts the commands in the first comment lines of a file
 
 def read_header(text: str) -> tuple[str, list[str]]:
     """Return the description and the example commands in the first comment lines of a file."""
-    lines: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if "@package" not in line:
-            lines.append(line.removeprefix("#").strip())
+    header = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    lines = [line.removeprefix("#").strip() for line in header if "@package" not in line]
     examples = [line for line in lines if line.startswith(EXAMPLE)]
     start = lines.index(examples[0]) if examples else len(lines)
     return " ".join(lines[:start]), examples
@@ -40,8 +37,8 @@ def read_comments(text: str, package: str) -> dict[str, str]:
 
     The comment of a key ends its line, or stands in the lines directly above it.
 
-    >>> read_comments("lr: 0.1 # learning rate", "optim")
-    {'optim.lr': 'learning rate'}
+    >>> read_comments("lr: 0.1 # learning rate", "training_optimizer")
+    {'training_optimizer.lr': 'learning rate'}
     """
     lines = text.splitlines()
     comments = {}
@@ -72,13 +69,10 @@ def _comment_after(lines: list[str], key: yaml.Node, value: yaml.Node) -> str:
 
 def _comment_above(lines: list[str], key: yaml.Node) -> str:
     indent = " " * key.start_mark.column + "# "
-    above: list[str] = []
-    for line in reversed(lines[: key.start_mark.line]):
-        if not line.startswith(indent):
-            break
-        above.insert(0, line.removeprefix(indent))
-    is_header = len(above) == key.start_mark.line
-    return "" if is_header else " ".join(above)
+    number = key.start_mark.line
+    above = takewhile(lambda line: line.startswith(indent), reversed(lines[:number]))
+    comments = [line.removeprefix(indent) for line in above]
+    return "" if len(comments) == number else " ".join(reversed(comments))
 
 
 def compose_with_comments(
@@ -141,7 +135,7 @@ def format_help(name: str, overrides: Sequence[str]) -> str:
     groups = [f"  {key}: {', '.join(c)}" for key, c in list_groups(name, files).items()]
     sections = [
         description,
-        "\n".join(["Examples:", *(f"  {example}" for example in examples)]),
+        "\n  ".join(["Examples:", *examples]),
         "\n".join(["Groups, chosen with group=choice (group=null leaves one out):", *groups]),
         "\n".join(["Keys, set with key=value:", "", *format_keys(cfg, comments)]),
         "The help of a choice: add it, such as model=gradirn --help. Hydra's options: --hydra-help",

@@ -19,6 +19,16 @@ def get_failure_reason(job_return: JobReturn) -> str | None:
     return " ".join(str(job_return._return_value).split())
 
 
+def print_table(folder: Path, name: str, files: str) -> None:
+    """Print the table of a multirun, which is there once a job has ended, and its folder."""
+    from rich.console import Console
+
+    if (folder / name).is_file():
+        text = (folder / name).read_text(encoding="utf-8")
+        Console().print(text, markup=False, highlight=False, soft_wrap=True)
+        Console().print(f"{files}: {folder}", markup=False, soft_wrap=True)
+
+
 class CollectEvaluations(Callback):
     """Record each evaluation of a multirun, and update the summary of all jobs after each of them.
 
@@ -50,12 +60,7 @@ class CollectEvaluations(Callback):
         write_multirun_report(Path(config.hydra.sweep.dir), self.x_axis)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
-        folder = Path(config.hydra.sweep.dir)
-        text = (folder / "summary.md").read_text(encoding="utf-8")
-        Console().print(text, markup=False, highlight=False, soft_wrap=True)
-        Console().print(f"Tables and figures: {folder}", markup=False, soft_wrap=True)
+        print_table(Path(config.hydra.sweep.dir), "summary.md", "Tables and figures")
 
 
 class CollectRuns(Callback):
@@ -75,10 +80,4 @@ class CollectRuns(Callback):
         sweep.write_sweep_report(Path(config.hydra.sweep.dir), config.monitor_mode)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
-        folder = Path(config.hydra.sweep.dir)
-        if (folder / "sweep.md").is_file():
-            text = (folder / "sweep.md").read_text(encoding="utf-8")
-            Console().print(text, markup=False, highlight=False, soft_wrap=True)
-            Console().print(f"Table and figure: {folder}", markup=False, soft_wrap=True)
+        print_table(Path(config.hydra.sweep.dir), "sweep.md", "Table and figure")

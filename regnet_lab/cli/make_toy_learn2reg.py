@@ -83,11 +83,7 @@ def write_task03(folder: Path, num_cases: int) -> None:
 
 
 def write_toy_data(root: Path, num_cases: int = 10) -> None:
-    """Write both tasks below ``root``.
-
-    Raises:
-        UserError: One exists already, or there are too few cases to train on.
-    """
+    """Write both tasks below ``root``."""
     if num_cases < 4:
         raise UserError(f"cases={num_cases}: give at least 4, so that some are left for training.")
     folders = [root / "learn2reg2020" / name for name in ("task_02", "task_03")]
@@ -103,13 +99,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="folder to write to; use it as data_root")
+    parser.add_argument("output", type=Path, help="folder to write to; use it as data_root")
     parser.add_argument(
         "--cases", type=int, default=10, help="cases of each task (default: %(default)s)"
     )
     arguments = parser.parse_args()
     try:
-        write_toy_data(arguments.folder, arguments.cases)
+        write_toy_data(arguments.output, arguments.cases)
     except UserError as error:
         parser.error(str(error))
 

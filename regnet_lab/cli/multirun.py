@@ -10,7 +10,6 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning import Trainer
 
+from regnet_lab.cli.entrypoint import Task
 from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.config.run_dir import load_run_config
@@ -68,9 +68,8 @@ def has_started(cfg: DictConfig) -> bool:
     is_new = "resume" not in cfg or not Path(cfg.output_dir, "config.yaml").is_file()
     if is_new or HydraConfig.get().mode != RunMode.MULTIRUN:
         return False
-    if difference := describe_difference(
-        flatten_settings(load_run_config(cfg.output_dir)), flatten_settings(cfg)
-    ):
+    settings = (flatten_settings(config) for config in (load_run_config(cfg.output_dir), cfg))
+    if difference := describe_difference(*settings):
         raise UserError(
             f"{cfg.output_dir} holds the job of another sweep ({difference}): "
             "choose another sweep_dir."
@@ -86,9 +85,7 @@ def find_last_checkpoint(cfg: DictConfig) -> str | None:
     return str(last) if has_started(cfg) and last.is_file() else None
 
 
-def run_job(
-    command: str, task: Callable[[DictConfig], float | None], cfg: DictConfig
-) -> float | None:
+def run_job(command: str, task: Task, cfg: DictConfig) -> float | None:
     """Run a job of a sweep unless it is finished."""
     result = load_result(cfg.output_dir) if has_started(cfg) else None
     if result is not None:
@@ -110,9 +107,6 @@ def run_subprocess(command: str, cfg: DictConfig) -> float:
     The processes that Lightning starts repeat the command line they find: within a sweep each of
     them would run the whole sweep, possibly with other values. If one of them fails, Lightning
     kills the process that started it, which must not be the sweep.
-
-    Raises:
-        UserError: The job failed, or another job was run instead.
     """
     quoted = '"' + str(cfg.output_dir).replace("\\", "\\\\").replace('"', '\\"') + '"'
     overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted}"]
@@ -128,9 +122,7 @@ def run_subprocess(command: str, cfg: DictConfig) -> float:
             raise
     if code:
         raise UserError(f"{cfg.output_dir}: this job ended with exit code {code}.")
-    if has_started(cfg) and (result := load_result(cfg.output_dir)):
-        return objective_value(result)
-    return math.nan
+    return objective_value(load_result(cfg.output_dir) if has_started(cfg) else None)
 
 
 def _end_with_parent() -> None:

@@ -24,14 +24,7 @@ from regnet_lab.utils.atomic_io import write_bytes, write_text
 
 
 def package_weights(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
-    """Write the network of a run as safetensors, and its card.
-
-    Returns:
-        The card.
-
-    Raises:
-        UserError: The run has no such checkpoint, or the folder is not writable.
-    """
+    """Write the network of a run as safetensors, and its card; return the card."""
     cfg, source = load_run_config(run), find_checkpoint(run, checkpoint)
     tensors = {
         name.removeprefix(CHECKPOINT_PREFIX): tensor.contiguous()
@@ -41,14 +34,13 @@ def package_weights(run: str, path: Path, checkpoint: str = "last") -> dict[str,
     content = safetensors.torch.save(tensors)
     made = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))
     made["command"] = ["train.py", *(word for word in made["command"][1:] if "/" not in word)]
-    data = OmegaConf.to_container(cfg.data.dataset)
     card = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "ndim": cfg.ndim,
         "voxels": math.prod(cfg.data.dataset.shape),
         "model": OmegaConf.to_container(cfg.module.model),
         "loss": OmegaConf.to_container(cfg.module.losses),
-        "data": data,
+        "data": OmegaConf.to_container(cfg.data.dataset),
         "seed": cfg.seed,
         "steps": torch.load(source, "cpu", weights_only=True)["global_step"],
         "batch_size": cfg.data.batch_size,
@@ -65,14 +57,14 @@ def main() -> None:
         description="Package the network of a training run as pretrained weights."
     )
     parser.add_argument("run", help="directory of a training run")
-    parser.add_argument("path", type=Path, help="such as weights/general_3d.safetensors")
+    parser.add_argument("output", type=Path, help="file, such as weights/general_3d.safetensors")
     parser.add_argument("--checkpoint", default="last", help="best, last or a file")
     arguments = parser.parse_args()
     try:
-        card = package_weights(arguments.run, arguments.path, arguments.checkpoint)
+        card = package_weights(arguments.run, arguments.output, arguments.checkpoint)
     except UserError as error:
         parser.error(str(error))
-    sys.stdout.write(f"{arguments.path}: {card['steps']} steps, sha256 {card['sha256']}\n")
+    sys.stdout.write(f"{arguments.output}: {card['steps']} steps, sha256 {card['sha256']}\n")
 
 
 if __name__ == "__main__":

@@ -29,15 +29,10 @@ STAGES = ("headers", "aligned", "registered")
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
 
 
-def set_threads(cfg: DictConfig) -> None:
-    """Set the number of threads of SimpleITK; those of PyTorch are set by the entry point."""
-    if cfg.threads:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cfg.threads)
-
-
 def run_register(cfg: DictConfig) -> None:
     """Export a network, apply a transform, or register a table of pairs or one pair."""
-    set_threads(cfg)
+    if cfg.threads:  # those of PyTorch are set by the entry point
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cfg.threads)
     if cfg.export:
         export_network(cfg)
     elif cfg.apply_transform:
@@ -81,11 +76,7 @@ def register_one(cfg: DictConfig) -> None:
 
 
 def export_network(cfg: DictConfig) -> None:
-    """Export the network of the run for its training grid or ``grid.shape``.
-
-    Raises:
-        UserError: The file name or the grid is missing, or the model cannot be exported.
-    """
+    """Export the network of the run for its training grid or ``grid.shape``."""
     pipeline, path = build_pipeline(cfg, ()), Path(cfg.export)
     exporters = {".onnx": export_onnx, ".pt2": export_torch}
     if path.suffix not in exporters:
@@ -100,11 +91,7 @@ def export_network(cfg: DictConfig) -> None:
 
 
 def read_pairs_table(path: str) -> list[dict[str, str]]:
-    """Read the rows of a table of pairs without their empty cells.
-
-    Raises:
-        UserError: It is faulty, empty or has an unknown column.
-    """
+    """Read the rows of a table of pairs without their empty cells."""
     rows = read_table(Path(path), SIDES)
     check_columns(path, {column for row in rows for column in row}, PAIR_COLUMNS)
     if not rows:
@@ -167,9 +154,6 @@ def apply_transforms(cfg: DictConfig) -> None:
 
     The result lies on the grid of ``fixed``, else of the transform's field, else of the image.  Of
     several transforms the composition is written, too.
-
-    Raises:
-        UserError: A file is faulty or does not fit the others.
     """
     if not cfg.image:
         raise UserError("Name the image to resample: image=<file>.")

@@ -20,7 +20,7 @@ from rich.table import Table
 from regnet_lab.errors import UserError
 
 PROGRAM = "python -m regnet_lab.cli.report"
-EVALUATIONS = "evaluation folders, or folders above them: [name=]folder"
+HELP_FORMAT = argparse.RawDescriptionHelpFormatter
 
 TextTable = Sequence[Sequence[str]]  # rows of text, the header first
 
@@ -49,14 +49,14 @@ def run_leaderboard(arguments: argparse.Namespace) -> list[Path]:
     from regnet_lab.evaluation import leaderboard_tables
     from regnet_lab.evaluation.leaderboard import build_leaderboard
 
-    board = build_leaderboard(
+    leaderboard = build_leaderboard(
         arguments.evaluations, arguments.reference, arguments.common, arguments.seed
     )
-    paths = leaderboard_tables.write_leaderboard(board, arguments.out)
+    paths = leaderboard_tables.write_leaderboard(leaderboard, arguments.output)
     console = Console()
-    overview = leaderboard_tables.make_overview_table(board)
+    overview = leaderboard_tables.make_overview_table(leaderboard)
     console.print(make_terminal_table(overview, console.width))
-    console.print(leaderboard_tables.make_footnote(board))
+    console.print(leaderboard_tables.make_footnote(leaderboard))
     return paths
 
 
@@ -65,8 +65,8 @@ def run_html(arguments: argparse.Namespace) -> list[Path]:
     from regnet_lab.evaluation.html_report import render
     from regnet_lab.utils.atomic_io import write_text
 
-    write_text(arguments.out, render.render_page(render.collect_content(arguments.evaluations)))
-    return [arguments.out]
+    write_text(arguments.output, render.render_page(render.collect_content(arguments.evaluations)))
+    return [arguments.output]
 
 
 def run_sweep(arguments: argparse.Namespace) -> list[Path]:
@@ -84,8 +84,8 @@ def run_tradeoff(arguments: argparse.Namespace) -> list[Path]:
     """Write figure and table of alignment against regularity."""
     from regnet_lab.evaluation.tradeoff import write_tradeoff
 
-    write_tradeoff(arguments.evaluations, arguments.key, arguments.out)
-    return [arguments.out, arguments.out.with_suffix(".csv")]
+    write_tradeoff(arguments.evaluations, arguments.key, arguments.output)
+    return [arguments.output, arguments.output.with_suffix(".csv")]
 
 
 def run_per_label(arguments: argparse.Namespace) -> list[Path]:
@@ -94,7 +94,7 @@ def run_per_label(arguments: argparse.Namespace) -> list[Path]:
     from regnet_lab.evaluation.per_label_plots import write_label_figures
 
     groups = read_label_groups(arguments.groups) if arguments.groups else None
-    return write_label_figures(arguments.evaluations, arguments.out, arguments.metric, groups)
+    return write_label_figures(arguments.evaluations, arguments.output, arguments.metric, groups)
 
 
 def run_curves(arguments: argparse.Namespace) -> list[Path]:
@@ -103,72 +103,52 @@ def run_curves(arguments: argparse.Namespace) -> list[Path]:
     from regnet_lab.visualization.curves import plot_training_curves
 
     figure = plot_training_curves(arguments.runs, arguments.scalar)
-    write_figure(arguments.out, figure, dpi=120)
-    return [arguments.out]
+    write_figure(arguments.output, figure, dpi=120)
+    return [arguments.output]
 
 
 Run = Callable[[argparse.Namespace], list[Path]]
 
 
-class Commands:
-    """Parser with one subcommand per report."""
-
-    def __init__(self) -> None:
-        self.parser = argparse.ArgumentParser(
-            PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        self.subparsers = self.parser.add_subparsers(title="reports", metavar="REPORT")
-
-    def add(self, name: str, run: Run, summary: str, example: str) -> argparse.ArgumentParser:
-        """Add a subcommand with a summary and an example in its help."""
-        parser = self.subparsers.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {PROGRAM} {name} {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.set_defaults(run=run)
-        return parser
-
-
-def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
+def add_output(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     """Add the option for where to write."""
-    parser.add_argument(
-        "--out", type=Path, default=Path(default), help=f"{what} (default: %(default)s)"
-    )
+    summary = f"{what} (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path(default), help=summary)
 
 
 def add_evaluations(parser: argparse.ArgumentParser) -> None:
     """Add the evaluations to report."""
-    parser.add_argument("evaluations", nargs="+", help=EVALUATIONS)
-
-
-def add_leaderboard_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``leaderboard``."""
-    add_evaluations(parser)
-    add_out(parser, "outputs/leaderboard", "folder of the tables")
-    parser.add_argument("--reference", help="method with which others are compared (the best)")
-    parser.add_argument(
-        "--common",
-        action="store_true",
-        help="compare the common cases where some evaluations have more than others",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
+    summary = "evaluation folders, or folders above them: [name=]folder"
+    parser.add_argument("evaluations", nargs="+", help=summary)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser with all subcommands."""
-    commands = Commands()
-    add = commands.add
+    commands = argparse.ArgumentParser(PROGRAM, description=__doc__, formatter_class=HELP_FORMAT)
+    subparsers = commands.add_subparsers(title="reports", metavar="REPORT")
+
+    def add(name: str, run: Run, summary: str, example: str) -> argparse.ArgumentParser:
+        epilog = f"example:\n  {PROGRAM} {name} {example}"
+        parser = subparsers.add_parser(
+            name, help=summary, description=summary, epilog=epilog, formatter_class=HELP_FORMAT
+        )
+        parser.set_defaults(run=run)
+        return parser
+
     summary = "compare methods: scores, confidence intervals, tests, ranks and costs"
     example = "outputs/demons voxelmorph=outputs/run --reference voxelmorph"
-    add_leaderboard_arguments(add("leaderboard", run_leaderboard, summary, example))
+    parser = add("leaderboard", run_leaderboard, summary, example)
+    add_evaluations(parser)
+    add_output(parser, "outputs/leaderboard", "folder of the tables")
+    parser.add_argument("--reference", help="method with which others are compared (the best)")
+    common = "compare the common cases where some evaluations have more than others"
+    parser.add_argument("--common", action="store_true", help=common)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (%(default)s)")
 
     summary = "write one interactive HTML file: tables, example cases, curves"
-    parser = add("html", run_html, summary, "outputs/demons outputs/run --out report.html")
+    parser = add("html", run_html, summary, "outputs/demons outputs/run --output report.html")
     add_evaluations(parser)
-    add_out(parser, "report.html", "HTML file")
+    add_output(parser, "report.html", "HTML file")
 
     summary = "tabulate the trainings of a sweep (train.py -m) and draw parallel coordinates"
     parser = add("sweep", run_sweep, summary, "outputs/sweeps/search --mode min")
@@ -181,7 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = add("tradeoff", run_tradeoff, summary, "loss.smoothness.weight outputs/sweeps/weight")
     parser.add_argument("key", help="key of the runs' configuration that was varied")
     add_evaluations(parser)
-    add_out(parser, "tradeoff.png", "figure; a table of the same name ends in .csv")
+    add_output(parser, "tradeoff.png", "figure; a table of the same name ends in .csv")
 
     summary = "draw scores by label or by group of labels"
     example = "outputs/run --metric hd95_mm --groups conf/data/labels/dkt31_regions.yaml"
@@ -189,14 +169,14 @@ def make_parser() -> argparse.ArgumentParser:
     add_evaluations(parser)
     parser.add_argument("--metric", default="dice", help="column of labels.csv (%(default)s)")
     parser.add_argument("--groups", type=Path, help="YAML file of groups: {name:, labels:}")
-    add_out(parser, ".", "folder of the figures")
+    add_output(parser, ".", "folder of the figures")
 
     summary = "draw a logged scalar of training runs against time"
     parser = add("curves", run_curves, summary, "val/dice outputs/run-a outputs/run-b")
     parser.add_argument("scalar", help="name in the TensorBoard log, such as val/dice")
     parser.add_argument("runs", nargs="+", help="run directories")
-    add_out(parser, "curves.png", "figure")
-    return commands.parser
+    add_output(parser, "curves.png", "figure")
+    return commands
 
 
 def main(command_line: Sequence[str] | None = None) -> None:

@@ -11,11 +11,7 @@ from regnet_lab.errors import UserError
 
 
 def find_checkpoint(run: str, checkpoint: str) -> Path:
-    """Return the path of a checkpoint: ``best`` or ``last`` of a run, another file, or ``run``.
-
-    Raises:
-        UserError: The file does not exist.
-    """
+    """Return the path of a checkpoint: ``best`` or ``last`` of a run, another file, or ``run``."""
     named = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
     for path in (named, Path(checkpoint), Path(run)):
         if path.is_file():
@@ -59,11 +55,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a checkpoint all of whose weights match the module.
-
-    Raises:
-        UserError: It is unreadable or belongs to another model.
-    """
+    """Load a checkpoint all of whose weights match the module."""
     try:
         module.load_state_dict(read_weights(path))
     except RuntimeError as error:
@@ -72,11 +64,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def load_matching_weights(module: nn.Module, path: Path) -> str:
-    """Load the weights of a checkpoint whose name and shape match; return a summary of them.
-
-    Raises:
-        UserError: It is unreadable, or no weight matches.
-    """
+    """Load the weights of a checkpoint whose name and shape match; return a summary of them."""
     current, loaded = module.state_dict(), read_weights(path)
     matched = {k: v for k, v in loaded.items() if k in current and current[k].shape == v.shape}
     if not matched:

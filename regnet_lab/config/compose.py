@@ -10,11 +10,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from regnet_lab.errors import UserError
-from regnet_lab.utils.paths import RESOURCE_ROOTS
-
-CONFIG_DIR = str(
-    next((path for root in RESOURCE_ROOTS if (path := root / "conf").is_dir()), RESOURCE_ROOTS[0])
-)
+from regnet_lab.utils.paths import CONFIG_DIR
 
 
 def get_data_name_of_run(run: str | None) -> str:

@@ -6,7 +6,7 @@ it resolves to is defined in one of the listed packages.
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -61,31 +61,22 @@ def is_inside_packages(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def iterate_leaves(node: object, key: object = None) -> Iterator[tuple[object, object]]:
-    """Iterate over all scalar values of a nested container, each with its key; keys included."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield None, name
-            yield from [(name, value)] if name == "_target_" else iterate_leaves(value, name)
-    elif isinstance(node, list):
-        for value in node:
-            yield from iterate_leaves(value)
-    else:
-        yield key, node
-
-
 def check_config(config: object, trusted_packages: Iterable[str] = ()) -> None:
     """Refuse a resolved configuration with a forbidden target or a remaining interpolation.
 
     An escaped interpolation could otherwise become a target when it is resolved once more.
     """
-    for key, value in iterate_leaves(config):
+    if isinstance(config, str) and "${" in config:
+        raise UserError(
+            f"{config} is refused: an interpolation may not result in another interpolation."
+        )
+    items: Iterable[tuple[object, object]] = enumerate(config) if isinstance(config, list) else ()
+    for key, value in config.items() if isinstance(config, dict) else items:
+        check_config(key, trusted_packages)
         if key == "_target_":
             check_target(str(value), trusted_packages)
-        elif isinstance(value, str) and "${" in value:
-            raise UserError(
-                f"{value} is refused: an interpolation may not result in another interpolation."
-            )
+        else:
+            check_config(value, trusted_packages)
 
 
 def check_target(target: str, trusted_packages: Iterable[str] = ()) -> None:
@@ -125,20 +116,15 @@ def check_target(target: str, trusted_packages: Iterable[str] = ()) -> None:
 def instantiate_config(
     config: DictConfig | ListConfig | None, trusted_packages: Iterable[str] = (), **more: Any
 ) -> Any:
-    """Instantiate a configuration whose targets are all allowed.
+    """Instantiate a configuration whose targets are all allowed; null gives None.
 
-    Args:
-        config: Resolved or resolvable configuration; null gives None.
-        trusted_packages: Further packages whose classes and functions may be named.
-        **more: Additional arguments of the outermost object.
-
-    Raises:
-        UserError: A target is refused, or a constructor rejects its arguments.
+    Classes and functions of ``trusted_packages`` may be named, too; ``more`` are additional
+    arguments of the outermost object.
     """
-    plain = OmegaConf.to_container(config, resolve=True) if config is not None else None
-    check_config(plain, trusted_packages)
+    container = OmegaConf.to_container(config, resolve=True) if config is not None else None
+    check_config(container, trusted_packages)
     try:
-        return instantiate(plain, **more, _convert_="all")
+        return instantiate(container, **more, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):

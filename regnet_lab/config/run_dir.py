@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.errors import UserError
-from regnet_lab.utils.atomic_io import atomic_path
+from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.utils.distributed import is_rank_zero
+from regnet_lab.utils.paths import CONFIG_DIR
 
 MAX_CONFIG_BYTES = 2**20
 FORBIDDEN_TOKENS = (yaml.TagToken, yaml.AnchorToken, yaml.AliasToken)  # never written by a run
@@ -57,35 +58,31 @@ def parse_run_config(text: str) -> dict[str, Any]:
             raise UserError(
                 "refused, the configuration of a run contains no YAML tags and no anchors."
             )
-        plain: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        config: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UserError("is damaged, or not the configuration of a run.") from error
-    plain = map_strings(plain, reject_interpolation)
-    if not isinstance(plain, dict) or not isinstance(plain.get("output_dir"), str):
+    config = map_strings(config, reject_interpolation)
+    if not isinstance(config, dict) or not isinstance(config.get("output_dir"), str):
         raise UserError("is not the configuration of a run: it has no output_dir.")
-    return plain
+    return config
 
 
 def read_run_config(run: Path, file_name: str = "config.yaml") -> dict[str, Any]:
-    """Read the configuration of a run as a plain mapping, its paths adapted to where it lies now.
-
-    Raises:
-        UserError: There is no such file, or it is refused as untrusted.
-    """
+    """Read the configuration of a run as a mapping, its paths adapted to where it lies now."""
     path = run / file_name
     if not path.is_file():
         raise UserError(f"{run}: not the folder of a run, there is no {file_name} in it.")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UserError(f"{path}: refused, it is larger than 1 MiB.")
     try:
-        plain = parse_run_config(path.read_text(encoding="utf-8"))
+        config = parse_run_config(path.read_text(encoding="utf-8"))
     except (UserError, OSError, UnicodeDecodeError) as error:
         reason = error if isinstance(error, UserError) else "cannot be read."
         raise UserError(f"{path}: {reason}") from error
-    output_dir = plain["output_dir"]
+    output_dir = config["output_dir"]
     if not output_dir:
-        return plain
-    return map_strings(plain, lambda text: text.replace(output_dir, str(run)))
+        return config
+    return map_strings(config, lambda text: text.replace(output_dir, str(run)))
 
 
 REPORTED_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "regnet-lab")
@@ -93,22 +90,19 @@ REPORTED_PACKAGES = ("torch", "pytorch-lightning", "hydra-core", "omegaconf", "n
 
 def _run_git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=CONFIG_DIR, capture_output=True, text=True, check=True
-        )
+        return subprocess.check_output(
+            ["git", *arguments], cwd=CONFIG_DIR, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return result.stdout.strip()
 
 
 def describe_environment() -> dict[str, object]:
     """Return what a result depends on besides its configuration: command, commit, versions."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(REPORTED_PACKAGES)
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return {
         "command": sys.argv,
         "git_commit": _run_git("rev-parse", "HEAD"),
@@ -127,21 +121,12 @@ def save_run_metadata(cfg: DictConfig, prefix: str = "") -> None:
     if not is_rank_zero():
         return
     folder = Path(cfg.output_dir)
-    texts = {
-        f"{prefix}config.yaml": OmegaConf.to_yaml(cfg, resolve=True),
-        f"{prefix}environment.json": json.dumps(describe_environment(), indent=2),
-    }
-    for name, text in texts.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, "utf-8")
+    write_text(folder / f"{prefix}config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_text(folder / f"{prefix}environment.json", json.dumps(describe_environment(), indent=2))
 
 
 def load_run_config(run: str) -> DictConfig:
-    """Load the configuration of a run, its paths adapted to where it lies now.
-
-    Raises:
-        UserError: There is no such run, or its configuration is refused as untrusted.
-    """
+    """Load the configuration of a run, its paths adapted to where it lies now."""
     return OmegaConf.create(read_run_config(Path(run)))
 
 
@@ -149,9 +134,6 @@ def resume_config(cfg: DictConfig) -> DictConfig:
     """Load the configuration of the run to resume, changed by plain ``key=value`` overrides.
 
     ``trusted_packages`` is taken from the command line only, never from the run.
-
-    Raises:
-        UserError: There is no checkpoint to resume from, or an override would change a group.
     """
     run = load_run_config(cfg.resume)
     if not Path(run.output_dir, "checkpoints", "last.ckpt").is_file():

@@ -6,6 +6,7 @@ move to T^-1 p, and a known displacement u follows from moving'(x + u'(x)) = fix
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,11 +27,6 @@ class AugmentedPairs(PairDataset):
     """Pairs augmented anew at every draw, the n-th draw being a function of (seed, n) alone.
 
     Items are requested as ``(n, index)``, so that it does not matter which process reads them.
-
-    Args:
-        dataset: The pairs.
-        augment: The augmentation.
-        seed: Seed of all draws.
     """
 
     def __init__(
@@ -51,11 +47,7 @@ class AugmentedPairs(PairDataset):
 
 
 class Compose:
-    """Several augmentations in sequence.
-
-    Args:
-        transforms: Augmentations by name, in order.
-    """
+    """Several augmentations, given by name, in sequence."""
 
     def __init__(self, transforms: Mapping[str, Augmentation]) -> None:
         self.transforms = transforms
@@ -94,9 +86,6 @@ def draw_affine_matrix(
 
     Returns:
         (D+1, D+1) matrix of voxels, the identity if all ranges are zero.
-
-    Raises:
-        UserError: The grid has no such axis to flip.
     """
     ndim = len(shape)
     if not {*flip} <= {*range(ndim)}:
@@ -120,11 +109,6 @@ def transform_side(pair: Pair, side: str, matrix: Tensor) -> dict[str, Tensor]:
 
     Outside its field of view the border of an image is continued, and labels and masks are 0;
     landmarks may leave the grid.
-
-    Args:
-        pair: Unbatched pair.
-        side: ``fixed`` or ``moving``.
-        matrix: (D+1, D+1) matrix of T.
     """
     values: dict[str, Any] = dict(pair)
     u = ops.affine_field(matrix[None], values[side].shape[1:])
@@ -138,64 +122,59 @@ def transform_side(pair: Pair, side: str, matrix: Tensor) -> dict[str, Tensor]:
     return changed
 
 
-class SharedAffine:
-    """The same random affine map and flip of both images and all that belongs to them.
-
-    u'(x) = L^-1 u(T x) with the linear part L of T; where T x is outside the grid, u is that at
-    its border.
+class RandomAffine(ABC):
+    """Base class of augmentations by a random affine map.
 
     Args:
         **extent: Ranges of :func:`draw_affine_matrix`, from ``rotation`` on.
     """
 
     def __init__(self, **extent: Any) -> None:
-        self.extent = validate_extent(extent)
-
-    def __call__(self, pair: Pair, generator: Generator) -> Pair:
-        shape = pair["fixed"].shape[1:]
-        matrix = draw_affine_matrix(generator, shape, pair["spacing"], **self.extent)
-        changed = transform_side(pair, "fixed", matrix) | transform_side(pair, "moving", matrix)
-        if "displacement" in pair:
-            moved = ops.warp(pair["displacement"][None], ops.affine_field(matrix[None], shape))[0]
-            inverse = torch.linalg.inv(matrix[:-1, :-1])
-            changed["displacement"] = torch.tensordot(inverse, moved, 1)
-        return update_pair(pair, **changed)
-
-
-class MovingAffine:
-    """A random affine map of the moving image alone: u'(x) = T^-1 (x + u(x)) - x.
-
-    Args:
-        **extent: Ranges of :func:`draw_affine_matrix`, from ``rotation`` on.
-    """
-
-    def __init__(self, **extent: Any) -> None:
-        self.extent = validate_extent(extent)
+        try:
+            draw_affine_matrix(torch.Generator(), (2,) * 3, torch.ones(3), **extent)
+        except TypeError as error:
+            raise UserError(f"affine augmentation: {error}.") from error
+        self.extent = extent
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
         shape = pair["moving"].shape[1:]
         matrix = draw_affine_matrix(generator, shape, pair["spacing"], **self.extent)
+        return update_pair(pair, **self.transform(pair, matrix))
+
+    @abstractmethod
+    def transform(self, pair: Pair, matrix: Tensor) -> dict[str, Tensor]:
+        """Return what an affine map changes of a pair."""
+
+
+class SharedAffine(RandomAffine):
+    """The same random affine map and flip of both images and all that belongs to them.
+
+    u'(x) = L^-1 u(T x) with the linear part L of T; where T x is outside the grid, u is that at
+    its border.
+    """
+
+    def transform(self, pair: Pair, matrix: Tensor) -> dict[str, Tensor]:
+        changed = transform_side(pair, "fixed", matrix) | transform_side(pair, "moving", matrix)
+        if "displacement" in pair:
+            u = pair["displacement"]
+            moved = ops.warp(u[None], ops.affine_field(matrix[None], u.shape[1:]))[0]
+            inverse = torch.linalg.inv(matrix[:-1, :-1])
+            changed["displacement"] = torch.tensordot(inverse, moved, 1)
+        return changed
+
+
+class MovingAffine(RandomAffine):
+    """A random affine map of the moving image alone: u'(x) = T^-1 (x + u(x)) - x."""
+
+    def transform(self, pair: Pair, matrix: Tensor) -> dict[str, Tensor]:
         changed = transform_side(pair, "moving", matrix)
         if "displacement" in pair:
             u = pair["displacement"]
-            x = ops.identity_grid(shape, u)[0]
+            x = ops.identity_grid(u.shape[1:], u)[0]
             points = (x + u).flatten(1).T  # (voxels, D)
             moved = ops.transform_points(torch.linalg.inv(matrix), points)
             changed["displacement"] = moved.T.view_as(u) - x
-        return update_pair(pair, **changed)
-
-
-def validate_extent(extent: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the ranges of :func:`draw_affine_matrix` after one trial with them.
-
-    Raises:
-        UserError: There is no such range.
-    """
-    try:
-        draw_affine_matrix(torch.Generator(), (2,) * 3, torch.ones(3), **extent)
-    except TypeError as error:
-        raise UserError(f"affine augmentation: {error}.") from error
-    return extent
+        return changed
 
 
 class IntensityAugmentation:
@@ -208,9 +187,6 @@ class IntensityAugmentation:
         bias_field: Largest coefficient of the Legendre polynomials of b.
         noise: Largest standard deviation of n.
         probability: Probability of each of the three.
-
-    Raises:
-        UserError: MONAI is not installed.
     """
 
     def __init__(
@@ -226,18 +202,16 @@ class IntensityAugmentation:
             raise UserError(
                 "Intensity augmentation needs MONAI: install monai, or remove the transform."
             ) from error
-        self.transform = transforms.Compose(
-            [
-                transforms.RandAdjustContrast(probability, (1 / (1 + gamma), 1 + gamma)),
-                transforms.RandBiasField(prob=probability, coeff_range=(-bias_field, bias_field)),
-                transforms.RandGaussianNoise(probability, std=noise),
-            ]
-        )
+        steps = [
+            transforms.RandAdjustContrast(probability, (1 / (1 + gamma), 1 + gamma)),
+            transforms.RandBiasField(prob=probability, coeff_range=(-bias_field, bias_field)),
+            transforms.RandGaussianNoise(probability, std=noise),
+        ]
+        self.transform = transforms.Compose(steps)
 
     def __call__(self, pair: Pair, generator: Generator) -> Pair:
-        fixed, moving = (
-            self._transform_image(image, generator) for image in (pair["fixed"], pair["moving"])
-        )
+        fixed = self._transform_image(pair["fixed"], generator)
+        moving = self._transform_image(pair["moving"], generator)
         return update_pair(pair, fixed=fixed, moving=moving)
 
     def _transform_image(self, image: Tensor, generator: Generator) -> Tensor:

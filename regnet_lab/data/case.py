@@ -7,43 +7,29 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class LandmarkFile:
-    """A file of landmarks and the coordinates it uses.
+    """A file of landmarks and the coordinates it uses."""
 
-    Args:
-        path: Table (separated by commas, blanks or semicolons), MNI ``.tag``, elastix point list or
-            ASCII VTK.
-        columns: Columns of x, y(, z) in the table, by number from 0 or by name.
-        space: ``voxel`` (from 0, along the array axes), ``ras`` or ``lps`` (millimetres).
-        scale: Factor applied to the numbers in the file.
-    """
-
+    # table separated by commas, blanks or semicolons, MNI .tag, elastix point list or ASCII VTK
     path: Path
+    # columns of x, y(, z) in the table, by number from 0 or by name
     columns: tuple[int | str, ...] = (0, 1, 2)
+    # ``voxel`` (from 0, along the array axes), ``ras`` or ``lps`` (millimetres)
     space: str = "voxel"
-    scale: float = 1.0
+    scale: float = 1.0  # factor applied to the numbers in the file
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image, or a part of it, with the files that belong to it.
+    """One image, or a part of it, with the files that belong to it."""
 
-    Args:
-        name: Unique in the data set.
-        image: NIfTI, NRRD, MHA, MHD, ``.npy``, PNG or JPG, or a DICOM folder.
-        labels: Label map on the image's grid.
-        mask: Mask on the image's grid, non-zero where the image is valid.
-        points: Landmarks, in the same order as those of the other image of a pair.
-        phase: Frame of a 4D image (x, y, z, t).
-        slice: Slice along the last axis, which makes the case 2D; a float p in [0, 1) selects
-            slice int(p N) of N.
-    """
-
-    name: str
-    image: Path
-    labels: Path | None = None
-    mask: Path | None = None
+    name: str  # unique in the data set
+    image: Path  # NIfTI, NRRD, MHA, MHD, ``.npy``, PNG or JPG, or a DICOM folder
+    labels: Path | None = None  # label map on the image's grid
+    mask: Path | None = None  # mask on the image's grid, non-zero where the image is valid
+    # landmarks, in the same order as those of the other image of a pair
     points: LandmarkFile | None = None
-    phase: int | None = None
+    phase: int | None = None  # frame of a 4D image (x, y, z, t)
+    # along the last axis, which makes the case 2D; a float p in [0, 1) selects slice int(p N) of N
     slice: int | float | None = None
 
 

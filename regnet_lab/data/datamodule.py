@@ -27,9 +27,6 @@ def select_training_fraction(dataset: PairDataset, fraction: float) -> list[int]
     image is one of those subjects and so is its fixed image, unless that is never moving, as an
     atlas.  Without image files the first int(fraction n) of n pairs are selected.  The subjects of
     a smaller fraction are among those of a larger one.
-
-    Raises:
-        UserError: The fraction is not within (0, 1] or leaves no pair.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"data.fraction={fraction}: give a number above 0 and at most 1.")
@@ -39,11 +36,11 @@ def select_training_fraction(dataset: PairDataset, fraction: float) -> list[int]
     subjects = [image for image in images if image in moving_images]
     total = len(subjects) or len(dataset)
     count = int(fraction * total + 1e-9)
-    kept = {*subjects[:count]}
+    left_out = {*subjects[count:]}
     indices = [
         index
-        for index, (fixed, moving) in enumerate(case_pairs)
-        if moving.image in kept and (fixed.image in kept or fixed.image not in moving_images)
+        for index, pair in enumerate(case_pairs)
+        if left_out.isdisjoint(case.image for case in pair)
     ]
     indices = indices if case_pairs else list(range(count))
     if not indices:
@@ -84,11 +81,7 @@ class PairDataModule(LightningDataModule):
         self.fraction = fraction
 
     def make_dataset(self, split: str) -> PairDataset:
-        """Create the data set of a split.
-
-        Raises:
-            UserError: It has no pairs.
-        """
+        """Create the data set of a split, which must not be empty."""
         dataset = as_pair_dataset(self.dataset(split=split))
         if not len(dataset):
             raise UserError(f"The data set has no pairs for '{split}'.")

@@ -1,6 +1,6 @@
 """Classes of voxels by the magnitude of their displacement, and balanced draws from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,29 +9,7 @@ from torch import Tensor
 
 from regnet_lab.types import Pair
 
-Magnitude = Callable[[Tensor], Tensor]  # (D, *spatial) displacements -> (*spatial)
-
-
-def compute_min_component(u: Tensor) -> Tensor:
-    """Compute the smallest absolute component of displacements (D, *spatial)."""
-    return u.abs().amin(0)
-
-
-def compute_max_component(u: Tensor) -> Tensor:
-    """Compute the largest absolute component of displacements (D, *spatial)."""
-    return u.abs().amax(0)
-
-
-def compute_length(u: Tensor) -> Tensor:
-    """Compute the Euclidean length of displacements (D, *spatial)."""
-    return u.square().sum(0).sqrt()
-
-
-CLASS_RULES: dict[str, tuple[Magnitude, Magnitude]] = {  # for the lower and the upper threshold
-    "all": (compute_min_component, compute_max_component),
-    "any": (compute_max_component, compute_max_component),
-    "norm": (compute_length, compute_length),
-}
+CLASS_RULES = ("all", "any", "norm")
 
 
 def classify_displacements(u: Tensor, thresholds: Sequence[float], rule: str) -> Tensor:
@@ -51,10 +29,11 @@ def classify_displacements(u: Tensor, thresholds: Sequence[float], rule: str) ->
         (*spatial) int8.
     """
     bounds = torch.tensor(thresholds, dtype=u.dtype)
-    lower, upper = CLASS_RULES[rule]
-    low, high = (torch.bucketize(size(u), bounds, right=True) for size in (lower, upper))
     if rule == "norm":
-        return high.clamp(max=len(bounds) - 1).to(torch.int8)
+        length = u.square().sum(0).sqrt()
+        return torch.bucketize(length, bounds[:-1], right=True).to(torch.int8)
+    high = torch.bucketize(u.abs().amax(0), bounds, right=True)
+    low = torch.bucketize(u.abs().amin(0), bounds, right=True) if rule == "all" else high
     return torch.where((low == high) & (high < len(bounds)), high, -1).to(torch.int8)
 
 
@@ -70,9 +49,8 @@ def find_class_voxels(
     the faces of the image and inside the fixed mask, if there is one.
     """
     u = pair["displacement"]
-    classes = classify_displacements(
-        u * pair["spacing"].view(-1, *[1] * (u.ndim - 1)), thresholds, rule
-    )
+    millimetres = u * pair["spacing"].view(-1, *[1] * (u.ndim - 1))
+    classes = classify_displacements(millimetres, thresholds, rule)
     allowed = torch.zeros_like(classes, dtype=torch.bool)
     borders = expand_per_axis(border, classes.ndim)
     allowed[tuple(slice(b, n - b) for b, n in zip(borders, classes.shape, strict=True))] = True

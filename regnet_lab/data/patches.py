@@ -53,60 +53,47 @@ class Chunk:
     center: NDArray[np.int64]  # (N, D) center of each patch
 
 
+@dataclass(eq=False, repr=False)
 class PatchDataset(PairDataset):
     """An endless sequence of patches; the n-th since training began depends on (seed, n) alone.
 
     Pairs are taken in a shuffled order, ``images_per_chunk`` at a time.  From each such chunk
     ``images_per_chunk * patches_per_image`` patches are drawn, while the next chunk is prepared in
     the background.
-
-    Args:
-        pairs: Pairs with ``displacement``.
-        output_size: Side of the network's output in the middle of a patch, or one for each axis.
-        margin: Voxels around it that the network sees, likewise.
-        displacement_thresholds: Upper bounds of the classes in millimetres,
-            see :func:`regnet_lab.data.displacement_classes.classify_displacements`.
-        class_rule: ``norm``, ``all`` or ``any``.
-        border: Smallest distance of a patch's center from the faces of the image in voxels,
-            likewise.
-        images_per_chunk: Pairs in a chunk.
-        patches_per_image: Patches from each pair of a chunk, on average.
-        seed: Seed of the order and of the patches.
-        augment: Augmentation of the pairs from which patches are drawn.
-
-    Raises:
-        UserError: An argument is out of range.
     """
 
-    def __init__(
-        self,
-        pairs: PairDataset,
-        output_size: int | Sequence[int],
-        margin: int | Sequence[int],
-        displacement_thresholds: Sequence[float] = (1.5, 4.0, 8.0),
-        class_rule: str = "norm",
-        border: int | Sequence[int] = 0,
-        images_per_chunk: int = 5,
-        patches_per_image: int = 100,
-        seed: int = 0,
-        augment: Augmentation | None = None,
-    ) -> None:
-        thresholds = list(displacement_thresholds)
-        if class_rule not in CLASS_RULES:
-            raise UserError(f"class_rule={class_rule}: choose one of {', '.join(CLASS_RULES)}.")
-        if not thresholds or thresholds != sorted(thresholds):
+    pairs: PairDataset  # pairs with ``displacement``
+    # side of the network's output in the middle of a patch, or one for each axis
+    output_size: int | Sequence[int]
+    margin: int | Sequence[int]  # voxels around it that the network sees, likewise
+    # upper bounds of the classes in millimetres, see
+    # :func:`regnet_lab.data.displacement_classes.classify_displacements`
+    displacement_thresholds: Sequence[float] = (1.5, 4.0, 8.0)
+    class_rule: str = "norm"  # ``norm``, ``all`` or ``any``
+    # smallest distance of a patch's center from the faces of the image in voxels, likewise
+    border: int | Sequence[int] = 0
+    images_per_chunk: int = 5  # pairs in a chunk
+    patches_per_image: int = 100  # patches from each pair of a chunk, on average
+    seed: int = 0  # seed of the order and of the patches
+    augment: Augmentation | None = None  # augmentation of the pairs from which patches are drawn
+
+    def __post_init__(self) -> None:
+        if self.class_rule not in CLASS_RULES:
             raise UserError(
-                f"displacement_thresholds={thresholds}: give increasing numbers of millimetres."
+                f"class_rule={self.class_rule}: choose one of {', '.join(CLASS_RULES)}."
             )
-        if min(images_per_chunk, patches_per_image) < 1 or np.min(border) < 0:
+        self.thresholds = list(self.displacement_thresholds)
+        if not self.thresholds or self.thresholds != sorted(self.thresholds):
             raise UserError(
-                f"images_per_chunk={images_per_chunk}, patches_per_image={patches_per_image}, "
-                f"border={border}: the first two must be at least 1, and border at least 0."
+                f"displacement_thresholds={self.thresholds}: "
+                "give increasing numbers of millimetres."
             )
-        self.pairs, self.output_size, self.margin = pairs, output_size, margin
-        self.thresholds, self.class_rule, self.border = thresholds, class_rule, border
-        self.images_per_chunk, self.patches_per_image = images_per_chunk, patches_per_image
-        self.seed, self.augment = seed, augment
+        if min(self.images_per_chunk, self.patches_per_image) < 1 or np.min(self.border) < 0:
+            raise UserError(
+                f"images_per_chunk={self.images_per_chunk}, "
+                f"patches_per_image={self.patches_per_image}, border={self.border}: "
+                "the first two must be at least 1, and border at least 0."
+            )
         self.futures: dict[int, Future[Chunk]] = {}
         self.executor: ThreadPoolExecutor | None = None
         self.process_id = 0
@@ -133,11 +120,7 @@ class PatchDataset(PairDataset):
         return AugmentedPairs(self.pairs, self.augment, self.seed)[number, index]
 
     def make_chunk(self, number: int) -> Chunk:
-        """Read the pairs of a chunk and draw its patches.
-
-        Raises:
-            UserError: A pair has no known displacement, or no voxel belongs to any class.
-        """
+        """Read the pairs of a chunk and draw its patches."""
         first = number * self.images_per_chunk
         pairs = [self.read_pair(n) for n in range(first, first + self.images_per_chunk)]
         if unknown := [p["name"] for p in pairs if "displacement" not in p]:
@@ -180,9 +163,8 @@ class PatchDataset(PairDataset):
         output, margin = (expand_per_axis(n, len(center)) for n in (self.output_size, self.margin))
         size = [n + 2 * m for n, m in zip(output, margin, strict=True)]
         start = [c - n // 2 - m for c, n, m in zip(center, output, margin, strict=True)]
-        patch = {
-            key: crop_box(pair[key], start, size) for key in ("fixed", "moving", "displacement")
-        }
+        keys = ("fixed", "moving", "displacement")
+        patch = {key: crop_box(pair[key], start, size) for key in keys}
         mask = torch.zeros(1, *size)
         inner = tuple(slice(m, m + n) for n, m in zip(output, margin, strict=True))
         mask[(slice(None), *inner)] = 1

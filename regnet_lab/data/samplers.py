@@ -1,7 +1,7 @@
 """Samplers and a data loader whose order depends only on seed and epoch and survives a restart."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -16,12 +16,8 @@ class EpochSampler(Sampler[Any]):
 
     Pairs are drawn without replacement until all have been drawn, then again.  With n processes
     each takes every n-th draw, so that together they see the pairs that one process with an n times
-    larger batch would; an epoch is rounded up to the same number of draws for each.
-
-    Args:
-        dataset_size: Number of pairs.
-        epoch_size: Draws per epoch, of all processes together.
-        seed: Seed of the order.
+    larger batch would; an epoch of ``epoch_size`` draws, of all processes together, is rounded up
+    to the same number for each.
     """
 
     def __init__(self, dataset_size: int, epoch_size: int, seed: int) -> None:
@@ -79,26 +75,19 @@ class DistributedEvalSampler(Sampler[int]):
     """Every pair once, in order, distributed over the processes in turn.
 
     Unlike PyTorch's ``DistributedSampler`` it repeats no pair.
-
-    Args:
-        dataset_size: Number of pairs.
     """
 
     def __init__(self, dataset_size: int) -> None:
         self.dataset_size = dataset_size
 
     def __len__(self) -> int:
-        return len(self.local_indices())
+        return len(self.list_local_indices())
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.local_indices())
+        return iter(self.list_local_indices())
 
-    def local_indices(self) -> range:
-        """Return the indices of this process.
-
-        Raises:
-            UserError: There are more processes than pairs.
-        """
+    def list_local_indices(self) -> range:
+        """Return the indices of this process."""
         rank, world_size = rank_and_world_size()
         if self.dataset_size < world_size:
             raise UserError(
@@ -111,28 +100,22 @@ class DistributedEvalSampler(Sampler[int]):
 class ResumableDataLoader(DataLoader[Pair]):
     """A data loader whose position in the epoch is saved in and restored from checkpoints."""
 
+    sampler: EpochSampler
+    batch_size: int
     consumed = 0  # batches of this epoch
 
-    @property
-    def _epoch_sampler(self) -> EpochSampler:
-        return cast(EpochSampler, self.sampler)
-
-    @property
-    def _batch_size(self) -> int:
-        return cast(int, self.batch_size)
-
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.consumed = self._epoch_sampler.start // self._batch_size
+        self.consumed = self.sampler.start // self.batch_size
         for batch in super().__iter__():
             self.consumed += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the number of batches consumed in it."""
-        return {"epoch": self._epoch_sampler.epoch, "consumed": self.consumed}
+        return {"epoch": self.sampler.epoch, "consumed": self.consumed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue behind the last consumed batch, or with the next epoch after a whole one."""
         done = state["consumed"] >= len(self)
-        self._epoch_sampler.epoch = state["epoch"] + done
-        self._epoch_sampler.start = 0 if done else state["consumed"] * self._batch_size
+        self.sampler.epoch = state["epoch"] + done
+        self.sampler.start = 0 if done else state["consumed"] * self.batch_size

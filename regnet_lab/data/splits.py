@@ -16,19 +16,13 @@ SPLITS = ("train", "val", "test")
 
 
 def find_subjects(root: str | Path, pattern: str) -> dict[str, Path]:
-    """Find one file of every subject.
+    """Find one file of every subject, sorted by subject.
 
     Args:
         root: Folder of the data set.
         pattern: Path below it with ``{}`` for the subject, as in ``{}/T1_brain.nii.gz`` or
             ``img_{}.nii.gz``.  If no file matches, subjects may lie one folder deeper, which then
             is part of their name (``train/sub1``); a second ``{}`` is the name without it.
-
-    Returns:
-        The files by subject, sorted.
-
-    Raises:
-        UserError: No file matches.
     """
     folder = require_folder(root, pattern)
     before, *after = pattern.split("{}")
@@ -43,16 +37,17 @@ def find_subjects(root: str | Path, pattern: str) -> dict[str, Path]:
 
 
 def find_subject_file(root: str | Path, pattern: str, subject: str) -> Path:
-    """Return the file of a subject for a pattern as in :func:`find_subjects`.
-
-    Raises:
-        UserError: The file does not exist.
-    """
+    """Return the file of a subject for a pattern as in :func:`find_subjects`."""
     base = PurePosixPath(subject).name
     path = Path(root) / pattern.replace("{}", subject, 1).replace("{}", base)
     if not path.exists():
         raise UserError(f"{path}: this file of subject {subject} is missing.")
     return path
+
+
+def find_optional_file(root: str | Path, pattern: str | None, subject: str) -> Path | None:
+    """Return the file of :func:`find_subject_file`, or None without a pattern."""
+    return find_subject_file(root, pattern, subject) if pattern else None
 
 
 def select_subjects(
@@ -70,10 +65,6 @@ def select_subjects(
             shell, or a text file with one of these per line.  Without names for test, the
             validation subjects are tested.
         root: Folder of the text files.
-
-    Raises:
-        UserError: A name matches no subject, a training subject is also in validation or test, or
-            there are fewer subjects than requested.
     """
     specified = {name: value for name, value in splits.items() if value is not None}
     counts = {name: n for name, n in specified.items() if isinstance(n, int | float)}
@@ -85,7 +76,9 @@ def select_subjects(
     if counts:
         parts = _split_by_count(subjects, counts)
     else:
-        parts = {name: _select_by_name(subjects, wanted, root) for name, wanted in names.items()}
+        parts = {
+            name: _select_by_name(subjects, patterns, root) for name, patterns in names.items()
+        }
     if shared := [s for s in parts["train"] if s in {*parts["val"], *parts.get("test", ())}]:
         raise UserError(
             f"splits: subject {shared[0]} is in training and in validation or test; "
@@ -95,16 +88,16 @@ def select_subjects(
 
 
 def _select_by_name(
-    subjects: Sequence[str], wanted: Sequence[str] | str, root: str | Path
+    subjects: Sequence[str], patterns: Sequence[str] | str, root: str | Path
 ) -> list[str]:
     """Select the subjects that match one of the patterns, or one of the lines of a text file."""
-    if isinstance(wanted, str):
-        path = Path(root) / wanted
+    if isinstance(patterns, str):
+        path = Path(root) / patterns
         if not path.is_file():
             raise UserError(f"{path}: this file, named in splits, is missing.")
-        wanted = path.read_text(encoding="utf-8").split()
+        patterns = path.read_text(encoding="utf-8").split()
     selected = set()
-    for pattern in map(str, wanted):
+    for pattern in map(str, patterns):
         matches = {subject for subject in subjects if fnmatchcase(subject, pattern)}
         if not matches:
             raise UserError(
@@ -120,9 +113,7 @@ def _split_by_count(
 ) -> dict[str, list[str]]:
     """Split subjects into the first, those before the last and the last, by number or fraction."""
     total = len(subjects)
-    numbers = {
-        name: n if isinstance(n, int) else int(n * total + 1e-9) for name, n in counts.items()
-    }
+    numbers = {k: n if isinstance(n, int) else int(n * total + 1e-9) for k, n in counts.items()}
     train, val, test = (numbers.get(name, 0) for name in SPLITS)
     if min(train, val, test) < 0 or train + val + test > total:
         raise UserError(

@@ -17,12 +17,7 @@ IDLE = -1
 
 
 class WorkerMonitor(Dataset[Pair]):
-    """A data set whose loading processes record in shared memory which pair they are reading.
-
-    Args:
-        dataset: The pairs.
-        num_workers: Number of loading processes.
-    """
+    """A data set whose loading processes record in shared memory which pair they are reading."""
 
     instances: ClassVar["WeakSet[WorkerMonitor]"] = WeakSet()
 
@@ -53,17 +48,14 @@ def monitor_workers(dataset: Dataset[Pair], num_workers: int) -> Dataset[Pair]:
 
 def find_dead_workers(timeout: float = 5.0) -> set[int]:
     """Return the ids of loading processes that have ended; wait up to ``timeout`` s for one."""
-    recorded = {
-        process
-        for monitor in list(WorkerMonitor.instances)
-        for process in monitor.current_items[:, 0].tolist()
-    } - {IDLE}
+    monitors = list(WorkerMonitor.instances)
+    recorded = {pid for m in monitors for pid in m.current_items[:, 0].tolist()} - {IDLE}
     deadline = time.monotonic() + timeout
-    while recorded and recorded <= {child.pid for child in active_children()}:
-        if time.monotonic() > deadline:
-            break
+    while True:
+        dead = recorded - {child.pid for child in active_children()}
+        if dead or not recorded or time.monotonic() > deadline:
+            return dead
         time.sleep(0.02)
-    return recorded - {child.pid for child in active_children()}
 
 
 def take_interrupted_items(processes: Iterable[int]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from regnet_lab.data.datasets.unique_images import UniqueImage, UniqueImages, collect_unique_images
+from regnet_lab.data.datasets.unique_images import UniqueImages, collect_unique_images
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation import atlas_functional
-from regnet_lab.evaluation.label_fusion import (
-    LabelVotes,
-    count_votes,
-    score_leave_one_out,
-    to_numpy,
-)
+from regnet_lab.evaluation import atlas_functional, label_fusion
+from regnet_lab.evaluation.label_fusion import LabelVotes, to_numpy
 from regnet_lab.metrics import tables
 from regnet_lab.spatial.writers import write_nifti
 from regnet_lab.training.module import RegistrationModule
@@ -32,6 +28,9 @@ RegisterTemplate = Callable[[Tensor], list[Tensor]]
 
 FOREGROUND_THRESHOLD = 0.01  # intensity of the mean image, where there are no labels
 ROUND_MESSAGE = "round %d: the template changed by %.4f; the mean displacement was %.3f voxels"
+MAX_ROUNDS_MESSAGE = (
+    "task.max_rounds=%d reached before task.tolerance: the template changed by %.4f"
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +52,6 @@ class AtlasTask:
         tolerance: Stop when |new - old template|, averaged over all voxels, is at most this.
         max_rounds: Stop after so many rounds.
         unbiased: Remove the mean displacement from the template in every round.
-
-    Raises:
-        UserError: ``tolerance`` is negative, or ``max_rounds`` is not positive.
     """
 
     def __init__(
@@ -70,11 +66,7 @@ class AtlasTask:
         self.max_rounds, self.unbiased = max_rounds, unbiased
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
-        """Build and write the atlas.
-
-        Raises:
-            UserError: The split has only one image, or images on several grids.
-        """
+        """Build and write the atlas."""
         subjects = collect_unique_images(data.dataset)
         register = make_register_function(trainer, module, subjects)
         mean = compute_mean_image(subjects)
@@ -82,7 +74,7 @@ class AtlasTask:
         with torch.no_grad():
             template, info = self.build_template(mean, register, subjects)
             fields = register(template)
-            votes = count_votes(subjects, fields)
+            votes = label_fusion.count_votes(subjects, fields)
             info |= self.write_label_votes(votes, fields, subjects, module.name) if votes else {}
         mask = votes.foreground if votes else mean > FOREGROUND_THRESHOLD
         info |= compare_sharpness(mean, template, mask, subjects)
@@ -113,11 +105,7 @@ class AtlasTask:
             self.write_tensor("template", template, subjects)
             log.info(ROUND_MESSAGE, len(changes), changes[-1], mean_displacement)
         if changes[-1] > self.tolerance:
-            log.warning(
-                "task.max_rounds=%d reached before task.tolerance: the template changed by %.4f",
-                self.max_rounds,
-                changes[-1],
-            )
+            log.warning(MAX_ROUNDS_MESSAGE, self.max_rounds, changes[-1])
         return template, {
             "changes": changes,
             "tolerance": self.tolerance,
@@ -132,7 +120,7 @@ class AtlasTask:
         self.write_tensor("labels", votes.majority_labels.short(), subjects)
         self.write_tensor("max_probability", votes.max_probability, subjects)
         self.write_tensor("probabilities", votes.probabilities, subjects)
-        records, residual = score_leave_one_out(votes, subjects, fields, name)
+        records, residual = label_fusion.score_leave_one_out(votes, subjects, fields, name)
         tables.write_tables(records, self.folder)
         summary = tables.summarize(records)
         Console().print(tables.summary_to_rich(summary))
@@ -161,14 +149,14 @@ def make_register_function(
     device = trainer.strategy.root_device
     module.to(device).eval()
 
-    def register_subject(subject: UniqueImage, template: Tensor) -> Tensor:
-        moving, spacing = subject.image.to(device), subjects.spacing.to(device)
-        pair = Pair(fixed=template, moving=moving, spacing=spacing, name=[subject.name])
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            return module(pair).displacement.float().cpu()
-
     def register(template: Tensor) -> list[Tensor]:
-        return [register_subject(subject, template.to(device)) for subject in subjects]
+        fields, fixed, spacing = [], template.to(device), subjects.spacing.to(device)
+        for subject in subjects:
+            moving = subject.image.to(device)
+            pair = Pair(fixed=fixed, moving=moving, spacing=spacing, name=[subject.name])
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                fields.append(module(pair).displacement.float().cpu())
+        return fields
 
     return register
 
@@ -188,17 +176,13 @@ def compare_sharpness(
 
     It is None where the mask is empty.
     """
-
-    def compute_sharpness(image: Tensor) -> float:
-        return atlas_functional.compute_sharpness(image, mask, subjects.spacing)
-
     if not mask.any():
         return {"sharpness_per_mm": None, "sharper_percent": None}
-    single_image = sum(compute_sharpness(subject.image) for subject in subjects) / len(subjects)
+    compute = partial(atlas_functional.compute_sharpness, mask=mask, spacing=subjects.spacing)
     sharpness = {
-        "mean": compute_sharpness(mean),
-        "template": compute_sharpness(template),
-        "single_image": single_image,
+        "mean": compute(mean),
+        "template": compute(template),
+        "single_image": sum(compute(subject.image) for subject in subjects) / len(subjects),
     }
     gain = 100 * (sharpness["template"] / sharpness["mean"] - 1) if sharpness["mean"] else None
     return {"sharpness_per_mm": sharpness, "sharper_percent": gain}
@@ -211,7 +195,6 @@ def format_summary(info: dict[str, Any]) -> str:
     if info["sharper_percent"] is not None:
         comparison = "sharper" if info["sharper_percent"] >= 0 else "less sharp"
         summary += f", {abs(info['sharper_percent']):.1f} % {comparison} than the plain mean"
-    for method, numbers in info.get("leave_one_out", {}).items():
-        if method == info["model"]:
-            summary += f", leave-one-out Dice {numbers['dice']['mean']:.3f}"
+    if numbers := info.get("leave_one_out", {}).get(info["model"]):
+        summary += f", leave-one-out Dice {numbers['dice']['mean']:.3f}"
     return summary

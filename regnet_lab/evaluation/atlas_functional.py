@@ -19,13 +19,8 @@ def compute_weighted_mean(images_and_fields: Iterable[tuple[Tensor, Tensor]]) ->
     """Compute the mean of warped images, weighted by how their maps change volume.
 
     template = sum_i J_i w_i / sum_i J_i with w_i(x) = image_i(x + u_i(x)), J_i = det(I + du_i/dx)
-    and, where a map folds, J_i = 0.001.
-
-    Args:
-        images_and_fields: image_i (1, 1, *spatial) and u_i (1, D, *spatial).
-
-    Returns:
-        (1, 1, *spatial).
+    and, where a map folds, J_i = 0.001.  Images and template are (1, 1, *spatial), u_i is
+    (1, D, *spatial).
     """
     total = weights = torch.zeros(())
     for image, u in images_and_fields:
@@ -41,15 +36,12 @@ def recenter_displacements(fields: Sequence[Tensor]) -> list[Tensor]:
     With the mean m of all u_i the counterparts of x lie on average at x + m(x), where the new
     template shows what the old one shows at x.  The result is u_i o exp(-m): the exponential of
     -m approximates the inverse of id + m.  It is exact for translations, close for small m, to
-    which the rounds converge, and invertible even where id + m folds.
+    which the rounds converge, and invertible even where id + m folds.  Each u_i is
+    (1, D, *spatial).
 
-    Args:
-        fields: u_i, (1, D, *spatial) each.
-
-    Example:
-        >>> shifts = [torch.full((1, 2, 8, 8), value) for value in (1.0, 3.0)]
-        >>> [u.mean().item() for u in recenter_displacements(shifts)]
-        [-1.0, 1.0]
+    >>> shifts = [torch.full((1, 2, 8, 8), value) for value in (1.0, 3.0)]
+    >>> [u.mean().item() for u in recenter_displacements(shifts)]
+    [-1.0, 1.0]
     """
     inverse_mean = ops.integrate(-torch.stack(list(fields)).mean(0))
     return [ops.compose(inverse_mean, u) for u in fields]
@@ -58,10 +50,7 @@ def recenter_displacements(fields: Sequence[Tensor]) -> list[Tensor]:
 def compute_sharpness(image: Tensor, mask: Tensor, spacing: Tensor) -> float:
     """Compute the mean magnitude of the gradient inside a mask, per millimetre.
 
-    Args:
-        image: (1, 1, *spatial).
-        mask: (1, 1, *spatial) bool.
-        spacing: (1, D) millimetres per voxel.
+    Image and mask are (1, 1, *spatial), the spacing (1, D) millimetres per voxel.
     """
     scale = spacing.to(image).view(1, 1, -1, *[1] * (image.ndim - 2))
     return float((ops.gradient(image) / scale).norm(dim=2)[mask].mean())
@@ -74,28 +63,17 @@ def encode_one_hot(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 
 def select_majority_labels(votes: Tensor, values: Sequence[int]) -> Tensor:
-    """Return the label with most votes, the first of equals.
-
-    Args:
-        votes: (1, K, *spatial).
-        values: Labels of the K channels.
-
-    Returns:
-        (1, 1, *spatial).
-    """
+    """Return the label with most votes (1, K, *spatial), the first of equals: (1, 1, *spatial)."""
     return torch.tensor(values, device=votes.device)[votes.argmax(1, keepdim=True)]
 
 
 def fuse_labels(votes: Tensor, values: Sequence[int], v: Tensor) -> Tensor:
-    """Label a subject by the votes of others.
+    """Label a subject with most votes of others, interpolated linearly at x + v(x).
 
     Args:
         votes: (1, K, *spatial) votes on the template's grid, without the subject's own.
         values: Labels of the K channels.
         v: (1, D, *spatial) displacement from the subject to the template, voxels.
-
-    Returns:
-        (1, 1, *spatial) the label with most votes, interpolated linearly at x + v(x).
     """
     max_votes = votes.new_full((1, 1, *v.shape[2:]), -1, dtype=torch.float32)
     labels = torch.zeros_like(max_votes, dtype=torch.int64)

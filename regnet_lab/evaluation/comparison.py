@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.results import Evaluation, EvaluationSource, read_evaluations
+from regnet_lab.evaluation.results import Evaluation
 from regnet_lab.metrics.tables import IDENTITY
 
 log = logging.getLogger(__name__)
@@ -18,19 +18,8 @@ log = logging.getLogger(__name__)
 IDENTITY_TOLERANCE = 1e-4  # largest difference of identity scores on the same data
 
 
-def read_comparable_evaluations(
-    sources: Sequence[EvaluationSource], common: bool = False
-) -> list[Evaluation]:
-    """Read evaluations and restrict them to the same cases (:func:`make_comparable`).
-
-    Raises:
-        UserError: There is none, or they cannot be compared.
-    """
-    return make_comparable(read_evaluations(sources), common)
-
-
 def make_comparable(evaluations: Sequence[Evaluation], common: bool = False) -> list[Evaluation]:
-    """Check that evaluations can be compared and restrict them to the same cases.
+    """Restrict evaluations to the same cases.
 
     Raises:
         UserError: Data set, split, metrics, cases or the scores without registration differ.
@@ -42,11 +31,7 @@ def make_comparable(evaluations: Sequence[Evaluation], common: bool = False) -> 
 
 
 def check_settings(evaluations: Sequence[Evaluation]) -> None:
-    """Check that evaluations of one run or model used the same data set, split and metrics.
-
-    Raises:
-        UserError: They did not; lists the folders to choose from.
-    """
+    """Check that evaluations of one run or model used the same data set, split and metrics."""
     by_origin: dict[Path, list[Evaluation]] = {}
     for e in evaluations:
         parent = e.folder.resolve().parent
@@ -67,10 +52,6 @@ def check_settings(evaluations: Sequence[Evaluation]) -> None:
 
 def select_common_cases(evaluations: Sequence[Evaluation], common: bool) -> list[Evaluation]:
     """Restrict evaluations to the cases that all of them have.
-
-    Args:
-        evaluations: The evaluations to compare.
-        common: Only warn where some have cases that others lack.
 
     Raises:
         UserError: Cases differ and ``common`` is not set, or there is no common case.
@@ -96,18 +77,14 @@ def select_common_cases(evaluations: Sequence[Evaluation], common: bool) -> list
 
 
 def check_identity_scores(evaluations: Sequence[Evaluation]) -> None:
-    """Check that the scores without registration are the same in all evaluations.
-
-    Raises:
-        UserError: They differ, as do then the data, labels, grids or definitions of the metrics.
-    """
+    """Check that the scores without registration are the same in all evaluations."""
     tables = [e.cases[e.cases["method"] == IDENTITY].set_index("case") for e in evaluations]
     first = tables[0].select_dtypes("number") if tables else pd.DataFrame()
+    tolerances = {"rtol": IDENTITY_TOLERANCE, "atol": IDENTITY_TOLERANCE}
     for e, table in zip(evaluations, tables, strict=True):
         for metric in first.columns.intersection(table.columns):
             expected, actual = first[metric], table[metric].reindex(first.index)
-            tolerance = IDENTITY_TOLERANCE
-            if not np.allclose(expected, actual, rtol=tolerance, atol=tolerance, equal_nan=True):
+            if not np.allclose(expected, actual, equal_nan=True, **tolerances):
                 case = (expected - actual).abs().idxmax()
                 raise UserError(
                     f"{e.folder}: {metric} of {case} without registration is {actual[case]:.5g}, "

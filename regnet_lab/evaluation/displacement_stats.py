@@ -25,14 +25,8 @@ log = logging.getLogger(__name__)
 def compute_wavelength(u: NDArray[np.floating], spacing: Sequence[float]) -> float:
     """Compute the wavelength of a wave with the same ratio of slope to amplitude as a field.
 
-    It is 2 pi sqrt(sum |u - mean|^2 / sum |du/dx|^2).
-
-    Args:
-        u: (D, *spatial) in mm.
-        spacing: Millimetres per voxel.
-
-    Returns:
-        Millimetres; NaN for a constant field.
+    It is 2 pi sqrt(sum |u - mean|^2 / sum |du/dx|^2) in mm, as are u (D, *spatial) and the spacing;
+    NaN for a constant field.
     """
     slope = sum(
         float((np.gradient(component, mm, axis=axis) ** 2).sum())
@@ -60,10 +54,8 @@ def compute_displacement_stats(
     ndim = len(spacing)
     u_mm = (u * spacing.view(-1, *[1] * ndim)).double()
     magnitude = u_mm.square().sum(0).sqrt()
-    counts = torch.bincount(
-        torch.bucketize(magnitude, torch.tensor(thresholds).double(), right=True).flatten(),
-        minlength=len(thresholds) + 1,
-    )
+    classes = torch.bucketize(magnitude, torch.tensor(thresholds).double(), right=True)
+    counts = torch.bincount(classes.flatten(), minlength=len(thresholds) + 1)
     determinant = ops.jacobian_determinant(u[None])
     class_names = [f"below_{t:g}_mm_percent" for t in thresholds] + ["above_percent"]
     percent = (100 * counts / counts.sum()).tolist()
@@ -102,7 +94,7 @@ class DisplacementStatsTask:
     """Describe the known displacement of every pair.
 
     Args:
-        folder: Folder for ``fields.csv`` and ``fields.png``.
+        folder: Folder for ``displacement_stats.csv`` and ``displacement_stats.png``.
         displacement_thresholds: Limits of the classes of magnitude, mm.
         num_pictures: Number of pairs in the figure, from the first to the last at equal distances.
     """
@@ -114,24 +106,18 @@ class DisplacementStatsTask:
         self.displacement_thresholds = list(displacement_thresholds)
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
-        """Write the table and the figure.
-
-        Raises:
-            UserError: A pair's displacement is unknown.
-        """
+        """Write the table and the figure."""
         rows, drawn_pairs = [], []
         drawn = {round(x) for x in np.linspace(0, len(data) - 1, self.num_pictures)}
         for index, pair in enumerate(data):
+            name = pair["name"][0]
             if "displacement" not in pair:
-                raise UserError(
-                    f"{pair['name'][0]}: its displacement is unknown; choose other data."
-                )
-            statistics = compute_displacement_stats(
-                pair["displacement"][0], pair["spacing"][0], self.displacement_thresholds
-            )
-            rows.append({"case": pair["name"][0], **statistics})
+                raise UserError(f"{name}: its displacement is unknown; choose other data.")
+            u, spacing = pair["displacement"][0], pair["spacing"][0]
+            statistics = compute_displacement_stats(u, spacing, self.displacement_thresholds)
+            rows.append({"case": name, **statistics})
             drawn_pairs += [pair] if index in drawn else []
         table = pd.DataFrame(rows)
-        write_text(self.folder / "fields.csv", table.to_csv(index=False))
-        write_figure(self.folder / "fields.png", draw_magnitude_maps(drawn_pairs))
+        write_text(self.folder / "displacement_stats.csv", table.to_csv(index=False))
+        write_figure(self.folder / "displacement_stats.png", draw_magnitude_maps(drawn_pairs))
         log.info("\n%s", table.drop(columns="case").describe().loc[["mean", "min", "max"]])

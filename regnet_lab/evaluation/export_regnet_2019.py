@@ -1,6 +1,7 @@
 """Write artificial deformations in the folder layout of RegNet's second version (2019)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,21 +67,13 @@ class RegNet2019ExportTask:
         air_hu: float = -1000.0,
         image_suffix: str = ".mha",
     ) -> None:
-        self.folder, self.experiment_name, self.dataset_name, self.image_type = (
-            Path(folder),
-            experiment_name,
-            dataset_name,
-            image_type,
-        )
+        self.folder, self.image_type = folder, image_type
+        self.data_folder = (experiment_name, dataset_name, image_type)
         self.case_name, self.air_hu = case_name, air_hu
         self.image_suffix = image_suffix if stage == 1 else f"_s{stage}{image_suffix}"
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
-        """Write all files that do not exist yet.
-
-        Raises:
-            UserError: The data are no artificial deformations of RegNet's second version.
-        """
+        """Write all files that do not exist yet."""
         dataset = data.dataset
         if isinstance(dataset, WorkerMonitor):
             dataset = dataset.dataset
@@ -96,15 +89,8 @@ class RegNet2019ExportTask:
         """Write the files of one deformation, and of the image that it deforms."""
         deformation_number, image = divmod(index, len(dataset.source_dataset))
         case = self.case_name.format(dataset.source_dataset[image]["name"])
-        root = self.folder / "Elastix"
-        deformed = (
-            root
-            / "Artificial_Generation"
-            / self.experiment_name
-            / self.dataset_name
-            / self.image_type
-            / case
-        )
+        root = Path(self.folder) / "Elastix"
+        deformed = root.joinpath("Artificial_Generation", *self.data_folder, case)
         round_number, method = divmod(deformation_number, len(dataset.deformations))
         method_folder = make_method_folder(list(dataset.deformations)[method])
         folder = deformed / f"Dsmooth{deformation_number}" / method_folder
@@ -117,7 +103,7 @@ class RegNet2019ExportTask:
         else:
             source_folder = root / "LungExp" / case / "Result"
             names = [f"{self.image_type}{part}FullRS1" for part in ("Image", "Mask", "Torso")]
-        self.write_files(source_folder, self.make_scene_images(item.source, names, dataset))
+        self.write_files(source_folder, self.make_masked_image_files(item.source, names, dataset))
         self.write_files(folder, self.make_deformation_images(item, dataset))
 
     def write_files(self, folder: Path, files: Mapping[str, sitk.Image]) -> None:
@@ -129,26 +115,19 @@ class RegNet2019ExportTask:
 
     def to_hounsfield(self, image: Tensor, dataset: RegNet2019Pairs) -> np.ndarray:
         """Convert normalized intensities to int16 HU."""
-        return (
-            (image * dataset.window_width + self.air_hu)
-            .round()
-            .clamp(-32768, 32767)
-            .numpy()
-            .astype(np.int16)
-        )
+        hounsfield = (image * dataset.window_width + self.air_hu).round().clamp(-32768, 32767)
+        return hounsfield.numpy().astype(np.int16)
 
-    def make_scene_images(
-        self, scene: MaskedImage, names: Sequence[str], dataset: RegNet2019Pairs
+    def make_masked_image_files(
+        self, masked_image: MaskedImage, names: Sequence[str], dataset: RegNet2019Pairs
     ) -> dict[str, sitk.Image]:
         """Convert an image and its masks of lung, if known, and body to SimpleITK images."""
-        arrays = {names[0]: self.to_hounsfield(scene.image, dataset)}
-        if scene.lung is not None:
-            arrays[names[1]] = scene.lung.numpy().astype(np.uint8)
-        arrays[names[2]] = scene.body.numpy().astype(np.uint8)
-        return {
-            name: coordinates.array_to_sitk(array, make_affine(scene))
-            for name, array in arrays.items()
-        }
+        arrays = {names[0]: self.to_hounsfield(masked_image.image, dataset)}
+        if masked_image.lung is not None:
+            arrays[names[1]] = masked_image.lung.numpy().astype(np.uint8)
+        arrays[names[2]] = masked_image.body.numpy().astype(np.uint8)
+        affine = make_affine(masked_image)
+        return {name: coordinates.array_to_sitk(a, affine) for name, a in arrays.items()}
 
     def make_deformation_images(
         self, item: DeformedSample, dataset: RegNet2019Pairs
@@ -157,22 +136,19 @@ class RegNet2019ExportTask:
 
         The file of the field marks a complete deformation.
         """
-        deformed = MaskedImage(
-            item.image[0], item.deformed.spacing, item.deformed.body, item.deformed.lung
-        )
-        names = (
-            f"DeformedImage_{item.intensity_model.capitalize()}",
-            "DeformedLung",
-            "DeformedTorso",
-        )
+        deformed = replace(item.deformed, image=item.image[0])
+        look = item.intensity_model.capitalize()
+        names = (f"DeformedImage_{look}", "DeformedLung", "DeformedTorso")
         determinant = ops.jacobian_determinant(item.displacement)[0].numpy().astype(np.float32)
         return {
-            **self.make_scene_images(deformed, names, dataset),
+            **self.make_masked_image_files(deformed, names, dataset),
             "Jac_pad0": coordinates.array_to_sitk(determinant, make_affine(deformed)),
             "DeformedDVF_pad0": displacement_to_sitk(item.displacement, make_affine(deformed)),
         }
 
 
-def make_affine(scene: MaskedImage) -> coordinates.Matrix:
+def make_affine(masked_image: MaskedImage) -> coordinates.Matrix:
     """Return the RAS+ affine of a grid at the origin with LPS axes."""
-    return coordinates.RAS_TO_LPS @ np.diag([*scene.spacing, *[1.0] * (4 - len(scene.spacing))])
+    return coordinates.RAS_TO_LPS @ np.diag(
+        [*masked_image.spacing, *[1.0] * (4 - len(masked_image.spacing))]
+    )

@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from pytorch_lightning import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,18 +17,13 @@ from regnet_lab.types import Pair
 from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.utils.distributed import gather_interleaved
 from regnet_lab.visualization import iterations
-from regnet_lab.visualization.iterations import plot_iteration_sweep, summarize_iteration_sweep
 
 
 @contextmanager
 def override_iterations(
     model: nn.Module, factor: float, line_search_steps: int | None = None
 ) -> Iterator[None]:
-    """Run every GraDIRN in a model with ``factor`` times its iterations within a ``with`` block.
-
-    Raises:
-        UserError: The model contains no GraDIRN.
-    """
+    """Run every GraDIRN in a model with ``factor`` times its iterations within a ``with`` block."""
     iterative = [part for part in model.modules() if isinstance(part, GraDIRN)]
     if not iterative:
         raise UserError(
@@ -61,7 +55,7 @@ class IterationRecorder(CaseCallback):
 class IterationSweepTask:
     """Score every pair with multiples of the trained number of iterations.
 
-    The tables of the callbacks get a method for every factor.  ``steps.csv`` and ``steps.png``
+    The tables of the callbacks get a method for every factor.  ``iteration_sweep.csv`` and ``.png``
     show the scores and the energy of the last field against the number of iterations; they are
     updated after each factor.
 
@@ -78,11 +72,8 @@ class IterationSweepTask:
         iteration_factors: Sequence[float] = (1, 2, 3, 4),
         line_search_steps: int | None = None,
     ) -> None:
-        self.folder, self.iteration_factors, self.line_search_steps = (
-            Path(folder),
-            list(iteration_factors),
-            line_search_steps,
-        )
+        self.folder, self.iteration_factors = Path(folder), list(iteration_factors)
+        self.line_search_steps = line_search_steps
 
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader) -> None:
         """Score the split once for each factor and write the curve."""
@@ -94,10 +85,7 @@ class IterationSweepTask:
                 trainer.test(module, data, verbose=False)
             rows = gather_interleaved(recorder.rows)
             if trainer.is_global_zero:
-                self.write_curve(summarize_iteration_sweep(rows, model_name))
+                curve = iterations.summarize_iteration_sweep(rows, model_name)
+                write_text(self.folder / "iteration_sweep.csv", curve.to_csv(index=False))
+                iterations.plot_iteration_sweep(curve).savefig(self.folder / "iteration_sweep.png")
         module.name = model_name
-
-    def write_curve(self, curve: pd.DataFrame) -> None:
-        """Write the curve as table and figure: primary metric, energy and folds."""
-        write_text(self.folder / "steps.csv", curve.to_csv(index=False))
-        plot_iteration_sweep(curve).savefig(self.folder / "steps.png")

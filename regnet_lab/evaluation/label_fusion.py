@@ -12,26 +12,21 @@ from torch import Tensor
 from regnet_lab import metrics, ops
 from regnet_lab.data.datasets.unique_images import UniqueImages
 from regnet_lab.evaluation import atlas_functional
+from regnet_lab.metrics import scorers
 from regnet_lab.metrics.tables import IDENTITY
 
 INVERSE_TOLERANCE = 0.01  # largest error of an inverse, voxels
+NEAREST = "nearest", "zeros"  # how labels are warped: background outside
 
 
 @dataclass(frozen=True)
 class LabelVotes:
-    """Votes of subjects for labels on the template's grid.
+    """Votes of subjects for labels on the template's grid."""
 
-    Args:
-        values: Labels of the K channels.
-        num_subjects: Number of subjects that vote.
-        warped_votes: (1, K, *spatial) votes of the labels warped to the template.
-        unregistered_votes: (1, K, *spatial) votes of the labels as they are.
-    """
-
-    values: list[int]
+    values: list[int]  # labels of the K channels
     num_subjects: int
-    warped_votes: Tensor
-    unregistered_votes: Tensor
+    warped_votes: Tensor  # (1, K, *spatial) by the labels warped to the template
+    unregistered_votes: Tensor  # (1, K, *spatial) by the labels as they are
 
     @property
     def majority_labels(self) -> Tensor:
@@ -60,17 +55,10 @@ def to_numpy(tensor: Tensor) -> NDArray:
     return array[0] if len(array) == 1 else array
 
 
-def warp_labels(labels: Tensor, u: Tensor) -> Tensor:
-    """Warp labels by nearest neighbour, background outside."""
-    return ops.warp(labels, u, "nearest", "zeros")
-
-
 def count_votes(subjects: UniqueImages, fields: Sequence[Tensor]) -> LabelVotes | None:
     """Count the votes of all subjects with labels; None where fewer than two have labels.
 
-    Args:
-        subjects: Subjects of the atlas.
-        fields: Their u, (1, D, *spatial) each, from the template to the subject.
+    ``fields`` are their u, (1, D, *spatial) each, from the template to the subject.
     """
     subject_values = [s.labels.unique().tolist() for s in subjects if s.labels is not None]
     values = sorted({0}.union(*subject_values))
@@ -79,7 +67,7 @@ def count_votes(subjects: UniqueImages, fields: Sequence[Tensor]) -> LabelVotes 
     votes = torch.zeros(2, len(values), *fields[0].shape[2:], dtype=torch.int16)
     for subject, u in zip(subjects, fields, strict=True):
         if subject.labels is not None:
-            maps = torch.cat([warp_labels(subject.labels, u), subject.labels])
+            maps = torch.cat([ops.warp(subject.labels, u, *NEAREST), subject.labels])
             votes += atlas_functional.encode_one_hot(maps, values)
     warped_votes, unregistered_votes = votes.split(1)
     return LabelVotes(values, len(subject_values), warped_votes, unregistered_votes)
@@ -93,10 +81,7 @@ def make_dice_record(
     Labels that are not in ``values``, those that no other subject has, are NaN.
     """
     by_label = metrics.dice(to_numpy(labels), np.array(values), to_numpy(predicted))
-    scores = np.array([score for score in by_label.values() if not np.isnan(score)])
-    mean = float(scores.mean()) if scores.size else np.nan
-    label_scores = {f"dice/{label}": score for label, score in by_label.items()}
-    return {"case": case, "method": method, "dice": mean} | label_scores
+    return {"case": case, "method": method} | scorers.add_label_mean("dice", by_label)
 
 
 def score_leave_one_out(
@@ -104,11 +89,8 @@ def score_leave_one_out(
 ) -> tuple[list[dict[str, Any]], float]:
     """Label every subject by the votes of the others and compute Dice with its own labels.
 
-    The votes are warped to the subject by the inverse v of u.
-
-    Returns:
-        Records of the vote without registration and with it; and the mean of |u o v|, voxels,
-        the error of the inverse.
+    The votes are warped to the subject by the inverse v of u.  Returns records of the vote without
+    registration and with it, and the mean of |u o v|, voxels, the error of the inverse.
     """
     records, residuals = [], []
     values = votes.values
@@ -117,14 +99,12 @@ def score_leave_one_out(
         if labels is None:
             continue
         other_votes = votes.unregistered_votes - atlas_functional.encode_one_hot(labels, values)
-        other_values = [
-            value for value, vote in zip(values, other_votes[0], strict=True) if vote.any()
-        ]
+        other_values = [v for v, vote in zip(values, other_votes[0], strict=True) if vote.any()]
         predicted = atlas_functional.select_majority_labels(other_votes, values)
         records.append(make_dice_record(subject.name, IDENTITY, labels, predicted, other_values))
         v = ops.invert(u, tolerance=INVERSE_TOLERANCE)
         residuals.append(float(ops.compose(v, u).norm(dim=1).mean()))
-        subject_votes = atlas_functional.encode_one_hot(warp_labels(labels, u), values)
+        subject_votes = atlas_functional.encode_one_hot(ops.warp(labels, u, *NEAREST), values)
         predicted = atlas_functional.fuse_labels(votes.warped_votes - subject_votes, values, v)
         records.append(make_dice_record(subject.name, method, labels, predicted, other_values))
     return records, float(np.mean(residuals))

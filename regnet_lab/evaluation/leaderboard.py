@@ -9,28 +9,14 @@ import numpy as np
 import pandas as pd
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.comparison import read_comparable_evaluations
-from regnet_lab.evaluation.results import Evaluation, EvaluationSource
-from regnet_lab.metrics.statistics import (
-    adjust_holm,
-    compute_metric_scores,
-    compute_rank_scores,
-    describe,
-    select_hardest,
-    wilcoxon_p_value,
-)
+from regnet_lab.evaluation.comparison import make_comparable
+from regnet_lab.evaluation.results import Evaluation, EvaluationSource, read_evaluations
+from regnet_lab.metrics import statistics
 from regnet_lab.metrics.tables import COST_COLUMNS, IDENTITY
 
 HIGHER_IS_BETTER = ("dice", "dice30")
-RANKED_METRICS = (  # those of the Learn2Reg challenges
-    "dice",
-    "dice30",
-    "hd95_mm",
-    "hd95_vox",
-    "tre_mm",
-    "tre30_mm",
-    "sdlogj",
-)
+# Those of the Learn2Reg challenges.
+RANKED_METRICS = ("dice", "dice30", "hd95_mm", "hd95_vox", "tre_mm", "tre30_mm", "sdlogj")
 STATISTICS = ("mean", "sd", "median", "worst30", "low", "high", "p")
 
 ScoreTables = dict[str, pd.DataFrame]  # cases x methods, by metric
@@ -56,7 +42,7 @@ def tabulate_scores(evaluations: Sequence[Evaluation]) -> ScoreTables:
     if any("dice" in e.labels for e in evaluations):
         dice = _pivot_metric([e.labels for e in evaluations], ["case", "label"], "dice")
         if IDENTITY in dice:
-            tables["dice30"] = dice[select_hardest(dice[IDENTITY])]
+            tables["dice30"] = dice[statistics.select_hardest(dice[IDENTITY])]
     return tables
 
 
@@ -64,14 +50,13 @@ def rank_methods(tables: ScoreTables, methods: Sequence[str]) -> dict[str, float
     """Compute the rank score of Learn2Reg, 0.1 to 1 (best), per method; NaN for a single one."""
     if len(methods) < 2:
         return dict.fromkeys(methods, np.nan)
-    by_metric = [
-        compute_metric_scores(
-            {m: tables[metric].get(m, []) for m in methods}, metric in HIGHER_IS_BETTER
-        )
-        for metric in RANKED_METRICS
-        if metric in tables
-    ]
-    return compute_rank_scores(by_metric) if by_metric else dict.fromkeys(methods, np.nan)
+    by_metric = []
+    for metric in (m for m in RANKED_METRICS if m in tables):
+        scores = {m: tables[metric].get(m, []) for m in methods}
+        by_metric.append(statistics.compute_metric_scores(scores, metric in HIGHER_IS_BETTER))
+    if not by_metric:
+        return dict.fromkeys(methods, np.nan)
+    return statistics.compute_rank_scores(by_metric)
 
 
 def find_best_method(tables: ScoreTables, methods: Sequence[str]) -> str | None:
@@ -90,12 +75,13 @@ def compute_statistics(
 
     p-values are of Wilcoxon tests against the reference, adjusted after Holm.
     """
-    frame = pd.DataFrame({m: describe(scores[m], higher_is_better, seed) for m in scores}).T
+    by_method = {m: statistics.describe(scores[m], higher_is_better, seed) for m in scores}
+    frame = pd.DataFrame(by_method).T
     compared = [m for m in scores if m not in (reference, IDENTITY)]
     frame["p"] = np.nan
     if reference in scores and compared:
-        p_values = [wilcoxon_p_value(scores[m], scores[reference]) for m in compared]
-        frame.loc[compared, "p"] = adjust_holm(p_values)
+        p_values = [statistics.wilcoxon_p_value(scores[m], scores[reference]) for m in compared]
+        frame.loc[compared, "p"] = statistics.adjust_holm(p_values)
     return frame[list(STATISTICS)]
 
 
@@ -124,14 +110,16 @@ def rank_evaluations(
     ranks = rank_methods(tables, methods)
     parts = [pd.DataFrame({"rank": ranks}, index=pd.Index([*identity, *methods]))]
     for metric in metrics:
-        statistics = compute_statistics(tables[metric], reference, metric in HIGHER_IS_BETTER, seed)
-        parts.append(statistics.add_prefix(f"{metric}_"))
-    board = pd.concat([*parts, tabulate_costs(evaluations, tables)], axis=1)
-    board.insert(0, "cases", evaluations[0].cases["case"].nunique())
-    board = board.rename_axis("method").sort_values("rank", ascending=False, kind="stable")
-    board = board.loc[sorted(board.index, key=lambda method: method != IDENTITY)]
-    board.attrs["reference"] = reference
-    return board
+        columns = compute_statistics(tables[metric], reference, metric in HIGHER_IS_BETTER, seed)
+        parts.append(columns.add_prefix(f"{metric}_"))
+    leaderboard = pd.concat([*parts, tabulate_costs(evaluations, tables)], axis=1)
+    leaderboard.insert(0, "cases", evaluations[0].cases["case"].nunique())
+    leaderboard = leaderboard.rename_axis("method").sort_values(
+        "rank", ascending=False, kind="stable"
+    )
+    leaderboard = leaderboard.loc[sorted(leaderboard.index, key=lambda method: method != IDENTITY)]
+    leaderboard.attrs["reference"] = reference
+    return leaderboard
 
 
 def build_leaderboard(
@@ -151,8 +139,5 @@ def build_leaderboard(
     Returns:
         Indexed by method: ``cases``, ``rank``, ``<metric>_<statistic>`` for ``STATISTICS``,
         ``seconds``, ``peak_mb``, ``parameters``, ``device``; ``attrs["reference"]``.
-
-    Raises:
-        UserError: The evaluations cannot be compared, or there is no such reference.
     """
-    return rank_evaluations(read_comparable_evaluations(sources, common), reference, seed)
+    return rank_evaluations(make_comparable(read_evaluations(sources), common), reference, seed)

@@ -20,25 +20,19 @@ from regnet_lab.metrics import tables
 from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.visualization import iterations
 from regnet_lab.visualization.curves import DPI, plot_metrics
-from regnet_lab.visualization.iterations import (
-    PRIMARY_METRICS,
-    plot_iteration_sweep,
-    primary_metric,
-)
+from regnet_lab.visualization.iterations import PRIMARY_METRICS, find_primary_metric
 
 JOB_FILE = "job.json"
 CURVE_FIGURES = {
-    "steps": ("model", plot_iteration_sweep),
+    "iteration_sweep": ("model", iterations.plot_iteration_sweep),
     "energy": ("method", iterations.plot_energy_curves),
 }
 
 
 def write_job(folder: Path, job: dict[str, Any]) -> None:
-    """Write the description of a job that has ended.
+    """Write the description of a job that has ended into its folder.
 
-    Args:
-        folder: Folder of the job.
-        job: ``run``, ``model``, ``data``, ``overrides``, ``folder`` and, if it failed, ``error``.
+    It has ``run``, ``model``, ``data``, ``overrides``, ``folder`` and, if it failed, ``error``.
     """
     write_text(folder / JOB_FILE, json.dumps(job, indent=2))
 
@@ -81,11 +75,11 @@ def read_job_scores(job: dict[str, Any], x_axis: str | None) -> list[dict[str, A
         return []
     num_cases = summary.pop("cases")
     several = len(set(summary) - {tables.IDENTITY}) > 1
-    is_sweep_job = job["source"].isdigit()
     rows = []
     for method, numbers in summary.items():
         is_identity = method == tables.IDENTITY
-        name = f"{job['source']} {method}" if several or is_sweep_job else job["source"]
+        is_shared = several or job["source"].isdigit()  # a number is a job of a sweep
+        name = f"{job['source']} {method}" if is_shared else job["source"]
         row = {"source": method if is_identity else name, "target": job["target"]}
         row["method"] = method
         if x_axis:
@@ -99,9 +93,8 @@ def read_job_scores(job: dict[str, Any], x_axis: str | None) -> list[dict[str, A
 def tabulate_jobs(jobs: Sequence[dict[str, Any]], x_axis: str | None = None) -> pd.DataFrame:
     """Build a table with a row for each source and target, identity first.
 
-    Returns:
-        ``source``, ``target``, ``method``, with ``x_axis`` a column of that name, ``cases`` and
-        mean and standard deviation of each metric.
+    Its columns are ``source``, ``target``, ``method``, with ``x_axis`` one of that name, ``cases``
+    and mean and standard deviation of each metric.
     """
     rows = [row for job in jobs for row in read_job_scores(job, x_axis)]
     rows.sort(key=lambda row: row["source"] != tables.IDENTITY)
@@ -154,26 +147,23 @@ def format_summary(frame: pd.DataFrame) -> str:
 
 def draw_curve(frame: pd.DataFrame, x_axis: str) -> Figure:
     """Draw the primary metric against a setting of the runs, a line for each method."""
-    metric = primary_metric(frame, "_mean")
+    metric = find_primary_metric(frame, "_mean")
     named = frame.rename(columns={f"{metric}_mean": metric}).dropna(subset=[x_axis])
-    return plot_metrics(
-        named[[x_axis, metric, "method"]], x_axis, {metric: PRIMARY_METRICS[metric]}, "method"
-    )
+    titles = {metric: PRIMARY_METRICS[metric]}
+    return plot_metrics(named[[x_axis, metric, "method"]], x_axis, titles, "method")
 
 
 def concatenate_job_tables(
     jobs: Sequence[dict[str, Any]], name: str, column: str
 ) -> pd.DataFrame | None:
     """Concatenate the tables ``<name>.csv`` of the jobs, with their source in ``column``."""
-    paths = [(job, Path(job["folder"]) / f"{name}.csv") for job in jobs if not job["error"]]
     several = len({job["target"] for job in jobs}) > 1
-    frames = [
-        pd.read_csv(path).assign(
-            **{column: f"{job['source']} on {job['target']}" if several else job["source"]}
-        )
-        for job, path in paths
-        if path.is_file()
-    ]
+    frames = []
+    for job in jobs:
+        path = Path(job["folder"]) / f"{name}.csv"
+        if path.is_file() and not job["error"]:
+            source = f"{job['source']} on {job['target']}" if several else job["source"]
+            frames.append(pd.read_csv(path).assign(**{column: source}))
     return pd.concat(frames) if frames else None
 
 
@@ -186,13 +176,12 @@ def write_multirun_report(sweep: Path, x_axis: str | None = None) -> None:
     """
     jobs = read_jobs(sweep)
     frame = tabulate_jobs(jobs, x_axis)
-    failures = [
-        f"- {j['source']} on {j['target']} failed: {j['error']}\n" for j in jobs if j["error"]
-    ]
+    failed = [j for j in jobs if j["error"]]
+    failures = [f"- {j['source']} on {j['target']} failed: {j['error']}\n" for j in failed]
     text = format_summary(frame) if len(frame) else ""
     write_text(sweep / "summary.csv", frame.to_csv(index=False))
     write_text(sweep / "summary.md", "\n".join(filter(None, [text, "".join(failures)])))
-    metric = primary_metric(frame, "_mean")
+    metric = find_primary_metric(frame, "_mean")
     if metric and frame["target"].nunique() > 1:
         matrix = pivot_sources_targets(frame, f"{metric}_mean")
         draw_heat_map(matrix, PRIMARY_METRICS[metric]).savefig(sweep / "shift.png")

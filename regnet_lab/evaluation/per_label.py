@@ -9,9 +9,7 @@ import yaml
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation.comparison import check_settings
 from regnet_lab.evaluation.results import Evaluation, EvaluationSource, read_evaluations
-from regnet_lab.metrics.tables import IDENTITY
-
-COLUMNS = ["case", "method", "label"]
+from regnet_lab.metrics.tables import IDENTITY, LABEL_KEYS
 
 LabelGroups = Mapping[str, Sequence[int]]
 
@@ -24,12 +22,8 @@ def read_label_scores(sources: Sequence[EvaluationSource], metric: str = "dice")
 def collect_label_scores(evaluations: Sequence[Evaluation], metric: str = "dice") -> pd.DataFrame:
     """Join the per-label tables of evaluations with distinct method names.
 
-    Returns:
-        One row (``case``, ``method``, ``label``, ``score``) for each value; of ``identity`` the
-        first row of a case counts.
-
-    Raises:
-        UserError: An evaluation lacks labels or the metric, or the cases differ.
+    There is a row (``case``, ``method``, ``label``, ``score``) for each value; of ``identity`` the
+    first row of a case counts.
     """
     check_settings(evaluations)
     frames = [_select_metric(e, metric) for e in evaluations]
@@ -39,27 +33,22 @@ def collect_label_scores(evaluations: Sequence[Evaluation], metric: str = "dice"
                 f"{evaluation.folder} and {evaluations[0].folder} have different cases: compare "
                 "evaluations of the same split."
             )
-    return pd.concat(frames).drop_duplicates(COLUMNS).reset_index(drop=True)
+    return pd.concat(frames).drop_duplicates(LABEL_KEYS).reset_index(drop=True)
 
 
 def _select_metric(evaluation: Evaluation, metric: str) -> pd.DataFrame:
     if evaluation.labels.empty:
         raise UserError(f"{evaluation.folder}: there is no labels.csv; evaluate data with labels.")
-    missing = [name for name in (*COLUMNS, metric) if name not in evaluation.labels]
-    if missing:
+    if missing := [name for name in (*LABEL_KEYS, metric) if name not in evaluation.labels]:
         raise UserError(
             f"{evaluation.folder / 'labels.csv'}: has no column '{missing[0]}'; it has "
             f"{', '.join(evaluation.labels)}."
         )
-    return evaluation.labels[[*COLUMNS, metric]].rename(columns={metric: "score"})
+    return evaluation.labels[[*LABEL_KEYS, metric]].rename(columns={metric: "score"})
 
 
 def read_label_groups(path: str | Path) -> dict[str, list[int]]:
-    """Read groups of labels, ``key: {name: frontal, labels: [1003, 1012]}``, by name, else by key.
-
-    Raises:
-        UserError: The file is missing or a group is not as above.
-    """
+    """Read groups ``key: {name: frontal, labels: [1003, 1012]}`` of labels by name, else key."""
     try:
         groups = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -85,10 +74,7 @@ def average_by_structure(table: pd.DataFrame, groups: LabelGroups | None = None)
         groups: Labels by name of the group; None: each label is its own structure.
 
     Returns:
-        One row (``case``, ``method``, ``structure``, ``score``) for each structure.
-
-    Raises:
-        UserError: No label is in a group.
+        Columns ``case``, ``method``, ``structure`` and ``score``.
     """
     table = table.dropna(subset="score")
     if groups is None:
@@ -97,12 +83,9 @@ def average_by_structure(table: pd.DataFrame, groups: LabelGroups | None = None)
     parts = {name: table[table["label"].isin(labels)] for name, labels in groups.items()}
     if not any(map(len, parts.values())):
         raise UserError("groups: none of their labels was scored; choose the groups of this data.")
-    keys = ["method", "case"]
-    means = [
-        part.groupby(keys, sort=False)["score"].mean().reset_index().assign(structure=name)
-        for name, part in parts.items()
-    ]
-    return pd.concat(means, ignore_index=True)
+    named = [part.assign(structure=name) for name, part in parts.items()]
+    keys = ["structure", "method", "case"]
+    return pd.concat(named).groupby(keys, sort=False)["score"].mean().reset_index()
 
 
 def compute_structure_statistics(table: pd.DataFrame) -> pd.DataFrame:

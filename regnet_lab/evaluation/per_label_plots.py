@@ -1,6 +1,7 @@
 """Draw scores of every structure or region as box plots and bars, several methods side by side."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.per_label import (
-    LabelGroups,
-    average_by_structure,
-    compute_structure_statistics,
-    list_methods,
-    read_label_scores,
-)
+from regnet_lab.evaluation import per_label
+from regnet_lab.evaluation.per_label import compute_structure_statistics
 from regnet_lab.evaluation.results import EvaluationSource
 from regnet_lab.metrics.tables import IDENTITY, format_header
 from regnet_lab.utils.atomic_io import write_figure, write_text
@@ -24,17 +20,19 @@ from regnet_lab.utils.atomic_io import write_figure, write_text
 IDENTITY_COLOR = (0.7, 0.7, 0.7)
 
 
-def _assign_colors(methods: Sequence[str]) -> dict[str, Any]:
-    """Return grey for identity and matplotlib's ten colours for the other methods."""
-    palette = matplotlib.color_sequences["tab10"]
+def _lay_out(table: pd.DataFrame) -> tuple[list[str], list[str], np.ndarray, dict[str, Any]]:
+    """Return methods, structures, positions and colors.
+
+    Positions are (methods, structures): structures one apart, their methods within 0.8.  Identity
+    is grey, other methods have matplotlib's ten colours.
+    """
+    methods, structures = per_label.list_methods(table), list(table["structure"].unique())
+    num = len(methods)
+    offsets = (np.arange(num) - (num - 1) / 2) * 0.8 / num
     registered = [method for method in methods if method != IDENTITY]
-    return {IDENTITY: IDENTITY_COLOR, **{m: palette[i % 10] for i, m in enumerate(registered)}}
-
-
-def _compute_positions(num_structures: int, num_methods: int) -> np.ndarray:
-    """Return (methods, structures) positions: structures one apart, their methods within 0.8."""
-    offsets = (np.arange(num_methods) - (num_methods - 1) / 2) * 0.8 / num_methods
-    return offsets[:, None] + np.arange(num_structures)
+    colors = dict(zip(registered, cycle(matplotlib.color_sequences["tab10"]), strict=False))
+    positions = offsets[:, None] + np.arange(len(structures))
+    return methods, structures, positions, {IDENTITY: IDENTITY_COLOR, **colors}
 
 
 def _add_legend(figure: Figure, methods: Sequence[str], handles: Sequence) -> None:
@@ -46,15 +44,10 @@ def draw_box_plots(table: pd.DataFrame, metric: str = "dice") -> Figure:
     """Draw boxes over cases, the methods of each structure beside one another.
 
     A box spans the quartiles with the median as a line, whiskers reach the last case within 1.5
-    times the box, further cases are dots.
-
-    Args:
-        table: From :func:`average_by_structure`.
-        metric: Name of the metric of the scores.
+    times the box, further cases are dots.  The table is that of
+    :func:`regnet_lab.evaluation.per_label.average_by_structure`.
     """
-    methods, structures = list_methods(table), list(table["structure"].unique())
-    positions = _compute_positions(len(structures), len(methods))
-    colors = _assign_colors(methods)
+    methods, structures, positions, colors = _lay_out(table)
     width = max(5.0, 1.5 + 0.22 * positions.size)
     figure = Figure((min(width, 40), 4 + 0.2 * len(methods)), layout="constrained")
     axes = figure.subplots()
@@ -80,9 +73,7 @@ def draw_bar_chart(table: pd.DataFrame, metric: str = "dice") -> Figure:
 
     The first structure and method are on top.  Arguments as in :func:`draw_box_plots`.
     """
-    methods, structures = list_methods(table), list(table["structure"].unique())
-    positions = _compute_positions(len(structures), len(methods))
-    colors = _assign_colors(methods)
+    methods, structures, positions, colors = _lay_out(table)
     statistics = compute_structure_statistics(table).reset_index()
     height = min(1.5 + 0.2 * (positions.size + len(methods)), 60)
     figure = Figure((7, height), layout="constrained")
@@ -91,12 +82,11 @@ def draw_bar_chart(table: pd.DataFrame, metric: str = "dice") -> Figure:
     for method, y in zip(methods, positions, strict=True):
         rows = statistics[statistics["method"] == method]
         rows = rows.set_index("structure").reindex(structures)
-        handles.append(
-            axes.barh(
-                y, rows["mean"], height=0.75 / len(methods), xerr=rows["std"],
-                color=colors[method], error_kw={"elinewidth": 0.8},
-            )
+        bars = axes.barh(
+            y, rows["mean"], height=0.75 / len(methods), xerr=rows["std"],
+            color=colors[method], error_kw={"elinewidth": 0.8},
         )  # fmt: skip
+        handles.append(bars)
     axes.set_yticks(range(len(structures)), structures)
     axes.set(xlabel=f"{format_header(metric)}, mean ± standard deviation over cases")
     axes.set_ylim(len(structures) - 0.4, -0.6)
@@ -109,17 +99,10 @@ def write_label_figures(
     sources: Sequence[EvaluationSource],
     folder: str | Path,
     metric: str = "dice",
-    groups: LabelGroups | None = None,
+    groups: per_label.LabelGroups | None = None,
 ) -> list[Path]:
-    """Write ``<metric>_boxes.png``, ``<metric>_bars.png`` and ``<metric>_structures.csv``.
-
-    Returns:
-        The paths of the files.
-
-    Raises:
-        UserError: As :func:`read_label_scores` and :func:`average_by_structure`.
-    """
-    table = average_by_structure(read_label_scores(sources, metric), groups)
+    """Write ``<metric>_boxes.png``, ``_bars.png`` and ``_structures.csv``; return their paths."""
+    table = per_label.average_by_structure(per_label.read_label_scores(sources, metric), groups)
     if not len(table):
         raise UserError(f"{', '.join(map(str, sources))}: no value of {metric} is defined.")
     names = ("boxes.png", "bars.png", "structures.csv")

@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from regnet_lab.config.run_dir import read_run_config
 from regnet_lab.errors import UserError
-from regnet_lab.metrics.tables import IDENTITY
+from regnet_lab.metrics.tables import IDENTITY, LABEL_KEYS
 
 CONFIG_FILE = "evaluation_config.yaml"
 
@@ -25,21 +25,13 @@ EvaluationSource = str | Path  # an evaluation, a folder above some, or "name=fo
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The results in one evaluation folder.
-
-    Args:
-        folder: Folder of the evaluation.
-        cases: One row for each case and method.
-        labels: One row for each case, method and label; empty where there are no labels.
-        run_info: Content of ``about.json``; empty where there is none.
-        name: Name that the user chose for the method.
-    """
+    """The results in one evaluation folder."""
 
     folder: Path
-    cases: pd.DataFrame
-    labels: pd.DataFrame
-    run_info: Mapping[str, Any]
-    name: str | None = None
+    cases: pd.DataFrame  # a row for each case and method
+    labels: pd.DataFrame  # a row for each case, method and label; empty where there are no labels
+    run_info: Mapping[str, Any]  # content of about.json; empty where there is none
+    name: str | None = None  # that the user chose for the method
 
     @property
     def methods(self) -> list[str]:
@@ -69,39 +61,27 @@ class Evaluation:
             return method
         return f"{self.name} {method}" if len(self.methods) > 1 else self.name
 
-    def rename_methods(self, display_names: Mapping[str, str]) -> "Evaluation":
+    def rename_methods(self, names: dict[str, str]) -> "Evaluation":
         """Return a copy with other names for its methods."""
         cases, labels = (
-            frame.assign(method=frame["method"].replace(dict(display_names)))
-            if len(frame)
-            else frame
+            frame.assign(method=frame["method"].replace(names)) if len(frame) else frame
             for frame in (self.cases, self.labels)
         )
         method = self.run_info.get("method", "")
-        renamed = {"method": display_names[method]} if method in display_names else {}
+        renamed = {"method": names[method]} if method in names else {}
         return replace(self, cases=cases, labels=labels, run_info={**self.run_info, **renamed})
 
 
 def read_evaluation(folder: Path, name: str | None = None) -> Evaluation:
-    """Read an evaluation folder, dropping repeated cases.
-
-    Raises:
-        UserError: A file is missing or damaged.
-    """
+    """Read an evaluation folder, dropping repeated cases."""
     labels_csv, run_info = folder / "labels.csv", folder / "about.json"
-    text_columns = {"case": str, "method": str}
+    read_table = partial(pd.read_csv, dtype={"case": str, "method": str})
     try:
-        cases = pd.read_csv(folder / "cases.csv", dtype=text_columns)
-        labels = pd.read_csv(labels_csv, dtype=text_columns) if labels_csv.is_file() else None
-        return Evaluation(
-            folder,
-            cases.drop_duplicates(["method", "case"]),
-            pd.DataFrame()
-            if labels is None or labels.empty
-            else labels.drop_duplicates(["method", "case", "label"]),
-            json.loads(run_info.read_text("utf-8")) if run_info.is_file() else {},
-            name,
-        )
+        cases = read_table(folder / "cases.csv").drop_duplicates(["method", "case"])
+        labels = read_table(labels_csv) if labels_csv.is_file() else pd.DataFrame()
+        labels = labels.drop_duplicates(LABEL_KEYS) if len(labels) else pd.DataFrame()
+        about = json.loads(run_info.read_text("utf-8")) if run_info.is_file() else {}
+        return Evaluation(folder, cases, labels, about, name)
     except (KeyError, ValueError, OSError) as error:
         raise UserError(
             f"{folder}: cannot be read as an evaluation ({error}); run evaluate.py again."
@@ -115,15 +95,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def find_evaluations(source: EvaluationSource) -> list[Evaluation]:
-    """Read the evaluation in a folder, or all below it.
-
-    Args:
-        source: An evaluation, a run or any folder above evaluations; ``name=folder`` sets the
-            name of its method.
-
-    Raises:
-        UserError: There is no evaluation, or one is damaged.
-    """
+    """Read the evaluation in a folder, or all below it."""
     name, _, path = ("", "", source) if Path(source).exists() else str(source).rpartition("=")
     top = Path(path)
     is_evaluation = (top / "cases.csv").is_file()
@@ -134,19 +106,11 @@ def find_evaluations(source: EvaluationSource) -> list[Evaluation]:
 
 
 def read_evaluations(sources: Sequence[EvaluationSource]) -> list[Evaluation]:
-    """Read all evaluations of all sources, each once, no two methods under one name.
-
-    Raises:
-        UserError: There is no source, or one holds no evaluation.
-    """
+    """Read all evaluations of all sources, each once, no two methods under one name."""
     if not sources:
         raise UserError("Name the folders of the evaluations to compare.")
     by_folder = {e.folder.resolve(): e for source in sources for e in find_evaluations(source)}
-    return disambiguate(list(by_folder.values()))
-
-
-def disambiguate(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Rename methods so that no two have the same name (:func:`choose_display_names`)."""
+    evaluations = list(by_folder.values())
     display_names = choose_display_names(evaluations)
     return [e.rename_methods(n) for e, n in zip(evaluations, display_names, strict=True)]
 

@@ -1,6 +1,5 @@
 """Set up what ``evaluate.py`` scores: a run, a model without a run, or a submission."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,25 +21,16 @@ def is_year(submission: Any) -> bool:
 
 
 def set_up_evaluation(cfg: DictConfig) -> tuple[RegistrationModule, PairDataModule]:
-    """Return the module to evaluate and its data.
-
-    Raises:
-        UserError: The configuration names nothing to evaluate, or no data.
-    """
+    """Return the module to evaluate and its data."""
     has_submission = cfg.submission is not None and not is_year(cfg.submission)
     if not cfg.run and not (cfg.get("data") and (has_submission or cfg.get("model"))):
         raise UserError(
             "say which run to evaluate with run=<folder>, or give model=... and data=..., or "
             "submission=<folder or zip> and data=..."
         )
-    data = instantiate_data(cfg)
+    data_config = cfg.get("data") or load_run_config(cfg.run).data
+    data = instantiate_config(data_config, cfg.trusted_packages)
     return set_up_submission(cfg, data) if has_submission else (load_module(cfg), data)
-
-
-def instantiate_data(cfg: DictConfig) -> PairDataModule:
-    """Instantiate the chosen data, or else those of the run."""
-    data = cfg.get("data") or load_run_config(cfg.run).data
-    return instantiate_config(data, cfg.trusted_packages)
 
 
 def set_up_submission(
@@ -52,20 +42,13 @@ def set_up_submission(
     scorer = instantiate_config(cfg.metrics, cfg.trusted_packages)
     submission = Submission(path, pairs.challenge_pairs)
     module = SubmissionModule(submission, scorer, cfg.method_name or path.stem)
-    return module, PairDataModule(partial(_ignore_split, pairs), num_workers=data.num_workers)
-
-
-def _ignore_split(pairs: OriginalGridPairs, split: str) -> OriginalGridPairs:
-    return pairs
+    return module, PairDataModule(lambda split: pairs, num_workers=data.num_workers)
 
 
 def load_module(cfg: DictConfig) -> RegistrationModule:
     """Load the run's module with the weights of ``checkpoint``, or instantiate ``model``.
 
     For volumes, a 2D model is wrapped to register slice by slice if the data ask for it.
-
-    Raises:
-        UserError: The run's model has another number of dimensions than the data.
     """
     scorer = instantiate_config(cfg.metrics, cfg.trusted_packages)
     if not cfg.run:

@@ -1,6 +1,7 @@
 """Report the trainings of a sweep (``train.py -m``): a table and parallel coordinates."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,14 @@ MAX_TICKS = 5
 ASCENDING = {"max": False, "min": True}  # sort order with the best value first, by monitor mode
 
 
-def parse_value(text: str) -> float | str:
-    """Convert the value of an override to a number where it is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def parse_overrides(overrides: list[str]) -> dict[str, float | str]:
     """Return the values of a job's overrides by key; a deleted key is ``removed``."""
     settings: dict[str, float | str] = {}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        settings[key] = "removed" if override.startswith("~") else parse_value(value)
+        settings[key] = "removed" if override.startswith("~") else value
+        with suppress(ValueError):
+            settings[key] = float(settings[key])
     return settings
 
 
@@ -47,9 +42,6 @@ def tabulate_sweep(sweep: Path) -> pd.DataFrame:
     Returns:
         ``job``, the settings that vary (``attrs["varied"]``), ``monitor``, its last ``value`` and
         its ``best``, ``steps``, every other logged number, and ``error``.
-
-    Raises:
-        UserError: No job has ended.
     """
     jobs = read_job_files(sweep)
     if not jobs:

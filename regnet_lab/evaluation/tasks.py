@@ -79,11 +79,7 @@ class IterativeRefinementTask:
 
 
 class ControlPointFitEvaluator(LightningModule):
-    """Scores a pair before registration, after it, and with the best field of the control points.
-
-    Raises:
-        UserError: The model is no DIRV-Net, nor contains one.
-    """
+    """Scores a pair before registration, after it, and with the best field of control points."""
 
     def __init__(self, module: RegistrationModule) -> None:
         super().__init__()
@@ -150,9 +146,8 @@ class DIRVNetFiguresTask:
     def run(self, trainer: Trainer, module: RegistrationModule, data: DataLoader[Pair]) -> None:
         """Draw and write the figures."""
         pair = dirvnet.collate_first_pairs(cast(PairDataset, data.dataset), self.num_cases)
-        history = (
-            pd.read_csv(self.levels_csv).to_dict("records") if self.levels_csv.is_file() else []
-        )
+        levels = self.levels_csv
+        history = pd.read_csv(levels).to_dict("records") if levels.is_file() else []
         registration = dirvnet.register_without_grad(module, pair)
         gradients = compute_loss_gradients(module, pair)
         figures = dirvnet.draw_figures(module, pair, registration, gradients, history)

@@ -22,13 +22,7 @@ REGULARITY_METRICS = ("sdlogj", "folds_percent")
 def read_tradeoff_point(evaluation: Evaluation, key: str) -> dict[str, object]:
     """Return an evaluated run as one row: method, value of ``key``, cases, mean of each metric.
 
-    Args:
-        evaluation: Evaluation of one method.
-        key: Dotted key of the run's configuration, such as ``loss.folding.weight``.
-
-    Raises:
-        UserError: The run is gone, ``key`` is no number in its configuration, or there are
-            several methods.
+    ``key`` is a dotted key of the run's configuration, such as ``loss.folding.weight``.
     """
     if evaluation.run is None:
         raise UserError(
@@ -65,9 +59,6 @@ def draw_tradeoff(table: pd.DataFrame, key: str) -> Figure:
 
     There is a line for each method of :func:`read_tradeoff_table`, marked with the values of
     ``key``.
-
-    Raises:
-        UserError: The evaluations have no common metric of alignment, or of regularity.
     """
     complete = set(table.columns[table.notna().all()])
     alignment = next((name for name in ALIGNMENT_METRICS if name in complete), None)

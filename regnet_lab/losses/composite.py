@@ -26,7 +26,6 @@ class DeepSupervision(Loss):
     Args:
         term: The loss applied at each level.
         level_weights: One for each field, coarse to fine.
-        weight: Factor of the sum.
     """
 
     def __init__(self, term: Loss, level_weights: Sequence[float], weight: float = 1.0) -> None:
@@ -42,9 +41,8 @@ class DeepSupervision(Loss):
         total = out.warped.new_zeros(())
         for weight, u in zip(self.level_weights, out.fields, strict=True):
             level = resize_pair(pair, u.shape[2:])
-            total = total + weight * self.term(
-                level, Registration([u], ops.warp(level["moving"], u))
-            )
+            out_level = Registration([u], ops.warp(level["moving"], u))
+            total = total + weight * self.term(level, out_level)
         return total
 
 
@@ -61,14 +59,12 @@ class UnrolledLoss(Loss):
     for a similarity.
 
     Args:
-        term: The loss.
         finest_levels: Number of finest levels that count; null: all.
         coarse_level_factor: Factor of each level relative to the next finer one.
         temperature: T.  Zero: all units have the same weight (Kobler et al., arXiv 1906.05528, call
             T times the step tau).  Null: only the last unit of a level counts.
         temperature_step: Increase of T at each training step.
         max_temperature: Largest T.
-        weight: Factor of the mean.
     """
 
     heated: Tensor  # number of training steps so far
@@ -84,11 +80,9 @@ class UnrolledLoss(Loss):
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.term = term
-        self.finest_levels = finest_levels
+        self.term, self.finest_levels = term, finest_levels
         self.coarse_level_factor = coarse_level_factor
-        self.start = temperature
-        self.temperature_step = temperature_step
+        self.start, self.temperature_step = temperature, temperature_step
         self.max_temperature = max_temperature
         self.register_buffer("heated", torch.zeros((), dtype=torch.long))
 
@@ -96,9 +90,8 @@ class UnrolledLoss(Loss):
         """Return the current weight w of each of a level's units."""
         if self.start is None:
             return [0.0] * (units - 1) + [1.0]
-        temperature = min(
-            self.start + self.temperature_step * int(self.heated), self.max_temperature
-        )
+        temperature = self.start + self.temperature_step * int(self.heated)
+        temperature = min(temperature, self.max_temperature)
         weights = [math.exp(-temperature * k) for k in reversed(range(units))]
         return [weight / sum(weights) for weight in weights]
 
@@ -115,13 +108,12 @@ class UnrolledLoss(Loss):
     def compute_level_loss(self, pair: Pair, units: list[Tensor]) -> Tensor:
         """Return the weighted sum of the term over the units of a level."""
         pair = resize_pair(pair, units[0].shape[2:])
-        return torch.stack(
-            [
-                weight * self.term(pair, Registration([u], ops.warp(pair["moving"], u)))
-                for weight, u in zip(self.compute_unit_weights(len(units)), units, strict=True)
-                if weight
-            ]
-        ).sum()
+        terms = [
+            weight * self.term(pair, Registration([u], ops.warp(pair["moving"], u)))
+            for weight, u in zip(self.compute_unit_weights(len(units)), units, strict=True)
+            if weight
+        ]
+        return torch.stack(terms).sum()
 
 
 def find_bounding_box(mask: Tensor) -> tuple[slice, ...]:
@@ -146,10 +138,6 @@ class CroppedLoss(Loss):
 
     For patches, whose mask is the box in which a network predicts
     (:mod:`regnet_lab.data.patches`).  Landmarks are not passed on.
-
-    Args:
-        term: The loss.
-        weight: Factor of the term.
     """
 
     def __init__(self, term: Loss, weight: float = 1.0) -> None:
@@ -161,16 +149,9 @@ class CroppedLoss(Loss):
             return self.term(pair, out)
         box = find_bounding_box(pair["fixed_mask"])
         cropped = {
-            key: ops.crop(value, box) if isinstance(value, Tensor) and _is_on_grid(key) else value
-            for key, value in pair.items()
+            key: ops.crop(x, box) if key in GRID_KEYS or key.endswith(GRID_SUFFIXES) else x
+            for key, x in cast(dict[str, Tensor], pair).items()
             if not key.endswith("_points")
         }
-        return self.term(
-            cast(Pair, cropped),
-            Registration([ops.crop(out.displacement, box)], ops.crop(out.warped, box)),
-        )
-
-
-def _is_on_grid(key: str) -> bool:
-    """Return whether an entry of a pair has spatial axes."""
-    return key in GRID_KEYS or key.endswith(GRID_SUFFIXES)
+        inner = Registration([ops.crop(out.displacement, box)], ops.crop(out.warped, box))
+        return self.term(cast(Pair, cropped), inner)

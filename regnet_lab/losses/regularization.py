@@ -1,5 +1,7 @@
 """Losses that favour smooth, invertible and inverse-consistent displacements."""
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
@@ -55,9 +57,8 @@ class BendingEnergy(Loss):
         u = out.displacement.float()
         axes = range(2, u.ndim)
         pure = [u.diff(n=2, dim=k).square().sum(1).mean() for k in axes]
-        mixed = [
-            u.diff(dim=k).diff(dim=m).square().sum(1).mean() for k in axes for m in axes if k < m
-        ]
+        crossed = combinations(axes, 2)
+        mixed = [u.diff(dim=k).diff(dim=m).square().sum(1).mean() for k, m in crossed]
         return torch.stack([*pure, *(2 * term for term in mixed)]).sum()
 
 
@@ -73,8 +74,7 @@ class FoldingPenalty(Loss):
         self.reduction = {"sum": Tensor.sum, "mean": Tensor.mean}[reduction]
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
-        depth = ops.jacobian_determinant(out.displacement, "forward").neg().relu()
-        return self.reduction(depth)
+        return self.reduction(ops.jacobian_determinant(out.displacement, "forward").neg().relu())
 
 
 @ops.full_precision
@@ -115,11 +115,8 @@ def inverse_consistency(forward: Tensor, backward: Tensor) -> Tensor:
 
     w is compose(forward, backward) and compose(backward, forward) (Christensen and Johnson, IEEE
     TMI 2001).  The sum of the fields, often used instead, also vanishes for fields that are not
-    inverse to each other.
-
-    Args:
-        forward: (B, D, *spatial) displacement on the fixed grid.
-        backward: The same on the moving grid.
+    inverse to each other.  ``forward`` (B, D, *spatial) is on the fixed grid, ``backward`` on the
+    moving one.
 
     >>> u = torch.full((1, 2, 8, 8), 3.0)
     >>> inverse_consistency(u, -u), inverse_consistency(u, torch.zeros_like(u))

@@ -18,7 +18,6 @@ class Similarity(Loss):
         scales: Factors by which both images are downsampled (averaged).  A coarser scale extends
             the range of a local measure and captures larger displacements.
         masked: Count only voxels in the pair's ``fixed_mask``.
-        weight: Factor of the term.
     """
 
     def __init__(

@@ -15,10 +15,8 @@ class SoftDice(Loss):
     f is a structure's binary mask in the fixed labels, w its mask in the moving labels, warped
     linearly so that the loss is differentiable.  Background (0) is excluded.
 
-    Args:
-        skip_unlabelled: Return 0 for pairs without labels, for partly labelled data, instead of
-            raising an error.
-        weight: Factor of the term.
+    With ``skip_unlabelled``, for partly labelled data, it is 0 for pairs without labels instead of
+    an error.
     """
 
     def __init__(self, skip_unlabelled: bool = False, weight: float = 1.0) -> None:

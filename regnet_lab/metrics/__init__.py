@@ -17,40 +17,21 @@ References:
     Non-diffeomorphic volume: Liu et al., IJCV 2024, arXiv 2212.06060.
 """
 
-from regnet_lab.metrics.jacobian import folds_percent, interior_determinant, ndv_percent, sdlogj
-from regnet_lab.metrics.landmarks import (
-    endpoint_error,
-    mean_absolute_errors,
-    sample_cubic,
-    sample_linear,
-    target_registration_error,
-)
-from regnet_lab.metrics.overlap import dice, find_labels
-from regnet_lab.metrics.scorers import score_full, score_learn2reg, score_validation
-from regnet_lab.metrics.surface_distance import (
-    average_surface_distance,
-    hausdorff95,
-    hausdorff95_learn2reg,
-    surface_distances,
-)
-
-__all__ = [
-    "average_surface_distance",
-    "dice",
-    "endpoint_error",
-    "find_labels",
-    "folds_percent",
-    "hausdorff95",
-    "hausdorff95_learn2reg",
-    "interior_determinant",
-    "mean_absolute_errors",
-    "ndv_percent",
-    "sample_cubic",
-    "sample_linear",
-    "score_full",
-    "score_learn2reg",
-    "score_validation",
-    "sdlogj",
-    "surface_distances",
-    "target_registration_error",
-]
+from regnet_lab.metrics.jacobian import folds_percent as folds_percent
+from regnet_lab.metrics.jacobian import interior_determinant as interior_determinant
+from regnet_lab.metrics.jacobian import ndv_percent as ndv_percent
+from regnet_lab.metrics.jacobian import sdlogj as sdlogj
+from regnet_lab.metrics.landmarks import endpoint_error as endpoint_error
+from regnet_lab.metrics.landmarks import mean_absolute_errors as mean_absolute_errors
+from regnet_lab.metrics.landmarks import sample_cubic as sample_cubic
+from regnet_lab.metrics.landmarks import sample_linear as sample_linear
+from regnet_lab.metrics.landmarks import target_registration_error as target_registration_error
+from regnet_lab.metrics.overlap import dice as dice
+from regnet_lab.metrics.overlap import find_labels as find_labels
+from regnet_lab.metrics.scorers import score_full as score_full
+from regnet_lab.metrics.scorers import score_learn2reg as score_learn2reg
+from regnet_lab.metrics.scorers import score_validation as score_validation
+from regnet_lab.metrics.surface_distance import average_surface_distance as average_surface_distance
+from regnet_lab.metrics.surface_distance import hausdorff95 as hausdorff95
+from regnet_lab.metrics.surface_distance import hausdorff95_learn2reg as hausdorff95_learn2reg
+from regnet_lab.metrics.surface_distance import surface_distances as surface_distances

@@ -21,13 +21,8 @@ SLAB_VOXELS = 2**17  # computed at a time, few enough for the cache
 def _apply_in_slabs(function: Callable[[Tensor], Tensor], u: Array, reach: int) -> Array:
     """Apply a function to a field slab by slab along the first axis, to use the cache.
 
-    Args:
-        function: Maps (1, D, *spatial) to a grid with ``reach`` voxels less along each axis.
-        u: (D, *spatial).
-        reach: See above.
-
-    Returns:
-        The result on the whole grid; empty if an axis has ``reach`` voxels or fewer.
+    ``function`` maps (1, D, *spatial) to a grid with ``reach`` voxels less along each axis; the
+    result is empty if an axis has ``reach`` voxels or fewer.
     """
     field = torch.from_numpy(u)[None]
     shape = [max(n - reach, 0) for n in u.shape[1:]]
@@ -40,12 +35,12 @@ def _apply_in_slabs(function: Callable[[Tensor], Tensor], u: Array, reach: int) 
 
 def _compute_interior_determinant(u: Tensor) -> Tensor:
     """Compute the Jacobian determinant of (1, D, *spatial) inside the margin only."""
-    ndim, half = u.shape[1], u / 2
+    ndim, half_u = u.shape[1], u / 2
     inner = [n - 2 * MARGIN for n in u.shape[2:]]
     slope = u.new_empty(1, ndim, ndim, *inner)
 
     def shift_inner(along: int, step: int) -> Tensor:
-        shifted = half
+        shifted = half_u
         for axis, n in enumerate(inner):
             shifted = shifted.narrow(axis + 2, MARGIN + step * (axis == along), n)
         return shifted
@@ -110,7 +105,7 @@ def _list_cell_simplices(ndim: int) -> list[NDArray]:
     corners = np.array(list(product((0, 1), repeat=ndim)))
     tips = [np.vstack([c, c ^ np.eye(ndim, dtype=int)]) for c in corners]
     halves = [corners[corners.sum(1) % 2 == parity] for parity in (0, 1)]
-    return tips + [half for half in halves if len(half) == ndim + 1]
+    return tips + [alternate for alternate in halves if len(alternate) == ndim + 1]
 
 
 def _take_corner(grid: Tensor, corner: NDArray) -> Tensor:

@@ -27,16 +27,13 @@ def sample_cubic(u: Array, points: Array) -> Array:
 def target_registration_error(
     fixed_points: Array, moving_points: Array, u_at_points: Array, spacing: Array
 ) -> Array:
-    """Compute || (x_f + u(x_f) - x_m) * spacing || of each pair of landmarks.
+    """Compute || (x_f + u(x_f) - x_m) * spacing || of each pair of landmarks, (N,) millimetres.
 
     Args:
         fixed_points: (N, D) voxels of the fixed grid.
         moving_points: (N, D) voxels of corresponding points in the moving image.
         u_at_points: (N, D) displacement at the fixed points, voxels.
         spacing: (D,) millimetres per voxel.
-
-    Returns:
-        (N,) millimetres.
 
     >>> fixed, moving = np.array([[10.0, 10.0]]), np.array([[13.0, 14.0]])
     >>> target_registration_error(fixed, moving, np.array([[0.0, 4.0]]), np.array([2.0, 1.0]))

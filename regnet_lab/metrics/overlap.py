@@ -32,7 +32,9 @@ def find_labels(fixed: Labels, moving: Labels) -> dict[int, bool]:
     that vanishes in the warped image still counts.
     """
     labels = [_unique_labels(volume) - {0} for volume in (fixed, moving)]
-    return {label: all(label in one for one in labels) for label in sorted(set.union(*labels))}
+    return {
+        label: all(label in unique for unique in labels) for label in sorted(set.union(*labels))
+    }
 
 
 def joint_histogram(first: Labels, second: Labels) -> tuple[NDArray, NDArray[np.int64]]:
@@ -77,9 +79,6 @@ def dice(fixed: Labels, moving: Labels, warped: Labels) -> dict[int, float]:
     fixed_size = counts.sum(1)
     total = counts.sum(0) + fixed_size
     scores = dict(zip(values.tolist(), (2 * counts.diagonal() / total).tolist(), strict=True))
-    fixed_labels = set(values[fixed_size > 0].tolist()) - {0}
-    moving_labels = _unique_labels(moving) - {0}
-    comparable = fixed_labels & moving_labels
-    return {
-        k: scores[k] if k in comparable else np.nan for k in sorted(fixed_labels | moving_labels)
-    }
+    labels = [set(values[fixed_size > 0].tolist()) - {0}, _unique_labels(moving) - {0}]
+    comparable = set.intersection(*labels)
+    return {k: scores[k] if k in comparable else np.nan for k in sorted(set.union(*labels))}

@@ -5,7 +5,7 @@ mean over the labels that both images have (``dice``) and by label (``dice/3``, 
 image has it).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,18 +30,20 @@ JACOBIAN_STATISTICS: Statistics = {
     "folds_percent": jacobian.folds_percent,
 }
 EXTRA_JACOBIAN_STATISTICS: Statistics = {"sdlogj_plain": partial(jacobian.sdlogj, offset=0.0)}
-
-
-def _to_array(tensor: Tensor) -> NDArray:
-    """Return the only case of a batch as float64 or int64."""
-    (case,) = tensor.detach().cpu()
-    return (case.double() if case.is_floating_point() else case.long()).numpy()
+SURFACE_MEASURES = {
+    "hd95_mm": surface_distance.hausdorff95,
+    "asd_mm": surface_distance.average_surface_distance,
+}
 
 
 def _to_arrays(pair: Pair, u: Tensor) -> CaseArrays:
-    """Return all tensors of a pair of batch size one as arrays, and the displacement as ``u``."""
-    tensors = {key: value for key, value in pair.items() if isinstance(value, Tensor)}
-    return {key: _to_array(value) for key, value in (tensors | {"u": u}).items()}
+    """Return all tensors of a pair of batch size one, and u, as float64 or int64 arrays."""
+    arrays: CaseArrays = {}
+    for key, tensor in {**pair, "u": u}.items():
+        if isinstance(tensor, Tensor):
+            (case,) = tensor.detach().cpu()
+            arrays[key] = (case.double() if case.is_floating_point() else case.long()).numpy()
+    return arrays
 
 
 def _get_mask(case: CaseArrays) -> NDArray[np.bool_] | None:
@@ -73,43 +75,43 @@ def _measure_overlap(fixed: NDArray, moving: NDArray, warped: NDArray) -> dict[s
     return {"dice": overlap.dice(fixed, moving, warped)}
 
 
+def _crop_labels(
+    fixed: NDArray, moving: NDArray, warped: NDArray
+) -> Iterator[tuple[int, tuple[NDArray, NDArray] | None]]:
+    """Yield the fixed and the warped mask of every label, None unless both images have it."""
+    in_both = overlap.find_labels(fixed, moving)
+    for label, box in surface_distance.find_label_boxes(fixed, warped, in_both).items():
+        yield label, (fixed[box] == label, warped[box] == label) if in_both[label] else None
+
+
 def _measure_surface_distances(
     fixed: NDArray, moving: NDArray, warped: NDArray, spacing: NDArray
 ) -> dict[str, LabelValues]:
-    undefined, in_both = np.array([np.nan]), overlap.find_labels(fixed, moving)
+    undefined = np.array([np.nan])
     distances = {
-        label: surface_distance.surface_distances(
-            fixed[box] == label, warped[box] == label, spacing
-        )
-        if in_both[label]
+        label: surface_distance.surface_distances(*masks, spacing)
+        if masks
         else (undefined, undefined)
-        for label, box in surface_distance.find_label_boxes(fixed, warped, in_both).items()
-    }
-    measures = {
-        "hd95_mm": surface_distance.hausdorff95,
-        "asd_mm": surface_distance.average_surface_distance,
+        for label, masks in _crop_labels(fixed, moving, warped)
     }
     return {
         name: {label: measure(*directed) for label, directed in distances.items()}
-        for name, measure in measures.items()
+        for name, measure in SURFACE_MEASURES.items()
     }
 
 
 def _measure_surface_distances_learn2reg(
     fixed: NDArray, moving: NDArray, warped: NDArray
 ) -> dict[str, LabelValues]:
-    in_both = overlap.find_labels(fixed, moving)
     return {
         "hd95_vox": {
-            label: surface_distance.hausdorff95_learn2reg(fixed[box] == label, warped[box] == label)
-            if in_both[label]
-            else np.nan
-            for label, box in surface_distance.find_label_boxes(fixed, warped, in_both).items()
+            label: surface_distance.hausdorff95_learn2reg(*masks) if masks else np.nan
+            for label, masks in _crop_labels(fixed, moving, warped)
         }
     }
 
 
-def _add_label_mean(name: str, by_label: LabelValues) -> Scores:
+def add_label_mean(name: str, by_label: LabelValues) -> Scores:
     """Return the mean over labels that are not NaN, then the value of every label."""
     values = np.array(list(by_label.values()))
     mean = _compute_or_nan(np.mean, values[~np.isnan(values)])
@@ -117,9 +119,7 @@ def _add_label_mean(name: str, by_label: LabelValues) -> Scores:
 
 
 def _score_labels(
-    case: CaseArrays,
-    warp: Callable[[NDArray, NDArray], NDArray],
-    measures: Iterable[LabelMeasure],
+    case: CaseArrays, warp: Callable[[NDArray, NDArray], NDArray], measures: Iterable[LabelMeasure]
 ) -> Scores:
     if not {"fixed_labels", "moving_labels"} <= case.keys():
         return {}
@@ -128,7 +128,7 @@ def _score_labels(
     scores: Scores = {}
     for measure in measures:
         for name, by_label in measure(fixed, moving, warped).items():
-            scores |= _add_label_mean(name, by_label)
+            scores |= add_label_mean(name, by_label)
     return scores
 
 
@@ -137,9 +137,8 @@ def _score_landmarks(case: CaseArrays, sample: Callable[[NDArray, NDArray], NDAr
     if not {"fixed_points", "moving_points"} <= case.keys():
         return {}
     fixed, moving = case["fixed_points"], case["moving_points"]
-    errors = landmarks.target_registration_error(
-        fixed, moving, sample(case["u"], fixed), case["spacing"]
-    )
+    u = sample(case["u"], fixed)
+    errors = landmarks.target_registration_error(fixed, moving, u, case["spacing"])
     return {
         "tre_mm": _compute_or_nan(np.mean, errors),
         "tre30_mm": _compute_or_nan(partial(np.quantile, q=0.7), errors),
@@ -200,10 +199,8 @@ def score_full(
 ) -> Scores:
     """Compute all metrics, in millimetres, in their textbook definition.
 
-    Args:
-        pair: As in :func:`score_validation`.
-        u: As in :func:`score_validation`.
-        displacement_thresholds: Bounds of the classes of the true displacement's length, mm.
+    Arguments are as in :func:`score_validation`; ``displacement_thresholds`` are the bounds, in mm,
+    of the classes of the true displacement's length.
 
     Returns:
         The metrics of :func:`score_validation`, ``hd95_mm``, ``asd_mm``, ``sdlogj_plain``,
@@ -234,10 +231,9 @@ def score_learn2reg(pair: Pair, u: Tensor) -> Scores:
         ``dice``, ``hd95_vox``, ``tre_mm``, ``tre30_mm``, ``sdlogj``, ``folds_percent``.
     """
     case = _to_arrays(pair, u)
+    measures = [_measure_overlap, _measure_surface_distances_learn2reg]
     return (
-        _score_labels(
-            case, _warp_labels_learn2reg, [_measure_overlap, _measure_surface_distances_learn2reg]
-        )
+        _score_labels(case, _warp_labels_learn2reg, measures)
         | _score_landmarks(case, landmarks.sample_cubic)
         | _score_jacobian(case, JACOBIAN_STATISTICS)
     )

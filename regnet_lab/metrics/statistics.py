@@ -90,14 +90,16 @@ def count_wins(scores: Mapping[str, ArrayLike], higher_is_better: bool) -> dict[
     sign = 1 if higher_is_better else -1
     samples = {method: sign * drop_nan(values) for method, values in scores.items()}
 
-    def is_better(one: Values, other: Values) -> bool:
-        if not (one.size and other.size):
-            return bool(one.size > other.size)
-        test = stats.ranksums(one, other)
+    def is_better(sample: Values, opponent: Values) -> bool:
+        if not (sample.size and opponent.size):
+            return bool(sample.size > opponent.size)
+        test = stats.ranksums(sample, opponent)
         return bool(test.statistic > 0 and test.pvalue < SIGNIFICANCE_LEVEL)
 
     return {
-        method: sum(is_better(sample, samples[other]) for other in samples if other != method)
+        method: sum(
+            is_better(sample, samples[opponent]) for opponent in samples if opponent != method
+        )
         for method, sample in samples.items()
     }
 
@@ -122,8 +124,7 @@ def compute_metric_scores(
 def compute_rank_scores(by_metric: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Compute Learn2Reg's overall score: the geometric mean of the scores in all metrics.
 
-    Args:
-        by_metric: Results of :func:`compute_metric_scores`, all of the same methods.
+    These are results of :func:`compute_metric_scores`, all of the same methods.
     """
     return {
         method: float(stats.gmean([scores[method] for scores in by_metric]))

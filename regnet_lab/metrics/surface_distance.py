@@ -15,10 +15,8 @@ Distances = NDArray[np.floating]
 def _crop_to_masks(*masks: Mask) -> tuple[Mask, ...]:
     """Crop masks to the smallest box that holds them all."""
     union = np.logical_or.reduce(masks)
-    occupied = [
-        np.flatnonzero(union.any(tuple(set(range(union.ndim)) - {axis})))
-        for axis in range(union.ndim)
-    ]
+    axes = range(union.ndim)
+    occupied = [np.flatnonzero(union.any(tuple({*axes} - {k}))) for k in axes]
     box = tuple(slice(along[0], along[-1] + 1) for along in occupied)
     return tuple(mask[box] for mask in masks)
 
@@ -34,7 +32,7 @@ def find_label_boxes(
     boxes = [find_objects(volume) for volume in (fixed, warped)]
 
     def join_boxes(label: int) -> tuple[slice, ...]:
-        pair = [one[label - 1] for one in boxes if 0 < label <= len(one)]
+        pair = [volume_boxes[label - 1] for volume_boxes in boxes if 0 < label <= len(volume_boxes)]
         if len(pair) < 2 or None in pair:
             return whole
         return tuple(

@@ -22,6 +22,7 @@ Record = Mapping[str, Any]
 TextTable = Sequence[Sequence[str]]  # rows of text, the header first
 
 IDENTITY = "identity"
+LABEL_KEYS = ["case", "method", "label"]
 COST_COLUMNS = ("seconds", "peak_mb")  # listed after the metrics
 METRIC_FORMATS = {  # metric without its unit: displayed name, decimals
     "dice": ("Dice", 3),
@@ -54,11 +55,7 @@ def _drop_duplicates(records: Sequence[Record]) -> list[Record]:
 
 
 def build_case_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Return one row for each method and case, without the values of single labels.
-
-    Raises:
-        UserError: There are no records.
-    """
+    """Return one row for each method and case, without the values of single labels."""
     rows = [{k: v for k, v in r.items() if "/" not in k} for r in _drop_duplicates(records)]
     frame = pd.DataFrame(rows)
     metrics = [name for name in frame if name not in ("case", "method")]
@@ -67,23 +64,19 @@ def build_case_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def build_label_table(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row for each case, method and label, one column for each per-label metric."""
-    rows: dict[tuple[str, str, int], dict[str, float]] = {}
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for record in _drop_duplicates(records):
         for key, value in record.items():
             metric, slash, label = key.rpartition("/")
             if slash:
-                row = rows.setdefault((record["case"], record["method"], int(label)), {})
+                index = (record["case"], record["method"], int(label))
+                row = rows.setdefault(index, dict(zip(LABEL_KEYS, index, strict=True)))
                 row[metric] = value
-    keys = ["case", "method", "label"]
-    table = [dict(zip(keys, key, strict=True), **values) for key, values in rows.items()]
-    return pd.DataFrame(table) if table else pd.DataFrame(columns=keys)
+    return pd.DataFrame(rows.values(), columns=None if rows else LABEL_KEYS)
 
 
 def summarize(records: Sequence[Record]) -> pd.DataFrame:
     """Return one row for each method, identity first: ``cases``, ``<metric>_mean``, ``_std``.
-
-    Raises:
-        UserError: There are no records.
 
     >>> records = [{"case": c, "method": "net", "dice": d} for c, d in (("a", 0.8), ("b", 0.6))]
     >>> summarize(records).loc["net"].round(3).to_dict()
@@ -127,17 +120,17 @@ def format_header(metric: str) -> str:
     'HD95 (mm)'
     """
     name, unit = split_unit(metric)
-    if (known_format := find_format(name)) is None:
+    if (column_format := find_format(name)) is None:
         return metric
-    return f"{known_format[0]} ({unit})" if unit else known_format[0]
+    return f"{column_format[0]} ({unit})" if unit else column_format[0]
 
 
 def format_number(metric: str, value: float | None) -> str:
     """Format a value with the decimals of its metric; a dash for NaN or None."""
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
-    known_format = find_format(split_unit(metric)[0])
-    return f"{value:.{known_format[1]}f}" if known_format else f"{value:.4g}"
+    column_format = find_format(split_unit(metric)[0])
+    return f"{value:.{column_format[1]}f}" if column_format else f"{value:.4g}"
 
 
 def format_mean_std(metric: str, mean: float, std: float) -> str:
@@ -172,9 +165,8 @@ def to_markdown(rows: TextTable) -> str:
 
 def to_latex(rows: TextTable) -> str:
     """Format rows of text as a LaTeX tabular (package booktabs)."""
-    text = _to_frame(rows).to_latex(
-        index=False, escape=True, column_format="l" + "r" * (len(rows[0]) - 1)
-    )
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    text = _to_frame(rows).to_latex(index=False, escape=True, column_format=columns)
     return text.replace("±", r"$\pm$").replace("<", "$<$")
 
 
@@ -210,26 +202,17 @@ def summary_to_dict(table: pd.DataFrame) -> dict[str, Any]:
         ``{"cases": n, method: {metric: {"mean": x, "std": y}}}``, n the largest number of cases of
         any method.
     """
-
-    def to_number(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
-
-    methods = {
-        str(method): {
-            metric: {key: to_number(row[f"{metric}_{key}"]) for key in ("mean", "std")}
-            for metric in list_metrics(table)
+    summary: dict[str, Any] = {"cases": int(table["cases"].max())}
+    for method, row in table.iterrows():
+        numbers = {k: float(value) if math.isfinite(value) else None for k, value in row.items()}
+        summary[str(method)] = {
+            m: {key: numbers[f"{m}_{key}"] for key in ("mean", "std")} for m in list_metrics(table)
         }
-        for method, row in table.iterrows()
-    }
-    return {"cases": int(table["cases"].max()), **methods}
+    return summary
 
 
 def write_tables(records: Sequence[Record], folder: str | Path) -> None:
-    """Write ``cases.csv``, ``labels.csv`` (if there are labels), ``summary.json``, ``summary.md``.
-
-    Raises:
-        UserError: There are no records, or ``folder`` is not writable.
-    """
+    """Write ``cases.csv``, ``labels.csv`` (if any), ``summary.json`` and ``summary.md``."""
     folder = Path(folder)
     table, label_table = summarize(records), build_label_table(records)
     write_text(folder / "cases.csv", build_case_table(records).to_csv(index=False))

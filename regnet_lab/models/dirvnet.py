@@ -27,7 +27,6 @@ class PyramidLevel(nn.Module):
     Args:
         data: Fields of experts D on the residual, each shared by equally many consecutive units.
         regularisers: Fields of experts R on the control values.
-        units: Number of units.
         steps: Range of the uniform initialisation of alpha.
         momentum: Initial beta, or none.
     """
@@ -43,9 +42,7 @@ class PyramidLevel(nn.Module):
         super().__init__()
         self.data, self.regularisers = nn.ModuleList(data), nn.ModuleList(regularisers)
         self.steps = nn.Parameter(torch.empty(units).uniform_(*steps))
-        self.momentum = None
-        if momentum is not None:
-            self.momentum = nn.Parameter(torch.full([units], momentum))
+        self.momentum = None if momentum is None else nn.Parameter(torch.full([units], momentum))
 
     def forward(
         self, fixed: Tensor, moving: Tensor, control: Tensor, grid: ControlPointGrid
@@ -105,11 +102,8 @@ class DIRVNet(nn.Module):
                 f"ndim={ndim}, units={units}, shared_units={shared_units}: ndim must be 2 or 3, "
                 "and units a multiple of shared_units."
             )
-        self.control_point_spacing = (
-            [control_point_spacing] * ndim
-            if isinstance(control_point_spacing, int)
-            else list(control_point_spacing)
-        )
+        spacing = control_point_spacing
+        self.control_point_spacing = [spacing] * ndim if isinstance(spacing, int) else [*spacing]
         self.spline_degree = spline_degree
         ControlPointGrid([2] * ndim, self.control_point_spacing, spline_degree)
 
@@ -131,21 +125,15 @@ class DIRVNet(nn.Module):
         )
 
     def make_control_grids(self, shape: Sequence[int]) -> list[ControlPointGrid]:
-        """Return the control points of each level of an image, coarse to fine.
-
-        Raises:
-            UserError: The coarsest level would be a single voxel wide.
-        """
+        """Return the control points of each level of an image, coarse to fine."""
         shapes = [[-(-n // 2**k) for n in shape] for k in reversed(range(len(self.levels)))]
         if min(shapes[0]) < 2:
             raise UserError(
                 f"An image of {' x '.join(map(str, shape))} voxels is too small for "
                 f"{len(shapes)} levels: lower model.levels."
             )
-        return [
-            ControlPointGrid(level, self.control_point_spacing, self.spline_degree)
-            for level in shapes
-        ]
+        options = self.control_point_spacing, self.spline_degree
+        return [ControlPointGrid(level, *options) for level in shapes]
 
     def project_field(self, u: Tensor) -> Tensor:
         """Return the least-squares projection of u (B, D, *spatial) on the model's fields."""
@@ -154,9 +142,7 @@ class DIRVNet(nn.Module):
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         grids = self.make_control_grids(fixed.shape[2:])
-        control = torch.zeros(
-            len(fixed), len(self.control_point_spacing), *grids[0].control_shape
-        ).to(fixed)
+        control = fixed.new_zeros(len(fixed), fixed.ndim - 2, *grids[0].control_shape)
         previous_grid, fields = grids[0], []
         for level, grid in zip(self.levels, grids, strict=True):
             control = grid.refine(control, previous_grid)

@@ -92,10 +92,8 @@ class FAIM(nn.Module):
         self.bottom = make_same_convolution(ndim, channels, channels, 2)
         self.from_quarter, self.from_half = make_up(channels), make_up(full)
         self.flow = make_convolution(ndim, full, ndim)
-        for layer in self.modules():
-            if isinstance(
-                layer, CONVOLUTIONS[ndim] | TRANSPOSED_CONVOLUTIONS[ndim]
-            ):  # Keras' initialisation
+        for layer in self.modules():  # Keras' initialisation
+            if isinstance(layer, CONVOLUTIONS[ndim] | TRANSPOSED_CONVOLUTIONS[ndim]):
                 nn.init.xavier_uniform_(layer.weight)
                 zero_bias(layer)
         init_flow_layer(self.flow, flow_init_std)

@@ -94,7 +94,6 @@ class FieldOfExperts(nn.Module):
     filter, zero outside the grid, and k_f^T its adjoint.
 
     Args:
-        ndim: 2 or 3.
         channels: Channels of z, each with its own filters.
         filters: Filters of a channel.
         kernel: Size of a filter, odd.
@@ -116,9 +115,8 @@ class FieldOfExperts(nn.Module):
             raise UserError(f"A filter of {kernel} voxels has no centre: choose an odd size.")
         self.channels = channels
         deviation = (ndim / filters) ** (1 / ndim) / kernel
-        self.kernels = nn.Parameter(
-            torch.randn(channels * filters, 1, *[kernel] * ndim) * deviation
-        )
+        shape = channels * filters, 1, *[kernel] * ndim
+        self.kernels = nn.Parameter(torch.randn(shape) * deviation)
         self.activation = activation(channels * filters)
 
     @full_precision

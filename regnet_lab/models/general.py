@@ -30,11 +30,7 @@ MIN_SIDE = 16  # voxels; shorter sides are not downsampled
 
 
 def find_weights(name: str) -> Path:
-    """Return the weights file of a network, in the repository or where it was installed.
-
-    Raises:
-        UserError: It is in neither.
-    """
+    """Return the weights file of a network, in the repository or where it was installed."""
     for folder in FOLDERS:
         if (path := folder / f"{name}{SUFFIX}").is_file():
             return path
@@ -45,11 +41,7 @@ def find_weights(name: str) -> Path:
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the network of a weights file, and its card.
-
-    Raises:
-        UserError: One of the two files is missing or damaged, or they do not belong together.
-    """
+    """Load the network of a weights file, and its card."""
     try:
         content = path.read_bytes()
         card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -62,9 +54,8 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     target = settings.pop("_target_", None)
     if target not in NETWORKS:
-        raise UserError(
-            f"{path}: model {target} is refused; a card may name {', '.join(NETWORKS)}."
-        )
+        allowed = ", ".join(NETWORKS)
+        raise UserError(f"{path}: model {target} is refused; a card may name {allowed}.")
     try:
         model = NETWORKS[target](**settings)
         model.load_state_dict(safetensors.torch.load(content))
@@ -104,9 +95,6 @@ class GeneralModel(nn.Module):
         voxel_factors: Voxels of each pass, relative to those the network was trained on.
         thin_volume_ratio: Register slice by slice if a side is shorter than the next by this
             factor.
-
-    Raises:
-        UserError: A file is missing or damaged.
     """
 
     def __init__(
@@ -116,10 +104,8 @@ class GeneralModel(nn.Module):
         thin_volume_ratio: float = 5.0,
     ) -> None:
         super().__init__()
-        loaded = {
-            str(n): load_network(find_weights(f"general_{n}d"))
-            for n in ([ndim] if ndim else (2, 3))
-        }
+        dimensions = [ndim] if ndim else [2, 3]
+        loaded = {str(n): load_network(find_weights(f"general_{n}d")) for n in dimensions}
         self.networks = nn.ModuleDict({n: model for n, (model, _) in loaded.items()})
         self.voxels = {
             n: [int(factor * card["voxels"]) for factor in voxel_factors]
@@ -128,11 +114,7 @@ class GeneralModel(nn.Module):
         self.thin_volume_ratio = thin_volume_ratio
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
-        """Return one field for each pass.
-
-        Raises:
-            RuntimeError: No network for images of so many dimensions is loaded.
-        """
+        """Return one field for each pass."""
         sides = sorted(fixed.shape[2:])
         ndim = str(len(sides))
         if ndim == "3" and "2" in self.networks and self.thin_volume_ratio * sides[0] < sides[1]:

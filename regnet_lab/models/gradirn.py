@@ -6,6 +6,7 @@ networks, MICCAI 2022 (arXiv 2112.03915).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -69,12 +70,10 @@ class GraDIRN(nn.Module):
         iterations: Iterations of each block of a level.
         energy: E(fixed, warped), one number a case as in :mod:`regnet_lab.ops.similarity`.
         step_size: Total step size, divided by the number of iterations (plus one).
-        learn_step_size: Train the step sizes.
         step_size_scale: Factor on the step size, which makes it learn faster.
         regulariser_input: Input of the regulariser besides u: ``explicit`` the fixed and the warped
             image, ``implicit`` the fixed and the moving image, ``none`` no image.
         layers: Convolutions of a regulariser; 0: no learned step.
-        channels: Channels of a regulariser.
         flow_init_std: Standard deviation of the initial weights of a regulariser's last layer.
             The published Kaiming initialisation gives displacements of 58 voxels on 48 x 64 x 48.
         share_levels: Share the k-th block among all levels.
@@ -86,9 +85,6 @@ class GraDIRN(nn.Module):
             up to so many times, then skip it; 0: take every step unchanged.
         gradient_checkpointing: In training, store only the fields between iterations and recompute
             the rest in the backward pass.
-
-    Raises:
-        UserError: ``regulariser_input`` or ``train_iterations`` is invalid.
 
     ``forward`` takes the energy's gradient by autograd, so evaluation needs a graph, too: run the
     trainer with ``inference_mode=False``.
@@ -126,8 +122,7 @@ class GraDIRN(nn.Module):
                 f"train_iterations={list(train_iterations)}: give the minimum and the maximum, "
                 "such as [1, 6]."
             )
-        self.energy = energy
-        self.step_size_scale = step_size_scale
+        self.energy, self.step_size_scale = energy, step_size_scale
         self.select_inputs = REGULARISER_INPUTS[regulariser_input]
         self.iterations = list(iterations)
         self.eval_iteration_factor = eval_iteration_factor
@@ -143,11 +138,8 @@ class GraDIRN(nn.Module):
             return Regulariser(ndim, inputs, layers, channels, flow_init_std)
 
         def make_blocks(count: int) -> list[Block]:
-            regularisers = [make_regulariser() for _ in range(count)]
-            return [
-                Block(regulariser, step_size / (steps + 1), learn_step_size)
-                for regulariser in regularisers
-            ]
+            tau = step_size / (steps + 1)
+            return [Block(make_regulariser(), tau, learn_step_size) for _ in range(count)]
 
         common = make_blocks(max(blocks)) if share_levels else []
         self.levels = nn.ModuleList(
@@ -164,9 +156,8 @@ class GraDIRN(nn.Module):
         shapes = [[-(-n // 2**k) for n in fixed.shape[2:]] for k in coarse_to_fine]
         u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *shapes[0])
         fields = []
-        for level, repeats, shape in zip(
-            self.levels, self.choose_iterations(), shapes, strict=True
-        ):
+        levels = zip(self.levels, self.choose_iterations(), shapes, strict=True)
+        for level, repeats, shape in levels:
             f, m = ops.resize(fixed, shape), ops.resize(moving, shape)
             u = ops.resize_field(u, shape)
             for block in cast(Sequence[Block], level):
@@ -190,9 +181,7 @@ class GraDIRN(nn.Module):
     ) -> Iterator[None]:
         """Run ``factor`` times the trained iterations within a ``with`` block.
 
-        Args:
-            factor: Factor on the iterations of every block.
-            line_search_steps: Halvings of a step that does not lower the energy; null: unchanged.
+        ``line_search_steps``: as in the constructor; None: unchanged.
         """
         original = self.eval_iteration_factor, self.line_search_steps
         self.eval_iteration_factor = factor
@@ -205,12 +194,10 @@ class GraDIRN(nn.Module):
 
     def run_iteration(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
         """Run an iteration, with gradient checkpointing where wanted."""
-        arguments = (block, fixed, moving, u)
+        run = self.descend
         if self.training and self.gradient_checkpointing:
-            return checkpoint(
-                self.descend, *arguments, use_reentrant=False, preserve_rng_state=False
-            )
-        return self.descend(*arguments)
+            run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+        return run(block, fixed, moving, u)
 
     def descend(self, block: Block, fixed: Tensor, moving: Tensor, u: Tensor) -> Tensor:
         """Return u after a step of the data term and a learned step, both taken at u."""

@@ -42,11 +42,7 @@ CONVOLUTIONS: dict[int, type[Convolution]] = {2: Conv2d, 3: Conv3d}
 def make_convolution(
     ndim: int, inputs: int, outputs: int, stride: int = 1, dilation: int = 1
 ) -> Convolution:
-    """Create a 3^D convolution, padded so that stride 1 keeps the grid.
-
-    Raises:
-        UserError: ``ndim`` is neither 2 nor 3.
-    """
+    """Create a 3^D convolution, padded so that stride 1 keeps the grid."""
     if ndim not in CONVOLUTIONS:
         raise UserError(f"ndim={ndim}: images have 2 or 3 dimensions.")
     return CONVOLUTIONS[ndim](inputs, outputs, 3, stride, dilation, dilation)

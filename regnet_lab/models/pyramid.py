@@ -104,8 +104,7 @@ class DisplacementAffine(nn.Module):
 
     def forward(self, fixed: Tensor, warped: Tensor, u: Tensor) -> Tensor:
         pooled = torch.cat([fixed, warped], 1).flatten(2).mean(2)
-        matrix = self.linear(pooled).float().view(len(u), u.shape[1], -1)  # (B, D, D + 1)
-        return u + _apply_affine(matrix, u)
+        return u + _apply_affine(self.linear(pooled), u)
 
 
 class CoordinateAffine(nn.Module):
@@ -121,12 +120,12 @@ class CoordinateAffine(nn.Module):
         self.linear = _make_affine_layer(2 * features * (ndim + 1), ndim)
 
     def forward(self, fixed: Tensor, warped: Tensor, u: Tensor) -> Tensor:
-        x = _make_unit_grid(u)
+        half = u.new_tensor(u.shape[2:]).view(1, -1, *[1] * (u.ndim - 2)) / 2
+        x = (ops.identity_grid(u.shape[2:], u) + 0.5) / half - 1
         weights = torch.cat([x, torch.ones_like(x[:, :1])], 1).flatten(2)  # (1, D + 1, N)
         maps = torch.cat([fixed, warped], 1).float().flatten(2)
         moments = maps @ weights.mT / maps.shape[2]  # (B, C, D + 1)
-        matrix = self.linear(moments.flatten(1)).float().view(len(u), u.shape[1], -1)
-        return ops.compose(_apply_affine(matrix, x), u)
+        return ops.compose(_apply_affine(self.linear(moments.flatten(1)), x), u)
 
 
 def _make_affine_layer(inputs: int, ndim: int) -> nn.Linear:
@@ -137,23 +136,15 @@ def _make_affine_layer(inputs: int, ndim: int) -> nn.Linear:
     return layer
 
 
-def _apply_affine(matrix: Tensor, x: Tensor) -> Tensor:
-    """Compute A x + t for every vector of a field (B, D, *spatial), (A | t) being (B, D, D + 1)."""
+def _apply_affine(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Compute A x + t for every vector of a field (B, D, *spatial) from (A | t), (B, D (D + 1))."""
+    matrix = coefficients.float().unflatten(1, (x.shape[1], -1))  # (B, D, D + 1)
     moved = matrix[:, :, :-1] @ x.flatten(2) + matrix[:, :, -1:]
     return moved.view(len(matrix), *x.shape[1:])
 
 
-def _make_unit_grid(u: Tensor) -> Tensor:
-    """Return coordinates (1, D, *spatial) from -1 to 1 over the cells of a field's grid."""
-    half = u.new_tensor(u.shape[2:]).view(1, -1, *[1] * (u.ndim - 2)) / 2
-    return (ops.identity_grid(u.shape[2:], u) + 0.5) / half - 1
-
-
 AFFINE_MAPS = {"displacement": DisplacementAffine, "coordinates": CoordinateAffine}
-NORMS = {
-    "batch": ("batch", "batch"),
-    "encoder_instance": ("instance", "none"),
-}  # encoder, estimators
+NORMS = {"batch": ("batch", "batch"), "encoder_instance": ("instance", "none")}
 
 
 class LevelEstimator(nn.Module):
@@ -311,7 +302,7 @@ class Pyramid(nn.Module):
         levels = self.encode(fixed, moving)[::-1]
         u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *levels[0][0].shape[2:])
         carried: list[Tensor] = []
-        fields: list[Tensor] = []
+        fields = []
         for i, estimator in enumerate(self.estimators):
             u, x = estimator(*levels[i], u, carried)
             fields.append(u)

@@ -17,7 +17,6 @@ from regnet_lab.models.layers import CONVOLUTIONS, predict_displacement
 
 BATCH_NORMS = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MAX_POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
-BATCH_NORM_EPSILON = 1e-3  # as published
 
 
 def make_unit(
@@ -32,7 +31,7 @@ def make_unit(
     """Create a convolution, batch normalisation and activation; unpadded, the grid shrinks."""
     return nn.Sequential(
         CONVOLUTIONS[ndim](inputs, outputs, size, dilation=dilation, padding=padding),
-        BATCH_NORMS[ndim](outputs, eps=BATCH_NORM_EPSILON),
+        BATCH_NORMS[ndim](outputs, eps=1e-3),  # as published
         activation(),
     )
 
@@ -68,9 +67,6 @@ class PatchNetwork(nn.Module):
         freeze_batch_norm: Normalise by the running statistics in training, too, without updating
             them.  For the later part of a training on few large images, whose statistics differ so
             much from the running ones that evaluation is off by millimetres.
-
-    Raises:
-        UserError: The margin of the patches differs from the network's.
     """
 
     margin: int  # voxels by which whole images are padded
@@ -109,11 +105,7 @@ class PatchNetwork(nn.Module):
         return [ops.crop(u, [slice(n) for n in shape]).float()]
 
     def predict_patch_field(self, x: Tensor) -> Tensor:
-        """Predict the field of a patch, extended over its margin.
-
-        Raises:
-            UserError: The patch has a side the network cannot process.
-        """
+        """Predict the field of a patch, extended over its margin."""
         for n in x.shape[2:]:
             inner = n - 2 * self.margin
             if inner < self.min_field_size or inner % self.stride != self.remainder:
@@ -155,11 +147,11 @@ class RegNet(PatchNetwork):
     def predict_field(self, x: Tensor) -> Tensor:
         shape = x.shape[2:]
         half = ops.resize(x, [n // 2 for n in shape])
-        near = torch.split(crop_border(x, self.margin // 2), 1, 1)
-        fine = [stream(image) for stream, image in zip(self.fine, near, strict=True)]
-        coarse = [
-            stream(image) for stream, image in zip(self.coarse, half.split(1, 1), strict=True)
-        ]
+        near = crop_border(x, self.margin // 2)
+        fine, coarse = (
+            [stream(image) for stream, image in zip(streams, images.split(1, 1), strict=True)]
+            for streams, images in ((self.fine, near), (self.coarse, half))
+        )
         pooled = MAX_POOLS[len(shape)](self.fine_joined(torch.cat(fine, 1)), 2)
         x = torch.cat([pooled, self.coarse_joined(torch.cat(coarse, 1))], 1)
         u = predict_displacement(self.joined, x)  # half the grid, displacement in full voxels

@@ -19,6 +19,7 @@ from regnet_lab.models.regnet_2017 import (
     make_units,
     pad_replicate,
 )
+from regnet_lab.ops.bspline import cubic_bspline
 
 INTERPOLATION_MODES = {2: "bilinear", 3: "trilinear"}
 
@@ -28,13 +29,9 @@ def upsample_linear(x: Tensor) -> Tensor:
 
     Voxel k goes to 2 k + 1; a voxel between two neighbours is their mean, with replicated borders.
     """
-    shape = [2 * n + 3 for n in x.shape[2:]]
-    return crop_border(
-        F.interpolate(
-            pad_replicate(x, 1, 1), shape, mode=INTERPOLATION_MODES[x.ndim - 2], align_corners=True
-        ),
-        1,
-    )
+    shape, mode = [2 * n + 3 for n in x.shape[2:]], INTERPOLATION_MODES[x.ndim - 2]
+    up = F.interpolate(pad_replicate(x, 1, 1), shape, mode=mode, align_corners=True)
+    return crop_border(up, 1)
 
 
 def make_spline_kernel(ndim: int, factor: int) -> Tensor:
@@ -43,29 +40,47 @@ def make_spline_kernel(ndim: int, factor: int) -> Tensor:
     distance = torch.zeros(())
     for k in range(ndim):
         distance = distance + axis.view(-1, *[1] * k)
-    inner = 2 / 3 - distance**2 + distance**3 / 2
-    outer = (2 - distance).clamp(min=0) ** 3 / 6
-    kernel = torch.where(distance < 1, inner, outer)
+    kernel = cubic_bspline(distance)
     return (kernel / kernel.sum())[None, None]
 
 
-def make_head(ndim: int) -> nn.Sequential:
-    """Create the layers from the features of three resolutions to the displacement (- 4 voxels)."""
-    return nn.Sequential(
-        make_unit(ndim, 112, 120, activation=nn.ELU),
-        make_unit(ndim, 120, 50, activation=nn.ELU),
-        CONVOLUTIONS[ndim](50, ndim, 1),
-    )
+class ThreeResolutions(PatchNetwork):
+    """Base class of networks that merge features of full, half and quarter resolution."""
+
+    influence_radius, stride, remainder = 48, 4, 1
+
+    def add_merging_layers(self, ndim: int, quarter_widths: list[int]) -> None:
+        """Add the layers of quarter resolution and those that merge all resolutions."""
+        self.half_last = make_unit(ndim, 36, 38, dilation=2)
+        self.half_up = make_unit(ndim, 38 + 16, 40)
+        self.at_quarter = nn.Sequential(
+            make_units(ndim, quarter_widths), make_units(ndim, [40, 42, 44, 46], 2)
+        )
+        rises = make_unit(ndim, 46 + 36, 46), make_unit(ndim, 46 + 16, 40)
+        self.quarter_up = nn.ModuleList(rises)
+        self.head = nn.Sequential(
+            make_unit(ndim, 112, 120, activation=nn.ELU),
+            make_unit(ndim, 120, 50, activation=nn.ELU),
+            CONVOLUTIONS[ndim](50, ndim, 1),
+        )
+
+    def merge(self, shallow: Tensor, full: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
+        """Return the displacement on 21 voxels from features on 27, 25, 17 and 23."""
+        half_up = self.half_up(torch.cat([upsample_linear(self.half_last(half)), shallow], 1))  # 25
+        quarter = upsample_linear(self.at_quarter(quarter))  # 15
+        quarter = self.quarter_up[0](torch.cat([quarter, crop_border(half, 1)], 1))  # 13
+        quarter = self.quarter_up[1](torch.cat([upsample_linear(quarter), shallow], 1))  # 25
+        return predict_displacement(self.head, torch.cat([full, half_up, quarter], 1))  # 21
 
 
-class RegNetCrop4(PatchNetwork):
+class RegNetCrop4(ThreeResolutions):
     """Full, half and quarter resolution by pooling, each cropped to the region it needs.
 
     1,262,973 parameters in 3D, without the running statistics of batch normalisation.  Published
     patch_margin: 101 voxels for an output of 21.
     """
 
-    margin, influence_radius, stride, remainder = 40, 48, 4, 1
+    margin = 40
 
     def __init__(
         self, ndim: int, patch_margin: int | None = None, freeze_batch_norm: bool = False
@@ -76,15 +91,7 @@ class RegNetCrop4(PatchNetwork):
         self.at_full = make_units(ndim, [16, 20, 24, 28, 32, 32, 32])
         self.half_first = make_unit(ndim, 16, 30)
         self.at_half = nn.Sequential(make_unit(ndim, 30, 30), make_units(ndim, [30, 32, 34, 36], 2))
-        self.half_last = make_unit(ndim, 36, 38, dilation=2)
-        self.half_up = make_unit(ndim, 38 + 16, 40)
-        self.at_quarter = nn.Sequential(
-            make_units(ndim, [30, 40, 40]), make_units(ndim, [40, 42, 44, 46], 2)
-        )
-        self.quarter_up = nn.ModuleList(
-            [make_unit(ndim, 46 + 36, 46), make_unit(ndim, 46 + 16, 40)]
-        )
-        self.head = make_head(ndim)
+        self.add_merging_layers(ndim, [30, 40, 40])
 
     def predict_field(self, x: Tensor) -> Tensor:
         first = self.first(x)  # 99, of 101
@@ -92,14 +99,10 @@ class RegNetCrop4(PatchNetwork):
         full = self.at_full(crop_border(first, 31))  # 25
         pooled = self.half_first(self.pool(first, 2))  # 47
         half = self.at_half(crop_border(pooled, 8))  # 17
-        half_up = self.half_up(torch.cat([upsample_linear(self.half_last(half)), shallow], 1))  # 25
-        quarter = upsample_linear(self.at_quarter(self.pool(pooled, 2)))  # 15
-        quarter = self.quarter_up[0](torch.cat([quarter, crop_border(half, 1)], 1))  # 13
-        quarter = self.quarter_up[1](torch.cat([upsample_linear(quarter), shallow], 1))  # 25
-        return predict_displacement(self.head, torch.cat([full, half_up, quarter], 1))  # 21
+        return self.merge(shallow, full, half, self.pool(pooled, 2))
 
 
-class RegNetDecimation4(PatchNetwork):
+class RegNetDecimation4(ThreeResolutions):
     """Full, half and quarter resolution by smoothing the images, each with its own weights.
 
     1,201,353 parameters in 3D, counted as in :class:`RegNetCrop4`.  Published patches: 105 voxels
@@ -107,7 +110,7 @@ class RegNetDecimation4(PatchNetwork):
     off.
     """
 
-    margin, influence_radius, stride, remainder = 42, 48, 4, 1
+    margin = 42
     kernel2: Tensor
     kernel4: Tensor
 
@@ -124,15 +127,7 @@ class RegNetDecimation4(PatchNetwork):
             make_unit(ndim, 20, 30),
             make_units(ndim, [30, 32, 34, 36], 2),
         )
-        self.half_last = make_unit(ndim, 36, 38, dilation=2)
-        self.half_up = make_unit(ndim, 38 + 16, 40)
-        self.at_quarter = nn.Sequential(
-            make_units(ndim, [2, 30, 40]), make_units(ndim, [40, 42, 44, 46], 2)
-        )
-        self.quarter_up = nn.ModuleList(
-            [make_unit(ndim, 46 + 36, 46), make_unit(ndim, 46 + 16, 40)]
-        )
-        self.head = make_head(ndim)
+        self.add_merging_layers(ndim, [2, 30, 40])
 
     def decimate(self, x: Tensor, kernel: Tensor, factor: int) -> Tensor:
         """Smooth both images and take every ``factor``-th voxel."""
@@ -143,15 +138,8 @@ class RegNetDecimation4(PatchNetwork):
         first = self.first(crop_border(x, 34))  # 37, of 105
         shallow = crop_border(first, 5)  # 27
         half = self.at_half(self.decimate(crop_border(x, 19), self.kernel2, 2))  # 17, of 31
-        half_up = self.half_up(torch.cat([upsample_linear(self.half_last(half)), shallow], 1))  # 25
-        quarter = upsample_linear(
-            self.at_quarter(self.decimate(crop_border(x, 1), self.kernel4, 4))
-        )  # 15, of 23
-        quarter = self.quarter_up[0](torch.cat([quarter, crop_border(half, 1)], 1))  # 13
-        quarter = self.quarter_up[1](torch.cat([upsample_linear(quarter), shallow], 1))  # 25
-        return predict_displacement(
-            self.head, torch.cat([self.at_full(first), half_up, quarter], 1)
-        )  # 21
+        quarter = self.decimate(crop_border(x, 1), self.kernel4, 4)  # 23
+        return self.merge(shallow, self.at_full(first), half, quarter)
 
 
 class RegNetUNet(PatchNetwork):

@@ -83,12 +83,9 @@ class VelocityEstimator(nn.Module):
         steps = torch.tensor([*iterate_offsets(ndim, radius)]).float()
         self.register_buffer("offsets", steps.T, persistent=False)
         widths = [2 * len(steps) + 4 * ndim + features] + [width] * len(dilations)
-        self.layers = nn.Sequential(
-            *(
-                make_conv_block(ndim, a, b, dilation=dilation)
-                for (a, b), dilation in zip(pairwise(widths), dilations, strict=True)
-            )
-        )
+        layers = zip(pairwise(widths), dilations, strict=True)
+        blocks = [make_conv_block(ndim, a, b, dilation=d) for (a, b), d in layers]
+        self.layers = nn.Sequential(*blocks)
         self.flow = init_flow_layer(make_convolution(ndim, width, ndim), 1e-3)
 
     def forward(self, fixed: Maps, moving: Maps, u: Tensor) -> Tensor:
@@ -96,10 +93,8 @@ class VelocityEstimator(nn.Module):
             cost_volume(f, ops.warp(m, u), self.radius) for f, m in zip(fixed, moving, strict=True)
         )
         costs = learned, context, smooth_costs(context)
-        rates = self.sharpness.exp()
-        means = [
-            compute_mean_offset(cost, r, self.offsets) for cost, r in zip(costs, rates, strict=True)
-        ]
+        rated = zip(costs, self.sharpness.exp(), strict=True)
+        means = [compute_mean_offset(cost, rate, self.offsets) for cost, rate in rated]
         x = torch.cat([learned, 10 * context, *means, fixed[0], u], 1)
         return ops.full_precision(self.flow)(self.layers(x))
 
@@ -110,8 +105,6 @@ class SharedPyramid(nn.Module):
     Args:
         ndim: 2 or 3.
         levels: Number of levels; the coarsest grid has 2^-levels as many voxels along each axis.
-        encoder_channels: Channels of the encoder.
-        estimator_channels: Channels of the estimator.
         cost_volume_radius: Radius of the cost volumes, in voxels of each level.
         dilations: Dilations of the estimator's convolutions.
         integration_steps: Squarings when each predicted velocity is integrated; the total

@@ -6,7 +6,6 @@ points of the fixed grid map the same way, ``x_moving = x + u(x)``.  A voxel is 
 centered at its index, so a grid of n voxels covers [-1/2, n - 1/2].
 """
 
-from regnet_lab.ops.cropping import crop as crop
 from regnet_lab.ops.fields import affine_field as affine_field
 from regnet_lab.ops.fields import compose as compose
 from regnet_lab.ops.fields import determinant as determinant
@@ -18,6 +17,7 @@ from regnet_lab.ops.fields import jacobian_determinant as jacobian_determinant
 from regnet_lab.ops.fields import transform_points as transform_points
 from regnet_lab.ops.precision import full_precision as full_precision
 from regnet_lab.ops.resampling import apply_along_axes as apply_along_axes
+from regnet_lab.ops.resampling import crop as crop
 from regnet_lab.ops.resampling import resize as resize
 from regnet_lab.ops.resampling import resize_field as resize_field
 from regnet_lab.ops.resampling import resize_nearest as resize_nearest

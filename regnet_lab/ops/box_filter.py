@@ -4,7 +4,6 @@ A box sum is one banded matrix product per axis.  Each axis is cut into blocks t
 their own voxels and half a window on either side, which is faster than a convolution.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,19 +28,15 @@ def compute_window_matrix(n: int, window: int, padding: str, like: Tensor) -> Te
     return band.scatter_add_(1, neighbour.clamp(0, n - 1), weight.to(like.dtype))
 
 
-def _iterate_blocks(n: int, window: int) -> Iterator[tuple[slice, slice]]:
-    """Yield blocks of rows of a band and the columns in which they are not zero."""
-    for first in range(0, n, BLOCK_VOXELS):
-        last = min(first + BLOCK_VOXELS, n)
-        yield slice(first, last), slice(max(first - window // 2, 0), min(last + window // 2, n))
-
-
 def _apply_banded(image: Tensor, axis: int, band: Tensor, window: int) -> Tensor:
     """Multiply every line along an axis by a banded matrix."""
     n = image.shape[axis]
     lines = image.reshape(-1, n, image.shape[axis + 1 :].numel())  # (before, n, after)
     out = torch.empty_like(lines, memory_format=torch.contiguous_format)
-    for rows, columns in _iterate_blocks(n, window):
+    for first in range(0, n, BLOCK_VOXELS):
+        last = min(first + BLOCK_VOXELS, n)
+        rows = slice(first, last)
+        columns = slice(max(first - window // 2, 0), min(last + window // 2, n))  # not zero there
         block = band[rows, columns]
         if axis == image.ndim - 1:
             torch.mm(lines[:, columns, 0], block.T, out=out[:, rows, 0])
@@ -108,15 +103,8 @@ def weighted_squared_correlation(
     """Compute the sum over voxels of weight times :func:`squared_correlation`, (B,).
 
     Gradients are in closed form and computed with the value: three more box sums for one image,
-    five for both, and one stored map for each.
-
-    Args:
-        fixed: (B, C, *spatial).
-        warped: (B, C, *spatial).
-        weight: Broadcastable to the images; gets no gradient.
-        window: Side of the box.
-        padding: ``zeros`` or ``replicate``.
-        epsilon: Avoids 0 / 0 in constant regions.
+    five for both, and one stored map for each.  Images are (B, C, *spatial); ``weight`` broadcasts
+    to them and gets no gradient; ``epsilon`` avoids 0 / 0 in constant regions.
     """
     return _WeightedSquaredCorrelation.apply(fixed, warped, weight, window, padding, epsilon)
 
@@ -168,11 +156,9 @@ class _WeightedSquaredCorrelation(torch.autograd.Function):
         ) -> Tensor:
             """Compute the gradient with respect to ``image``."""
             grad_square = (factor * other_variance).mul_(raw >= 0)
-            grad_sum = (
-                (grad_product * other_sum).addcmul_(grad_square, image_sum, value=2).mul_(scale)
-            )
+            grad_sum = (grad_product * other_sum).addcmul_(grad_square, image_sum, value=2)
             return (
-                total(grad_sum, True)
+                total(grad_sum.mul_(scale), True)
                 .addcmul_(image, total(grad_square, True), value=2)
                 .addcmul_(other, adjoint_product)
             )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from regnet_lab.errors import UserError
 from regnet_lab.ops.resampling import apply_along_axes
+from regnet_lab.ops.sampling import _expand_per_axis
 
 
 def linear_bspline(t: Tensor) -> Tensor:
@@ -132,5 +133,4 @@ class ControlPointGrid:
         axes = zip(sizes, self.spacing, strict=True)
         matrices = [compute_refinement_matrix(*size, s, self.degree) for size, s in axes]
         u = apply_along_axes(control, matrices)
-        growth = u.new_tensor([fine / coarse for coarse, fine in sizes])
-        return u * growth.view(1, -1, *[1] * len(sizes))
+        return u * _expand_per_axis([fine / coarse for coarse, fine in sizes], u)

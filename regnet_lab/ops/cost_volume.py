@@ -27,16 +27,9 @@ def cost_volume(
     ``moving`` is zero outside.  Memory beyond inputs, output and their gradients is one padded
     copy of ``moving`` and of its gradient.  Differentiable once.
 
-    Args:
-        fixed: (B, C, *spatial).
-        moving: (B, C, *spatial).
-        radius: Largest offset along every axis.
-        stride: Step between the voxels x at which costs are computed.
-        dilation: Voxels between neighbouring offsets.
-
-    Returns:
-        (B, (2 radius + 1)^D, *ceil(spatial / stride)), offsets ordered as by
-        :func:`iterate_offsets`.
+    ``stride`` is the step between the voxels x at which costs are computed.  Maps (B, C, *spatial)
+    give costs (B, (2 radius + 1)^D, *ceil(spatial / stride)), ordered as by
+    :func:`iterate_offsets`.
 
     >>> moving = torch.tensor([[[[0.0, 1.0, 0.0]]]])
     >>> fixed = torch.tensor([[[[1.0, 0.0, 0.0]]]])

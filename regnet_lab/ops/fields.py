@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regnet_lab.ops.precision import full_precision
+from regnet_lab.ops.resampling import crop
 from regnet_lab.ops.sampling import Field, Image, identity_grid, sample_at, warp
 
 FIXED_POINT_ITERATIONS = 4  # of invert, before Levenberg-Marquardt steps
@@ -29,14 +30,7 @@ def compose(first: Field, then: Field) -> Field:
 def integrate(velocity: Field, steps: int = 7) -> Field:
     """Integrate a stationary velocity field to time one: exp(v) = (exp(v / 2^steps))^(2^steps).
 
-    Scaling and squaring (Arsigny et al., MICCAI 2006).
-
-    Args:
-        velocity: (B, D, *spatial) voxels.
-        steps: Number of squarings.
-
-    Returns:
-        The displacement (B, D, *spatial) in voxels.
+    Scaling and squaring (Arsigny et al., MICCAI 2006), ``steps`` squarings.
 
     >>> x = torch.arange(-4.0, 5.0)
     >>> v = torch.stack([0.1 * x[:, None].expand(9, 9), torch.zeros(9, 9)])[None]
@@ -60,14 +54,8 @@ def invert(u: Field, iterations: int = 30, tolerance: float = 1e-4) -> Field:
     v <- v - (J^T J + l)^-1 J^T r, where l decreases if that makes |r| smaller and increases
     otherwise.  Steps that make |r| larger are rejected.
 
-    Args:
-        u: (B, D, *spatial) voxels.
-        iterations: Most iterations per voxel.
-        tolerance: |r| in voxels below which a voxel has converged.  ``compose(v, u)`` is r; it
-            stays larger where the map folds or where x + v lies outside the grid.
-
-    Returns:
-        v, (B, D, *spatial) voxels.
+    A voxel has converged when |r| is at most ``tolerance``, in voxels.  ``compose(v, u)`` is r; it
+    stays larger where the map folds or where x + v lies outside the grid.
 
     >>> v = invert(torch.ones(1, 2, 5, 5))
     >>> v.unique()
@@ -100,31 +88,23 @@ def _invert_case(u: Field, iterations: int, tolerance: float) -> Field:
         v[:, active] = torch.where(better, v_new, v_old)
         r[:, active] = torch.where(better, r_new, r_old)
         if iteration >= FIXED_POINT_ITERATIONS:
-            damping[:, active] = torch.where(better, damping_old / 4, damping_old * 8).clamp(
-                1e-7, 1e7
-            )
+            changed = torch.where(better, damping_old / 4, damping_old * 8)
+            damping[:, active] = changed.clamp(1e-7, 1e7)
     return v.mT.reshape(u.shape)
 
 
 def gradient(x: Image) -> Float[Tensor, "b c d *spatial"]:
     """Compute central differences (x[i+1] - x[i-1]) / 2 along every axis, one-sided at the border.
 
-    Returns:
-        (B, C, D, *spatial), the derivative along axis d in channel d.
+    Channel d of the result's third axis is the derivative along axis d.
     """
     return torch.stack(torch.gradient(x, dim=list(range(2, x.ndim))), dim=2)
 
 
 def forward_difference(x: Image) -> Float[Tensor, "b c d *inner"]:
     """Compute x[i+1] - x[i] along every axis, on the grid without the last voxel of each axis."""
-    axes = range(2, x.ndim)
-
-    def crop_other_axes(y: Tensor, kept: int) -> Tensor:
-        for axis in axes:
-            y = y if axis == kept else y.narrow(axis, 0, x.shape[axis] - 1)
-        return y
-
-    return torch.stack([crop_other_axes(x.diff(dim=axis), axis) for axis in axes], dim=2)
+    inner = [slice(n - 1) for n in x.shape[2:]]
+    return torch.stack([crop(x.diff(dim=axis), inner) for axis in range(2, x.ndim)], dim=2)
 
 
 def determinant(matrix: Float[Tensor, "b d e *spatial"]) -> Float[Tensor, "b *spatial"]:
@@ -149,10 +129,8 @@ def determinant(matrix: Float[Tensor, "b d e *spatial"]) -> Float[Tensor, "b *sp
 def jacobian_determinant(u: Field, scheme: str = "central") -> Float[Tensor, "b *inner"]:
     """Compute det(I + du/dx), the local change of volume; zero or negative where the map folds.
 
-    Args:
-        u: (B, D, *spatial) displacement in voxels.
-        scheme: ``central`` differences, on the whole grid, or ``forward`` differences, on the grid
-            without the last voxel of each axis.  Central differences miss folds one voxel wide.
+    By ``central`` differences, on the whole grid, or ``forward`` differences, on the grid without
+    the last voxel of each axis.  Central differences miss folds one voxel wide.
 
     >>> u = 0.1 * identity_grid((4, 4), torch.zeros(1))  # expansion by 10 % along both axes
     >>> round(jacobian_determinant(u)[0, 2, 2].item(), 4)
@@ -174,12 +152,7 @@ def transform_points(
 def affine_field(matrix: Float[Tensor, "b e e"], shape: Sequence[int]) -> Field:
     """Compute the displacement u(x) = A x + t - x of an affine map between voxels of one grid.
 
-    Args:
-        matrix: (B, D+1, D+1) homogeneous matrix [A t; 0 1].
-        shape: Voxels along each axis.
-
-    Returns:
-        (B, D, *shape) in voxels.
+    The homogeneous matrix is [A t; 0 1], (B, D+1, D+1); the field is (B, D, *shape) in voxels.
 
     >>> shift = torch.tensor([[[1.0, 0, 2], [0, 1, 0], [0, 0, 1]]])
     >>> affine_field(shift, (1, 2))

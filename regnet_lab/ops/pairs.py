@@ -18,12 +18,12 @@ def apply_displacement(pair: Pair, fields: Sequence[Tensor]) -> Registration:
 
 def swap_pair(pair: Pair, _: Registration | None = None) -> Pair:
     """Return the pair with fixed and moving exchanged; a true displacement is dropped."""
-    other = {"fixed": "moving", "moving": "fixed"}
+    opposite = {"fixed": "moving", "moving": "fixed"}
     swapped: dict[str, Any] = {"spacing": pair["spacing"]}
     for key, value in pair.items():
         side, *part = key.split("_")
-        if side in other:
-            swapped["_".join([other[side], *part])] = value
+        if side in opposite:
+            swapped["_".join([opposite[side], *part])] = value
     swapped["name"] = [f"{name} (swapped)" for name in pair["name"]]
     return cast(Pair, swapped)
 
@@ -50,9 +50,8 @@ def resize_pair(pair: Pair, shape: Sequence[int]) -> Pair:
     Images are averaged or interpolated, labels and masks take the nearest voxel, landmarks and the
     true displacement are converted to the new voxels.
     """
-    scale = pair["spacing"].new_tensor(
-        [new / old for new, old in zip(shape, pair["fixed"].shape[2:], strict=True)]
-    )
+    sizes = zip(shape, pair["fixed"].shape[2:], strict=True)
+    scale = pair["spacing"].new_tensor([new / old for new, old in sizes])
     rules: dict[str, Callable[[Any, Sequence[int]], Any]] = {
         "fixed": ops.resize,
         "moving": ops.resize,

@@ -1,6 +1,7 @@
-"""Resizing of images, label maps and displacement fields over the same field of view."""
+"""Cropping, and resizing of images, labels and displacement fields over one field of view."""
 
 from collections.abc import Sequence
+from types import EllipsisType
 
 import torch
 from jaxtyping import Float, Shaped
@@ -10,16 +11,22 @@ from regnet_lab.ops.precision import full_precision
 from regnet_lab.ops.sampling import Field, Image, _expand_per_axis
 
 
+def crop(x: Tensor, box: Sequence[slice]) -> Tensor:
+    """Return the view of (..., *spatial) inside a box, one slice for each spatial axis.
+
+    >>> crop(torch.arange(12).view(1, 1, 3, 4), [slice(1, 3), slice(0, 2)])
+    tensor([[[[4, 5],
+              [8, 9]]]])
+    """
+    index: list[EllipsisType | slice] = [..., *box]
+    return x[tuple(index)]
+
+
 @full_precision
 def apply_along_axes(x: Image, matrices: Sequence[Tensor | None]) -> Float[Tensor, "b c *new"]:
-    """Multiply every line along spatial axis k of (B, C, *n) by matrix k.
+    """Multiply every line along spatial axis k of (B, C, *n) by matrix k, (new_k, n_k) or None.
 
-    Args:
-        x: (B, C, *n).
-        matrices: One (new_k, n_k) for each spatial axis; None leaves the axis unchanged.
-
-    Returns:
-        (B, C, *new).
+    None leaves the axis unchanged.
 
     >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     >>> apply_along_axes(x, [None, torch.ones(1, 2)])
@@ -59,10 +66,8 @@ def resize(image: Image, shape: Sequence[int]) -> Float[Tensor, "b c *out"]:
     tensor([[[[2., 6.]]]])
     """
     sizes = zip(image.shape[2:], shape, strict=True)
-    return apply_along_axes(
-        image,
-        [None if old == new else compute_resize_matrix(old, new, image) for old, new in sizes],
-    )
+    weights = [None if old == new else compute_resize_matrix(old, new, image) for old, new in sizes]
+    return apply_along_axes(image, weights)
 
 
 def resize_nearest(labels: Shaped[Tensor, "b c *spatial"], shape: Sequence[int]) -> Tensor:

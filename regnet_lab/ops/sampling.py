@@ -115,15 +115,9 @@ def _warp_linear(image: Tensor, u: Tensor, padding: str) -> Tensor:
 def sample(
     image: Image, points: Float[Tensor, "b d *out"], padding: str = "border"
 ) -> Float[Tensor, "b c *out"]:
-    """Interpolate ``image`` linearly at voxel coordinates.
+    """Interpolate ``image`` linearly at voxel coordinates, channel k along image axis k.
 
-    Args:
-        image: (B, C, *spatial).
-        points: (B, D, *out) voxel coordinates, channel k along image axis k.
-        padding: Value outside the image: ``border`` (the nearest voxel) or ``zeros``.
-
-    Returns:
-        (B, C, *out).
+    Padding is the value outside the image: ``border`` (the nearest voxel) or ``zeros``.
 
     >>> image = torch.tensor([[[[0.0, 10.0], [20.0, 30.0]]]])
     >>> sample(image, torch.tensor([0.5, 0.25]).view(1, 2, 1, 1)).item()
@@ -158,16 +152,9 @@ def warp(
     mode: str = "linear",
     padding: str = "border",
 ) -> Shaped[Tensor, "b c *out"]:
-    """Warp an image by a displacement field: w(x) = image(x + u(x)).
+    """Warp an image by a displacement field in voxels, to its grid: w(x) = image(x + u(x)).
 
-    Args:
-        image: (B, C, *spatial), the moving image or its labels.
-        u: (B, D, *grid) displacement in voxels; the result lies on its grid.
-        mode: ``linear``, or ``nearest`` for labels.
-        padding: Value outside the image: ``border`` (the nearest voxel) or ``zeros``.
-
-    Returns:
-        (B, C, *grid).
+    The mode is ``linear``, or ``nearest`` for labels; padding as in :func:`sample`.
 
     >>> image = torch.arange(6.0).view(1, 1, 2, 3)
     >>> u = torch.zeros(1, 2, 2, 3)

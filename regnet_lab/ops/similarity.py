@@ -5,6 +5,8 @@ a ``mask`` of the same shape (1 where the fixed image counts), computes in float
 value per case, (B,).
 """
 
+from itertools import combinations
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -111,11 +113,7 @@ def _compute_entropy(probability: Tensor) -> Tensor:
 
 @full_precision
 def mutual_information(
-    fixed: Image,
-    warped: Image,
-    mask: Mask | None = None,
-    bins: int = 32,
-    normalised: bool = False,
+    fixed: Image, warped: Image, mask: Mask | None = None, bins: int = 32, normalised: bool = False
 ) -> PerCase:
     """Compute the negative mutual information H(f, w) - H(f) - H(w) in nats.
 
@@ -170,12 +168,7 @@ def mind_ssc(image: Image, radius: int = 1, dilation: int = 1) -> Float[Tensor, 
     ndim = image.ndim - 2
     unit = torch.eye(ndim, dtype=torch.long)
     steps = [dilation * sign * unit[axis] for axis in range(ndim) for sign in (1, -1)]
-    corners = [
-        (a.tolist(), b.tolist())
-        for i, a in enumerate(steps)
-        for b in steps[i + 1 :]
-        if int(a @ b) == 0
-    ]
+    corners = [(a.tolist(), b.tolist()) for a, b in combinations(steps, 2) if int(a @ b) == 0]
     distance = torch.cat([(_shift(image, a) - _shift(image, b)).square() for a, b in corners], 1)
     side = 2 * radius + 1
     distance = box_sum(distance, side, "replicate") / side**ndim
@@ -188,11 +181,7 @@ def mind_ssc(image: Image, radius: int = 1, dilation: int = 1) -> Float[Tensor, 
 
 @full_precision
 def mind(
-    fixed: Image,
-    warped: Image,
-    mask: Mask | None = None,
-    radius: int = 1,
-    dilation: int = 1,
+    fixed: Image, warped: Image, mask: Mask | None = None, radius: int = 1, dilation: int = 1
 ) -> PerCase:
     """Compute the mean squared difference of MIND-SSC descriptors, for different contrasts."""
     difference = mind_ssc(fixed, radius, dilation) - mind_ssc(warped, radius, dilation)

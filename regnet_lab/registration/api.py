@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from regnet_lab.config.checkpoints import find_checkpoint, load_weights
-from regnet_lab.config.compose import CONFIG_DIR, expand_null_overrides
+from regnet_lab.config.compose import expand_null_overrides
 from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.data.io.cases import LoadedCase
@@ -27,6 +27,7 @@ from regnet_lab.registration.pipeline import RegistrationPipeline, RegistrationR
 from regnet_lab.spatial import coordinates
 from regnet_lab.spatial.image_grid import transform_to_field
 from regnet_lab.spatial.learn2reg import field_to_displacement
+from regnet_lab.utils.paths import CONFIG_DIR
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,8 @@ ImageSource = sitk.Image | NDArray | str | Path
 def load_training_grid(run: DictConfig) -> dict[str, Any]:
     """Read the grid and intensity mapping with which the data of a training run was prepared.
 
-    They are in its configuration and, with the spacing of the data, in its ``grid.json``.
-
-    Returns:
-        Those of ``PREPARATION_KEYS`` that are known.
+    Those of ``PREPARATION_KEYS`` that are known: from its configuration and, with the spacing of
+    the data, from its ``grid.json``.
     """
     keys = ("data.dataset.prepare", "data.dataset.images.prepare")  # second: synthetic deformations
     prepare: Any = next(filter(None, (OmegaConf.select(run, key) for key in keys)), {})
@@ -60,13 +59,8 @@ def load_training_grid(run: DictConfig) -> dict[str, Any]:
 def build_pipeline(cfg: DictConfig, overrides: Sequence[str]) -> RegistrationPipeline:
     """Build the pipeline of a configuration: the network of a run, or a model without a run.
 
-    Args:
-        cfg: See ``conf/register.yaml``.
-        overrides: Those of the user.  Fields of a run's network are only optimized if one of them
-            sets ``optimizer``, because optimization forgets what the network learned from labels.
-
-    Raises:
-        UserError: The run or a setting is faulty.
+    Fields of a run's network are only optimized if one of the user's ``overrides`` sets
+    ``optimizer``, because optimization forgets what the network learned from labels.
     """
     trusted = cfg.trusted_packages
     training: dict[str, Any] = {}
@@ -102,10 +96,8 @@ def build_pipeline(cfg: DictConfig, overrides: Sequence[str]) -> RegistrationPip
 class RegisteredImage:
     """The result of :func:`register`.
 
-    Args:
-        warped: The moving image on the fixed grid: an array if the fixed image was an array, else
-            a SimpleITK image.
-        result: Result of the pipeline.
+    ``warped`` is the moving image on the fixed grid: an array if the fixed image was an array, else
+    a SimpleITK image.
     """
 
     warped: sitk.Image | NDArray
@@ -130,17 +122,11 @@ class RegisteredImage:
 
 
 def load_case(image: ImageSource, mask: ImageSource | None = None) -> tuple[LoadedCase, NDArray]:
-    """Convert an image in memory or a file to a case; also return it with its own dtype.
-
-    Raises:
-        UserError: The image is not 2D or 3D, has several channels or non-finite values, or the
-            mask has another shape.
-    """
+    """Convert an image in memory or a file to a case; also return it with its own dtype."""
     if isinstance(image, str | Path):
         volume = decode_image(Path(image))
     elif isinstance(image, sitk.Image):
-        array = sitk.GetArrayFromImage(image).T
-        volume = Volume(array, coordinates.affine_from_sitk(image))
+        volume = Volume(sitk.GetArrayFromImage(image).T, coordinates.affine_from_sitk(image))
     else:
         volume = Volume(np.asarray(image), np.eye(4))
     array = volume.array
@@ -176,9 +162,6 @@ def register(
         fixed_mask: Region of the fixed image that counts, on its grid.
         moving_mask: The same for the moving image.
 
-    Raises:
-        UserError: An image or a setting is faulty.
-
     >>> y, x = np.mgrid[:24, :24]
     >>> fixed = np.exp(-((y - 12) ** 2 + (x - 12) ** 2) / 48).astype(np.float32)
     >>> moving = np.roll(fixed, 2, axis=0)
@@ -187,9 +170,8 @@ def register(
     [2.0, 0.0]
     """
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        cfg = compose(
-            "register", [*expand_null_overrides(overrides), *([f"run={run}"] if run else [])]
-        )
+        run_override = [f"run={run}"] if run else []
+        cfg = compose("register", [*expand_null_overrides(overrides), *run_override])
     fixed_case, _ = load_case(fixed, fixed_mask)
     moving_case, original = load_case(moving, moving_mask)
     result = build_pipeline(cfg, overrides)(fixed_case, moving_case)

@@ -6,8 +6,7 @@ displacement field on their grid, (1, D, *grid) in its voxels.
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +19,7 @@ from regnet_lab.errors import MissingPackageError, UserError
 
 ONNX_OPSET = 20
 MAX_ERROR = 1e-3  # voxels by which the exported network may differ
+Images = tuple[Tensor, Tensor]
 
 
 class FinalDisplacement(nn.Module):
@@ -34,84 +34,70 @@ class FinalDisplacement(nn.Module):
         return ops.resize_field(self.model(fixed, moving)[-1], fixed.shape[2:])
 
 
-def create_example_images(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Create two images of uniform noise, (1, 1, *shape)."""
-    noise = np.random.default_rng(0).random((2, 1, 1, *shape), np.float32)
-    return torch.from_numpy(noise[0]), torch.from_numpy(noise[1])
+def _export(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    path: Path,
+    save_and_run: Callable[[nn.Module, Images, Path], np.ndarray],
+) -> float:
+    """Export a model for one grid and return its largest error on uniform noise, in voxels.
 
-
-@contextmanager
-def temporary_export(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` in the end, without autograd.
-
-    Raises:
-        UserError: An error of the exporter, in one sentence; ``path`` is then unchanged.
+    ``save_and_run`` writes a network, traced for two images, to a file and returns the displacement
+    that this file's network computes for them.  The file replaces ``path`` if all goes well.
     """
+    network = FinalDisplacement(model).eval().cpu()
+    fixed, moving = np.random.default_rng(0).random((2, 1, 1, *shape), np.float32)
+    images = torch.from_numpy(fixed), torch.from_numpy(moving)
     temporary = path.with_name(f".{uuid4().hex}{path.suffix}")
     try:
         with torch.no_grad():
-            yield temporary
+            exported = save_and_run(network, images, temporary)
+            error = float(np.abs(exported - network(*images).numpy()).max())
+        if not error <= MAX_ERROR:
+            raise RuntimeError(f"the exported network differs by {error:.2g} voxels")
         os.replace(temporary, path)
     except (
         RuntimeError,
         OSError,
         torch._dynamo.exc.TorchDynamoException,
         torch.onnx.OnnxExporterError,
-    ) as error:
-        reason = " ".join(str(error).strip().split("\n")[0].split())[:200]
-        raise UserError(f"{path}: this model cannot be exported ({reason}).") from error
+    ) as failure:
+        reason = " ".join(str(failure).strip().split("\n")[0].split())[:200]
+        raise UserError(f"{path}: this model cannot be exported ({reason}).") from failure
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def check_equal(exported: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference in voxels; raise RuntimeError if it exceeds ``MAX_ERROR``."""
-    error = float(np.abs(exported - expected).max())
-    if not error <= MAX_ERROR:
-        raise RuntimeError(f"the exported network differs by {error:.2g} voxels")
     return error
 
 
 def export_torch(model: nn.Module, shape: tuple[int, ...], path: Path) -> float:
-    """Export a model for one grid with torch.export (``.pt2``).
+    """Export a model for one grid with torch.export (``.pt2``); return its largest error in voxels.
 
-    Returns:
-        Largest difference in voxels between the exported and the original model on noise.
-
-    Raises:
-        UserError: The model cannot be traced, for example because it computes gradients.
+    A model that computes gradients, for example, cannot be traced.
     """
-    network, images = FinalDisplacement(model).eval().cpu(), create_example_images(shape)
-    with temporary_export(path) as temporary:
-        torch.export.save(torch.export.export(network, images), temporary)
-        displacement = torch.export.load(temporary).module()(*images)
-        return check_equal(displacement.numpy(), network(*images).numpy())
+
+    def save_and_run(network: nn.Module, images: Images, file: Path) -> np.ndarray:
+        torch.export.save(torch.export.export(network, images), file)
+        return torch.export.load(file).module()(*images).numpy()
+
+    return _export(model, shape, path, save_and_run)
 
 
 def export_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> float:
-    """Export a model for one grid as ONNX and run it with onnxruntime.
-
-    Returns:
-        Largest difference in voxels between onnxruntime and the original model on noise.
-
-    Raises:
-        MissingPackageError: The extra ``export`` is not installed.
-        UserError: The model has no ONNX form.
-    """
+    """Export a model for one grid as ONNX; return the largest error of onnxruntime in voxels."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(
-            "ONNX needs the extra 'export': pip install 'regnet-lab[export]'."
+            "ONNX needs the extra 'export': run pip install '.[export]' in the project folder."
         ) from error
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    network, images = FinalDisplacement(model).eval().cpu(), create_example_images(shape)
-    with temporary_export(path) as temporary:
+
+    def save_and_run(network: nn.Module, images: Images, file: Path) -> np.ndarray:
         torch.onnx.export(
             network,
             images,
-            temporary,
+            file,
             dynamo=True,
             opset_version=ONNX_OPSET,
             external_data=False,
@@ -119,7 +105,8 @@ def export_onnx(model: nn.Module, shape: tuple[int, ...], path: Path) -> float:
             input_names=["fixed", "moving"],
             output_names=["displacement"],
         )
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        inputs = {"fixed": images[0].numpy(), "moving": images[1].numpy()}
-        (displacement,) = session.run(None, inputs)
-        return check_equal(displacement, network(*images).numpy())
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        fixed, moving = (image.numpy() for image in images)
+        return session.run(None, {"fixed": fixed, "moving": moving})[0]
+
+    return _export(model, shape, path, save_and_run)

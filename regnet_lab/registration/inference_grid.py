@@ -18,7 +18,6 @@ from regnet_lab.utils.voxel_budget import enlarge_voxels
 
 THICK_SLICE_RATIO = 2.0  # of largest to smallest spacing; such images are not resampled obliquely
 OBLIQUE_COSINE = 0.01  # cosine between array and world axes below which they count as parallel
-ORIENTATIONS = ("world", "ras", "image")
 
 
 def get_grid(case: LoadedCase) -> ImageGrid:
@@ -79,17 +78,9 @@ class InferenceGrid:
     max_voxels: int | None = None
 
     def compute_grid(self, fixed: LoadedCase, valid: NDArray[np.bool_] | None = None) -> ImageGrid:
-        """Compute the grid for a fixed image.
-
-        Args:
-            fixed: The fixed image.
-            valid: Its voxels that are not padding; None: all.
-        """
-        if self.orientation not in ORIENTATIONS:
-            raise UserError(
-                f"grid.orientation={self.orientation} must be {', '.join(ORIENTATIONS[:-1])} or "
-                f"{ORIENTATIONS[-1]}."
-            )
+        """Compute the grid for a fixed image; ``valid``: its voxels that are no padding, or all."""
+        if self.orientation not in ("world", "ras", "image"):
+            raise UserError(f"grid.orientation={self.orientation} must be world, ras or image.")
         grid = get_grid(fixed)
         if self.orientation == "image" or grid.ndim != 3:
             return self._resample(grid)
@@ -104,9 +95,8 @@ class InferenceGrid:
         ratio = compute_spacing_ratio(self._choose_spacing(grid), grid.spacing)
         covering, _ = compute_centered_grid(grid.shape, ratio)
         required = [*(self.shape or ()), *covering[len(self.shape or ()) :]]
-        shape, matrix = compute_centered_grid(
-            grid.shape, ratio, np.maximum(required, covering).tolist()
-        )
+        shape = np.maximum(required, covering).tolist()
+        shape, matrix = compute_centered_grid(grid.shape, ratio, shape)
         return ImageGrid(shape, grid.affine @ coordinates.embed_in_3d(matrix))
 
     def _choose_spacing(self, grid: ImageGrid) -> list[float]:

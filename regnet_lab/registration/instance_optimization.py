@@ -7,7 +7,8 @@ voxels of its own grid.
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,26 @@ def compute_finite_objective(losses: Mapping[str, Loss], pair: Pair, out: Regist
     return total
 
 
-def iterate_until(count: int, deadline: float) -> Iterator[int]:
-    """Yield 0, ..., count - 1, but stop once the monotonic clock has passed ``deadline``."""
-    for step in range(count):
-        if time.monotonic() > deadline:
-            return
-        yield step
-
-
 def compute_deadline(seconds: float | None) -> float:
     """Return the value of the monotonic clock in so many seconds; None: infinity."""
     return time.monotonic() + (math.inf if seconds is None else seconds)
+
+
+def minimize(
+    objective: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    lr: float,
+    steps: int,
+    deadline: float,
+) -> None:
+    """Take ``steps`` steps of Adam, but stop once the monotonic clock has passed ``deadline``."""
+    optimizer = torch.optim.Adam(parameters, lr)
+    for _ in range(steps):
+        if time.monotonic() > deadline:
+            return
+        optimizer.zero_grad()
+        objective().backward()
+        optimizer.step()
 
 
 def compute_level_shapes(
@@ -49,13 +59,8 @@ def compute_level_shapes(
 ) -> list[list[int]]:
     """Compute grid shapes over one field of view, coarse to fine, each twice as fine as the last.
 
-    Axes with larger voxels than the others are not shrunk until those have become as large.
-
-    Args:
-        shape: Voxels along each axis.
-        spacing: mm per voxel along each axis.
-        levels: Number of shapes.
-        max_voxels: Largest number of voxels of the finest shape.
+    Axes with larger voxels (``spacing``, mm) than the others are not shrunk until those have become
+    as large.  The finest shape has at most ``max_voxels``.
 
     >>> compute_level_shapes((64, 64, 10), (1.0, 1.0, 4.0), levels=3, max_voxels=10**6)
     [[16, 16, 10], [32, 32, 10], [64, 64, 10]]
@@ -79,6 +84,7 @@ def restrict_mask_to_overlap(pair: Pair, u: Tensor) -> Pair:
     return update_pair(pair, fixed_mask=fixed_mask & inside)
 
 
+@dataclass
 class FieldOptimizer:
     """Adam on the displacement field, starting from the model's, on grids from coarse to fine.
 
@@ -95,19 +101,12 @@ class FieldOptimizer:
         max_seconds: Time limit; None: all steps.
     """
 
-    def __init__(
-        self,
-        losses: Mapping[str, Loss],
-        steps: Sequence[int] = (50, 50, 50, 30),
-        lr: float = 0.2,
-        max_voxels: int = 1_500_000,
-        proximal_weight: float = 0.0,
-        max_seconds: float | None = None,
-    ) -> None:
-        self.losses, self.steps, self.lr = dict(losses), list(steps), lr
-        self.max_voxels, self.max_seconds = max_voxels, max_seconds
-        self.proximal_weight = proximal_weight
-        self.masked = any(isinstance(t, Similarity) and t.masked for t in losses.values())
+    losses: Mapping[str, Loss]
+    steps: Sequence[int] = (50, 50, 50, 30)
+    lr: float = 0.2
+    max_voxels: int = 1_500_000
+    proximal_weight: float = 0.0
+    max_seconds: float | None = None
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
         """Optimize the field of the model for one pair."""
@@ -126,49 +125,36 @@ class FieldOptimizer:
     def optimize_level(
         self, pair: Pair, u: Tensor, predicted: Tensor, steps: int, deadline: float
     ) -> Tensor:
-        """Optimize the field on one grid.
-
-        Args:
-            pair: The pair on that grid.
-            u: Initial field on that grid.
-            predicted: Field of the model on its own grid.
-            steps: Number of steps.
-            deadline: See :func:`iterate_until`.
-        """
+        """Optimize ``u`` on the grid of ``pair``; ``predicted`` is the field of the model."""
         anchor = ops.resize_field(predicted, u.shape[2:])
         u = u.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([u], self.lr)
-        for _ in iterate_until(steps, deadline):
+        masked = any(isinstance(t, Similarity) and t.masked for t in self.losses.values())
+
+        def objective() -> Tensor:
             out = Registration([u], ops.warp(pair["moving"], u))
-            masked_pair = restrict_mask_to_overlap(pair, u) if self.masked else pair
+            masked_pair = restrict_mask_to_overlap(pair, u) if masked else pair
             total = compute_finite_objective(self.losses, masked_pair, out)
             if self.proximal_weight:
                 total = total + self.proximal_weight * (u - anchor).square().sum(1).mean()
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
+            return total
+
+        minimize(objective, [u], self.lr, steps, deadline)
         return u.detach()
 
 
+@dataclass
 class NetworkOptimizer:
     """Adam on a copy of the network's weights, so that its output stays a field of the network.
 
     Args:
         losses: Terms of the objective by name.
-        steps: Number of steps.
-        lr: Learning rate.
         max_seconds: Time limit; None: all steps.
     """
 
-    def __init__(
-        self,
-        losses: Mapping[str, Loss],
-        steps: int = 50,
-        lr: float = 1e-4,
-        max_seconds: float | None = None,
-    ) -> None:
-        self.losses, self.steps = dict(losses), steps
-        self.lr, self.max_seconds = lr, max_seconds
+    losses: Mapping[str, Loss]
+    steps: int = 50
+    lr: float = 1e-4
+    max_seconds: float | None = None
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
         """Optimize the network for one pair; raise UserError if the model has no weights."""
@@ -176,11 +162,13 @@ class NetworkOptimizer:
         weights = [w for w in tuned.parameters() if w.requires_grad]
         if not weights:
             raise UserError("optimizer=network needs a trained network: give run=<folder>.")
-        optimizer = torch.optim.Adam(weights, self.lr)
-        for _ in iterate_until(self.steps, deadline):
-            out = apply_displacement(pair, tuned(pair["fixed"], pair["moving"]))
-            optimizer.zero_grad()
-            compute_finite_objective(self.losses, pair, out).backward()
-            optimizer.step()
+
+        def register() -> Registration:
+            return apply_displacement(pair, tuned(pair["fixed"], pair["moving"]))
+
+        def objective() -> Tensor:
+            return compute_finite_objective(self.losses, pair, register())
+
+        minimize(objective, weights, self.lr, self.steps, deadline)
         with torch.no_grad():
-            return apply_displacement(pair, tuned(pair["fixed"], pair["moving"])).displacement
+            return register().displacement

@@ -57,11 +57,7 @@ class RegistrationJob:
         return str(self.files.get("name") or "_".join(stems))
 
     def read(self) -> tuple[LoadedCase, LoadedCase, NDArray]:
-        """Read both cases, and the moving image with its own dtype.
-
-        Raises:
-            UserError: A file is missing or faulty.
-        """
+        """Read both cases, and the moving image with its own dtype."""
         decoder = cache(decode_image)
         cases = [self.build_case(side) for side in SIDES]
         fixed, moving = (read_case(case, decoder) for case in cases)
@@ -85,9 +81,7 @@ def register_and_save(
 ) -> QualityReport:
     """Register one pair, write the results into ``folder`` and return the quality report.
 
-    Raises:
-        UserError: A file is faulty, the images cannot be registered, or the folder cannot be
-            written; nothing is then left behind.
+    An error leaves nothing behind.
     """
     check_formats(cfg.transform_formats, 3)
     with atomic_directory(folder) as temporary:  # first, so that a bad folder costs no time
@@ -95,15 +89,6 @@ def register_and_save(
         check_formats(cfg.transform_formats, fixed.image.ndim)
         result = pipeline(fixed, moving, job.name)
         report = assess_quality(result, fixed, moving)
-        write_results(
-            temporary,
-            result,
-            fixed,
-            moving,
-            original,
-            report,
-            cfg.transform_formats,
-            cfg.image_suffix,
-            cfg.points_space,
-        )
+        options = cfg.transform_formats, cfg.image_suffix, cfg.points_space
+        write_results(temporary, result, fixed, moving, original, report, *options)
     return report

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet_lab import ops
+from regnet_lab.data.preprocessing.functional import compute_stretch_matrix
 from regnet_lab.spatial import Deformation, coordinates
 from regnet_lab.spatial.image_grid import ImageGrid
 
@@ -19,18 +20,10 @@ SLAB_VOXELS = 2**22  # resampled at a time
 def resample_displacement(u: Tensor, grid: ImageGrid, fixed: ImageGrid) -> NDArray[np.float32]:
     """Resample a displacement to the fixed grid and convert it to that grid's voxels.
 
-    Args:
-        u: (1, D, *its grid), in its voxels, over the field of view of ``grid``; interpolated
-            linearly and constant beyond its outermost voxels.
-        grid: Grid with that field of view.
-        fixed: Grid of the fixed image.
-
-    Returns:
-        (D, *fixed.shape).
+    u (1, D, *its grid), in its voxels, covers the field of view of ``grid``; it is interpolated
+    linearly and constant beyond its outermost voxels.  The result is (D, *fixed.shape).
     """
-    ratio = np.divide(grid.shape, u.shape[2:])
-    stretch = np.eye(grid.ndim + 1)
-    stretch[:-1, :-1], stretch[:-1, -1] = np.diag(ratio), (ratio - 1) / 2
+    stretch = compute_stretch_matrix(grid.shape, u.shape[2:])
     affine = grid.affine @ coordinates.embed_in_3d(stretch)
     matrix = coordinates.voxel_to_voxel_matrix(fixed.affine, affine, grid.ndim)
     to_fixed_voxels = torch.from_numpy(np.linalg.inv(matrix)[:-1, :-1]).float()
@@ -84,23 +77,26 @@ def warp_array(array: NDArray, deformation: Deformation, linear: bool = True) ->
     return (np.rint(result) if array.dtype.kind in "iu" else result).astype(array.dtype)
 
 
+def _sample_at(u: NDArray, points: NDArray) -> NDArray[np.float32]:
+    """Interpolate a field (D, *spatial) at voxels (N, D)."""
+    listed = torch.from_numpy(np.asarray(points)).float()[None]
+    return ops.sample_at(torch.from_numpy(u)[None], listed)[0].numpy()
+
+
 def map_points_to_moving(deformation: Deformation, points: NDArray) -> NDArray[np.float64]:
     """Map fixed voxels (N, D) to moving voxels by the deformation."""
-    listed = torch.from_numpy(np.asarray(points)).float()[None]
-    u = ops.sample_at(torch.from_numpy(deformation.u)[None], listed)[0].numpy()
-    return coordinates.apply_affine(compute_fixed_to_moving(deformation), points + u)
+    mapped = points + _sample_at(deformation.u, points)
+    return coordinates.apply_affine(compute_fixed_to_moving(deformation), mapped)
 
 
 def map_points_to_fixed(deformation: Deformation, points: NDArray) -> NDArray[np.float64]:
     """Map moving voxels (N, D) to fixed voxels by the inverse of the deformation."""
     matrix = np.linalg.inv(compute_fixed_to_moving(deformation))
     aligned = coordinates.apply_affine(matrix, points)
-    listed = torch.from_numpy(aligned).float()[None]
-    inverse_u = torch.from_numpy(deformation.inverse_u)[None]
-    return aligned + ops.sample_at(inverse_u, listed)[0].numpy()
+    return aligned + _sample_at(deformation.inverse_u, aligned)
 
 
-def linear_only(deformation: Deformation, aligned: bool = True) -> Deformation:
+def remove_displacement(deformation: Deformation, aligned: bool = True) -> Deformation:
     """Return the deformation without displacement; with ``aligned`` False also without matrix."""
     matrix = deformation.matrix if aligned else np.eye(4)
     return replace(deformation, matrix=matrix, u=np.zeros_like(deformation.u))

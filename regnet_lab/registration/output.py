@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 
 from regnet_lab.data.io.cases import LoadedCase
 from regnet_lab.errors import UserError
-from regnet_lab.registration.mapping import (
-    map_points_to_fixed,
-    map_points_to_moving,
-    warp_array,
-)
+from regnet_lab.registration.mapping import map_points_to_fixed, map_points_to_moving, warp_array
 from regnet_lab.registration.pipeline import RegistrationResult
 from regnet_lab.registration.quality import QualityReport, draw_result
 from regnet_lab.spatial import coordinates, write_transforms
 from regnet_lab.spatial.writers import write_image
-
-AXIS_NAMES = ("x", "y", "z")
 
 
 @contextmanager
@@ -32,9 +26,6 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder whose files are moved to ``folder`` in the end.
 
     If the block fails, ``folder`` is as before; a folder created here is removed again.
-
-    Raises:
-        UserError: The folder cannot be written or the disk is full.
     """
     temporary = folder.parent / f".{folder.name}.{uuid4().hex}.part"
     created = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -61,7 +52,7 @@ def write_points(path: Path, points: NDArray, affine: coordinates.Matrix, space:
     if space != "voxel":
         points = coordinates.voxel_to_world(affine, points)
         points = coordinates.flip_points(points) if space == "lps" else points
-    columns = AXIS_NAMES[: points.shape[1]]
+    columns = ["x", "y", "z"][: points.shape[1]]
     pd.DataFrame(points, columns=columns).to_csv(path, index=False, float_format="%.6f")
 
 
@@ -72,22 +63,15 @@ def write_results(
     moving: LoadedCase,
     original: NDArray,
     report: QualityReport,
-    formats: Iterable[str] = ("itk",),
-    suffix: str = ".nii.gz",
-    points_space: str = "voxel",
+    formats: Iterable[str],
+    suffix: str,
+    points_space: str,
 ) -> None:
-    """Write images, landmarks, transforms and the quality report.
+    """Write images, landmarks, transforms and the quality report into an existing folder.
 
-    Args:
-        folder: An existing folder.
-        result: The registration.
-        fixed: The fixed image.
-        moving: The moving image.
-        original: The moving image with its own dtype and intensities.
-        report: Its quality.
-        formats: Of transforms, see :func:`regnet_lab.spatial.write_transforms`.
-        suffix: File format of images.
-        points_space: Coordinates of landmarks: voxel, ras or lps.
+    ``original`` is the moving image with its own dtype and intensities.  Transforms are written in
+    ``formats`` (:func:`regnet_lab.spatial.write_transforms`), images in the format of ``suffix``,
+    and landmarks in the coordinates ``points_space``: voxel, ras or lps.
     """
     deformation = result.deformation
     write_image(folder / f"warped{suffix}", warp_array(original, deformation), fixed.affine)

@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 from regnet_lab.data.io.cases import LoadedCase
@@ -20,7 +21,7 @@ from regnet_lab.data.preprocessing.functional import (
     resample_image,
     resample_labels,
 )
-from regnet_lab.data.preprocessing.padding import extend_valid_region, valid_region
+from regnet_lab.data.preprocessing.padding import extend_valid_region, find_valid_region
 from regnet_lab.errors import UserError
 from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.registration.inference_grid import InferenceGrid, get_grid
@@ -64,30 +65,20 @@ def check_image(name: str, case: LoadedCase, other: LoadedCase) -> None:
         raise UserError(f"The mask of {name} is 0 everywhere; it must contain some voxels.")
 
 
-def _to_sitk(array: NDArray, case: LoadedCase) -> sitk.Image:
-    """Convert an array on the grid of a case to a SimpleITK image."""
-    return coordinates.array_to_sitk(array, case.affine)
-
-
 def _compute_alignment_mask(case: LoadedCase, valid: NDArray[np.bool_]) -> sitk.Image | None:
     """Return the mask for linear alignment; None if it would be 1 everywhere.
 
     It is the mask of the image, or else its valid voxels, or else the box outside which the image
     is constant.
     """
-    if case.mask is not None:
-        return _to_sitk((case.mask > 0).astype(np.float32), case)
-    if not valid.all():
-        return _to_sitk(valid.astype(np.float32), case)
-    different = case.image != case.image.flat[0]
-    inside = np.zeros(case.image.shape, np.float32)
-    box = []
-    for axis in range(case.image.ndim):
-        other_axes = tuple(a for a in range(case.image.ndim) if a != axis)
-        indices = np.flatnonzero(different.any(other_axes))
-        box.append(slice(indices[0], indices[-1] + 1))
-    inside[tuple(box)] = 1
-    return None if inside.all() else _to_sitk(inside, case)
+    inside = valid if case.mask is None else case.mask > 0
+    if case.mask is None and valid.all():
+        inside = np.zeros(valid.shape, bool)
+        (box,) = ndimage.find_objects((case.image != case.image.flat[0]).astype(np.uint8))
+        inside[box] = True
+        if inside.all():
+            return None
+    return coordinates.array_to_sitk(inside.astype(np.float32), case.affine)
 
 
 class RegistrationPipeline:
@@ -100,7 +91,6 @@ class RegistrationPipeline:
         grid: Rule for the grid on which the model works.
         intensity: Maps the values of an image to about [0, 1].
         shared_range: Pass it the fixed image as ``like`` for both images.
-        device: Device of the model.
     """
 
     def __init__(
@@ -124,11 +114,11 @@ class RegistrationPipeline:
         check_image("The fixed image", fixed, moving)
         check_image("The moving image", moving, fixed)
         clock = [time.perf_counter()]
-        valid = valid_region(fixed.image), valid_region(moving.image)
+        valid = find_valid_region(fixed.image), find_valid_region(moving.image)
         cases = zip((fixed, moving), valid, strict=True)
         masks = [_compute_alignment_mask(case, inside) for case, inside in cases]
         fixed, moving = self.normalize_intensities(fixed, moving, *valid)
-        images = _to_sitk(fixed.image, fixed), _to_sitk(moving.image, moving)
+        images = [coordinates.array_to_sitk(case.image, case.affine) for case in (fixed, moving)]
         matrix = self.alignment(ImagePair(*images, *masks))
         clock.append(time.perf_counter())
         grid = self.grid.compute_grid(fixed, valid[0])
@@ -159,19 +149,14 @@ class RegistrationPipeline:
             return extend_valid_region(array, valid)
 
         mask = fixed_valid if fixed.mask is None else fixed_valid & (fixed.mask > 0)
+        images = normalize(fixed, fixed_valid), normalize(moving, moving_valid)
         return (
-            replace(fixed, image=normalize(fixed, fixed_valid), mask=mask.astype(np.int16)),
-            replace(
-                moving, image=normalize(moving, moving_valid), mask=moving_valid.astype(np.int16)
-            ),
+            replace(fixed, image=images[0], mask=mask.astype(np.int16)),
+            replace(moving, image=images[1], mask=moving_valid.astype(np.int16)),
         )
 
     def compute_displacement(self, pair: Pair) -> Tensor:
-        """Compute the field of the model, optimized if required, on its own grid.
-
-        Raises:
-            UserError: The model does not accept such images.
-        """
+        """Compute the field of the model, optimized if required, on its own grid."""
         try:
             if self.optimizer:
                 return self.optimizer(pair, self.model)

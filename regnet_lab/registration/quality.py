@@ -18,7 +18,7 @@ from regnet_lab.data.io.cases import LoadedCase
 from regnet_lab.ops import similarity
 from regnet_lab.ops.pairs import apply_displacement, resize_pair
 from regnet_lab.registration.instance_optimization import compute_level_shapes
-from regnet_lab.registration.mapping import linear_only, map_points_to_moving, warp_array
+from regnet_lab.registration.mapping import map_points_to_moving, remove_displacement, warp_array
 from regnet_lab.registration.pipeline import RegistrationResult
 from regnet_lab.spatial import Deformation, coordinates
 from regnet_lab.types import Pair
@@ -82,8 +82,8 @@ def measure_inverse_error(deformation: Deformation) -> QualityReport:
 def build_stages(deformation: Deformation) -> dict[str, Deformation]:
     """Return the deformation of every stage by name."""
     return {
-        "headers": linear_only(deformation, aligned=False),
-        "aligned": linear_only(deformation),
+        "headers": remove_displacement(deformation, aligned=False),
+        "aligned": remove_displacement(deformation),
         "registered": deformation,
     }
 

@@ -54,18 +54,8 @@ def restrict_to_axes(matrix: Matrix, ndim: int) -> Matrix:
 def voxel_to_voxel_matrix(fixed: Matrix, moving: Matrix, ndim: int = 3) -> Matrix:
     """Compute the matrix A_moving^-1 A_fixed from voxels of one image to those of another.
 
-    Between planes (``ndim`` 2) points are projected orthogonally onto the moving plane.
-
-    Args:
-        fixed: (4, 4) affine of the image with the input voxels.
-        moving: (4, 4) affine of the image with the output voxels.
-        ndim: Axes of both arrays.
-
-    Returns:
-        (ndim+1, ndim+1).
-
-    Raises:
-        UserError: The planes of two 2D images are perpendicular.
+    Both affines are (4, 4), the result is (ndim+1, ndim+1).  Between planes (``ndim`` 2) points are
+    projected orthogonally onto the moving plane, to which the fixed one must not be perpendicular.
     """
     matrix = np.eye(ndim + 1)
     inverse = np.linalg.pinv(moving[:3, :ndim])
@@ -128,11 +118,9 @@ def affine_from_sitk(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
 
 
 def array_to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
-    """Convert an array to a NIfTI image of the same dtype.
+    """Convert an array (x, y), (x, y, z) or with further axes to a NIfTI image of the same dtype.
 
-    Args:
-        array: (x, y), (x, y, z) or with further axes.
-        affine: (4, 4) to RAS+ mm, stored as sform and qform.
+    The affine is stored as sform and qform.
     """
     image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
@@ -142,16 +130,12 @@ def array_to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
 
 
 def array_to_sitk(array: NDArray, affine: Matrix) -> sitk.Image:
-    """Convert an array (*spatial), axes in ITK's index order, to a SimpleITK image.
-
-    Raises:
-        UserError: A 2D array does not lie in the x-y plane of the world.
-    """
+    """Convert an array (*spatial), axes in ITK's index order, to a SimpleITK image."""
     ndim = array.ndim
     size = affine_to_spacing(affine, ndim)
     lps = restrict_to_axes(RAS_TO_LPS @ affine, ndim)
     direction = lps[:-1, :-1] / size
-    if not np.isclose(abs(np.linalg.norm(direction, axis=0)), 1).all():
+    if not np.isclose(np.linalg.norm(direction, axis=0), 1).all():
         raise UserError(
             "ITK cannot store a 2D image outside the x-y plane of the world: save it as a 3D image "
             "of one slice."

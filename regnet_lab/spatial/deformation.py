@@ -22,8 +22,6 @@ class Deformation:
     """The map y = M (x + u(x)) from the world of the fixed image to that of the moving image.
 
     Args:
-        fixed: Grid of the fixed image.
-        moving: Grid of the moving image.
         matrix: M, (4, 4), RAS+ mm.
         u: (D, *fixed.shape) float32 in voxels of the fixed grid.
     """

@@ -21,24 +21,15 @@ DISPLACEMENT_INTENT = 2006  # FSL_FNIRT_DISPLACEMENT_FIELD
 WARP_INTENTS = range(2006, 2010)  # displacement fields and spline coefficients
 
 
-def voxel_to_fsl(grid: ImageGrid) -> coordinates.Matrix:
-    """Compute the matrix (4, 4) from voxel indices to FSL coordinates in mm.
-
-    Raises:
-        UserError: The image is not 3D.
-    """
+def world_to_fsl(grid: ImageGrid) -> coordinates.Matrix:
+    """Compute the matrix (4, 4) from RAS+ mm to the FSL coordinates, mm, of a 3D image."""
     if grid.ndim != 3:
         raise UserError("FSL transforms exist for 3D images only: remove fsl from the formats.")
     matrix = np.diag([*grid.spacing, 1.0])
     if np.linalg.det(grid.affine[:3, :3]) > 0:
         matrix[0] *= -1
         matrix[0, 3] = (grid.shape[0] - 1) * -matrix[0, 0]
-    return matrix
-
-
-def world_to_fsl(grid: ImageGrid) -> coordinates.Matrix:
-    """Compute the matrix (4, 4) from RAS+ mm to the FSL coordinates of an image."""
-    return voxel_to_fsl(grid) @ np.linalg.inv(grid.affine)
+    return matrix @ np.linalg.inv(grid.affine)
 
 
 def write_warp(path: Path, field: sitk.Image, moving: ImageGrid) -> None:
@@ -46,21 +37,18 @@ def write_warp(path: Path, field: sitk.Image, moving: ImageGrid) -> None:
     fixed = ImageGrid.from_sitk(field)
     x = coordinates.apply_affine(fixed.affine, fixed.list_voxels())
     y = x + coordinates.flip_points(vectors_from_image(field).reshape(3, -1).T)
-    warp = coordinates.apply_affine(world_to_fsl(moving), y) - coordinates.apply_affine(
-        world_to_fsl(fixed), x
+    x_fsl, y_fsl = (
+        coordinates.apply_affine(world_to_fsl(grid), points)
+        for grid, points in ((fixed, x), (moving, y))
     )
-    array = warp.reshape(*fixed.shape, 3).astype(np.float32)
+    array = (y_fsl - x_fsl).reshape(*fixed.shape, 3).astype(np.float32)
     image = coordinates.array_to_nifti(array, fixed.affine)
     image.header.set_intent(DISPLACEMENT_INTENT, (), "", allow_unknown=True)
     nibabel.save(image, path)
 
 
 def read_warp(path: Path, image: nibabel.Nifti1Image, moving: ImageGrid | None) -> sitk.Image:
-    """Convert a relative warp to T(x) - x in LPS+ mm on its own grid.
-
-    Raises:
-        UserError: It holds spline coefficients, or the moving image is missing.
-    """
+    """Convert a relative warp to T(x) - x in LPS+ mm on its own grid."""
     if int(image.header["intent_code"]) != DISPLACEMENT_INTENT:
         raise UserError(
             f"{path}: holds FSL spline coefficients; convert it to a displacement field with "
@@ -85,11 +73,7 @@ def write_matrix(
 
 
 def read_matrix(path: Path, fixed: ImageGrid | None, moving: ImageGrid | None) -> sitk.Transform:
-    """Read FLIRT's matrix as a transform from the fixed to the moving world.
-
-    Raises:
-        UserError: The file holds no 4 x 4 matrix, or an image is missing.
-    """
+    """Read FLIRT's matrix as a transform from the fixed to the moving world."""
     try:
         flirt = np.loadtxt(path).reshape(4, 4)
     except (ValueError, UnicodeDecodeError) as error:

@@ -25,10 +25,10 @@ def list_image_files(path: Path) -> list[Path]:
     """List the files of an image: header and separate voxel file, or those of a DICOM folder."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
-    partner = path
-    if path.suffix.lower() in (".hdr", ".img"):
-        partner = path.with_suffix({".hdr": ".img", ".img": ".hdr"}[path.suffix.lower()])
-    elif path.suffix.lower() in (".mhd", ".nhdr") and path.is_file():
+    partner, suffix = path, path.suffix.lower()
+    if suffix in (".hdr", ".img"):
+        partner = path.with_suffix(".img" if suffix == ".hdr" else ".hdr")
+    elif suffix in (".mhd", ".nhdr") and path.is_file():
         data_file = DATA_FILE_FIELD.search(path.read_text(errors="replace"))
         partner = path.parent / data_file[1] if data_file else path
     return [path, partner] if partner != path and partner.is_file() else [path]
@@ -43,12 +43,9 @@ def is_compressed(path: Path) -> bool:
 
 
 def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
-    """Raise UserError if the file is too small for its header, or the image too large.
+    """Raise UserError if an image is too large, or its file or DICOM folder too small for it.
 
-    Args:
-        path: The image file or DICOM folder.
-        shape: Voxels along each axis according to the header.
-        itemsize: Bytes per voxel.
+    ``shape`` and ``itemsize``, the bytes per voxel, are those of the header.
     """
     voxels = int(np.prod(shape, dtype=object))
     stored = sum(file.stat().st_size for file in list_image_files(path))
@@ -61,12 +58,7 @@ def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
 
 
 def open_itk_reader(path: Path) -> sitk.ImageFileReader:
-    """Open an image with SimpleITK, read its header and check its size.
-
-    Raises:
-        UserError: The file is too small for its header.
-        RuntimeError: SimpleITK cannot read it.
-    """
+    """Open an image with SimpleITK, read its header and check its size."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

@@ -69,22 +69,16 @@ def vectors_from_image(image: sitk.Image) -> Vectors:
 
 def transform_to_field(transform: sitk.Transform, grid: ImageGrid) -> sitk.Image:
     """Evaluate T(x) - x at every voxel of a grid, as a float32 vector image in LPS+ mm."""
-    image = grid.to_sitk()
-    return sitk.TransformToDisplacementField(
-        transform,
-        sitk.sitkVectorFloat32,
-        image.GetSize(),
-        image.GetOrigin(),
-        image.GetSpacing(),
-        image.GetDirection(),
-    )
+    evaluate = sitk.TransformToDisplacementFieldFilter()
+    evaluate.SetOutputPixelType(sitk.sitkVectorFloat32)
+    evaluate.SetReferenceImage(grid.to_sitk())
+    return evaluate.Execute(transform)
 
 
 def field_to_transform(vectors: sitk.Image) -> sitk.DisplacementFieldTransform:
     """Convert a field in LPS+ mm to a transform: linear between voxels, the identity outside."""
-    return sitk.DisplacementFieldTransform(
-        sitk.Cast(vectors, sitk.sitkVectorFloat64)  # a copy, because the transform takes ownership
-    )
+    copy = sitk.Cast(vectors, sitk.sitkVectorFloat64)  # the transform takes ownership of it
+    return sitk.DisplacementFieldTransform(copy)
 
 
 def matrix_to_transform(matrix: coordinates.Matrix, ndim: int) -> sitk.AffineTransform:
@@ -95,10 +89,8 @@ def matrix_to_transform(matrix: coordinates.Matrix, ndim: int) -> sitk.AffineTra
 
 def transform_to_matrix(transform: sitk.Transform) -> coordinates.Matrix:
     """Convert a linear transform of LPS+ points to a world-to-world matrix (4, 4) in RAS+."""
-    ndim = transform.GetDimension()
-    origin = np.array(transform.TransformPoint([0.0] * ndim))
-    lps = np.eye(ndim + 1)
-    for axis, unit in enumerate(np.eye(ndim).tolist()):
-        lps[:-1, axis] = np.array(transform.TransformPoint(unit)) - origin
-    lps[:-1, -1] = origin
+    lps = np.eye(transform.GetDimension() + 1)
+    points = lps[:, :-1].tolist()  # the unit vectors and the origin
+    *ends, origin = np.array([transform.TransformPoint(point) for point in points])
+    lps[:-1] = np.column_stack([*(end - origin for end in ends), origin])
     return coordinates.flip_matrix(coordinates.embed_in_3d(lps))

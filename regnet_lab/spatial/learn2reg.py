@@ -39,14 +39,7 @@ def displacement_to_field(
 ) -> sitk.Image:
     """Convert a displacement (*spatial, D) or (D, *spatial) to T(x) - x in LPS+ mm.
 
-    Args:
-        path: Its file, for messages.
-        u: The displacement.
-        fixed: Grid of the fixed image.
-        moving: Grid of the moving image.
-
-    Raises:
-        UserError: It does not fit the fixed image, or an image is missing.
+    ``path``, its file, is for error messages.
     """
     if fixed is None or moving is None:
         raise UserError(

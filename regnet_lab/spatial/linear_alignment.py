@@ -71,24 +71,21 @@ def shrink(image: sitk.Image, factor: float) -> sitk.Image:
     shape = compute_shape(factor)
     array = np.ascontiguousarray(vectors_from_image(image), np.float32)
     small = ops.resize(torch.from_numpy(array)[None, None], shape.astype(int).tolist())
-    stretch = np.eye(4)
-    for axis, ratio in enumerate(grid.shape / shape):
-        stretch[axis, axis], stretch[axis, 3] = ratio, (ratio - 1) / 2
-    return coordinates.array_to_sitk(small[0, 0].numpy(), grid.affine @ stretch)
+    ratio = grid.shape / shape
+    stretch = np.diag([*ratio, 1.0])
+    stretch[:-1, -1] = (ratio - 1) / 2
+    affine = grid.affine @ coordinates.embed_in_3d(stretch)
+    return coordinates.array_to_sitk(small[0, 0].numpy(), affine)
 
 
 def shrink_pair(pair: ImagePair, factor: float) -> ImagePair:
     """Shrink images and masks; a voxel is in a mask if at least half of it is."""
-
-    def shrink_mask(mask: sitk.Image | None) -> sitk.Image | None:
-        return None if mask is None else sitk.Cast(shrink(mask, factor) >= 0.5, sitk.sitkUInt8)
-
-    return ImagePair(
-        shrink(pair.fixed, factor),
-        shrink(pair.moving, factor),
-        shrink_mask(pair.fixed_mask),
-        shrink_mask(pair.moving_mask),
+    images = (shrink(image, factor) for image in (pair.fixed, pair.moving))
+    masks = (
+        None if mask is None else sitk.Cast(shrink(mask, factor) >= 0.5, sitk.sitkUInt8)
+        for mask in (pair.fixed_mask, pair.moving_mask)
     )
+    return ImagePair(*images, *masks)
 
 
 def propose_translations(pair: ImagePair) -> Iterator[tuple[str, list[float]]]:
@@ -100,10 +97,12 @@ def propose_translations(pair: ImagePair) -> Iterator[tuple[str, list[float]]]:
     if pair.fixed_mask and pair.moving_mask:
         proposals["masks"] = (mode.MOMENTS, (pair.fixed_mask, pair.moving_mask))
     yield "identity", [0.0] * ndim
-    for name, (how, (fixed, moving)) in proposals.items():
+    for name, (center, (fixed, moving)) in proposals.items():
         with suppress(RuntimeError):  # an image without mass has no moments
-            both = (sitk.Cast(image, sitk.sitkFloat32) for image in (fixed, moving))
-            initial = sitk.CenteredTransformInitializer(*both, sitk.AffineTransform(ndim), how)
+            float_images = (sitk.Cast(image, sitk.sitkFloat32) for image in (fixed, moving))
+            initial = sitk.CenteredTransformInitializer(
+                *float_images, sitk.AffineTransform(ndim), center
+            )
             translation = initial.TransformPoint([0.0] * ndim)
             if np.isfinite(translation).all():
                 yield name, list(translation)
@@ -118,6 +117,7 @@ class IdentityAlignment:
         return np.eye(4)
 
 
+@dataclass
 class LinearAlignment:
     """Maximization of Mattes' mutual information over linear transforms, coarse to fine.
 
@@ -130,21 +130,14 @@ class LinearAlignment:
         shrink_factors: Shrink factors of the levels, in voxels of the finest spacing.
         iterations: Most optimizer steps per level.
         samples: Voxels of the fixed mask sampled in each step.
-        seed: Of the sampling.
     """
 
-    def __init__(
-        self,
-        transforms: Sequence[str] = ("affine",),
-        init: str = "auto",
-        shrink_factors: Sequence[float] = (4, 2),
-        iterations: int = 100,
-        samples: int = 100_000,
-        seed: int = 0,
-    ) -> None:
-        self.transforms, self.init = list(transforms), init
-        self.shrink_factors = list(shrink_factors)
-        self.iterations, self.samples, self.seed = iterations, samples, seed
+    transforms: Sequence[str] = ("affine",)
+    init: str = "auto"
+    shrink_factors: Sequence[float] = (4, 2)
+    iterations: int = 100
+    samples: int = 100_000
+    seed: int = 0
 
     def __call__(self, pair: ImagePair) -> coordinates.Matrix:
         """Align the images; raise UserError if they do not overlap."""
@@ -165,26 +158,24 @@ class LinearAlignment:
         method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
         method.SetInterpolator(sitk.sitkLinear)
         voxels = math.prod(pair.fixed.GetSize())
+        if pair.moving_mask is not None:
+            method.SetMetricMovingMask(pair.moving_mask)
         if pair.fixed_mask is not None:
+            method.SetMetricFixedMask(pair.fixed_mask)
             voxels = int(np.count_nonzero(sitk.GetArrayViewFromImage(pair.fixed_mask)))
         fraction = self.samples / max(voxels, 1)
         if fraction < 1:  # else every voxel is used
             method.SetMetricSamplingStrategy(method.RANDOM)
             method.SetMetricSamplingPercentage(fraction, self.seed + 1)  # 0: seed from the clock
-        if pair.fixed_mask is not None:
-            method.SetMetricFixedMask(pair.fixed_mask)
-        if pair.moving_mask is not None:
-            method.SetMetricMovingMask(pair.moving_mask)
         return method
 
     def choose_translation(self, pair: ImagePair) -> sitk.Transform:
         """Return the initial translation of the setting, or the one with the best metric."""
         proposals = dict(propose_translations(pair))
-        if self.init != "auto" and self.init not in proposals:
-            raise UserError(
-                f"align.init={self.init} must be auto or one of {', '.join(proposals)}."
-            )
-        candidates = proposals if self.init == "auto" else {self.init: proposals[self.init]}
+        candidates = {k: v for k, v in proposals.items() if self.init in ("auto", k)}
+        if not candidates:
+            names = ", ".join(proposals)
+            raise UserError(f"align.init={self.init} must be auto or one of {names}.")
         ndim = pair.fixed.GetDimension()
         values: dict[str, float] = {}
         for name, translation in candidates.items():
@@ -227,12 +218,9 @@ class LinearAlignment:
 
 
 def create_transform(kind: str, initial: sitk.Transform, fixed: sitk.Image) -> sitk.Transform:
-    """Create a rigid or affine transform equal to a linear one, centered on the fixed image.
+    """Create a ``rigid`` (the nearest) or ``affine`` form of a linear transform.
 
-    Args:
-        kind: ``rigid`` (the nearest rotation is used) or ``affine``.
-        initial: The linear transform.
-        fixed: The fixed image.
+    It is centered on the fixed image.
     """
     ndim = fixed.GetDimension()
     constructors: dict[str, Callable[[], Any]] = {
@@ -241,10 +229,8 @@ def create_transform(kind: str, initial: sitk.Transform, fixed: sitk.Image) -> s
     }
     if kind not in constructors:
         raise UserError(f"align.transforms: '{kind}' must be one of {', '.join(constructors)}.")
-    middle = [(n - 1) / 2 for n in fixed.GetSize()]
-    center = fixed.TransformContinuousIndexToPhysicalPoint(middle)
-    lps = coordinates.flip_matrix(transform_to_matrix(initial))
-    linear = coordinates.restrict_to_axes(lps, ndim)[:-1, :-1]
+    center = fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()])
+    linear = coordinates.flip_matrix(transform_to_matrix(initial))[:ndim, :ndim]
     if kind == "rigid":
         left, _, right = np.linalg.svd(linear)
         linear = left @ right  # the nearest rotation

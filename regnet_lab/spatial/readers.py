@@ -9,6 +9,7 @@ from typing import cast
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
+from numpy.lib import format as npy
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import fsl, learn2reg
@@ -18,6 +19,7 @@ from regnet_lab.spatial.image_grid import ImageGrid, field_to_transform
 ITK_VECTOR_INTENT = 1007  # NIfTI intent code of displacement fields of ITK and ANTs
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 FIELD_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+NPY_HEADER_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 MAX_TEXT_BYTES = 1e6
 MAX_ARRAY_BYTES = 2**33
 READ_ERRORS = (
@@ -72,12 +74,7 @@ def check_npz_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, _, dtype = read_header(file)
+                shape, _, dtype = NPY_HEADER_READERS[npy.read_magic(file)](file)
             if math.prod(shape) * dtype.itemsize > min(member.file_size, MAX_ARRAY_BYTES):
                 raise UserError(
                     f"{path}: its header promises an array of shape {shape}, which the file does "
@@ -95,9 +92,7 @@ def _read_npz(path: Path, fixed: ImageGrid | None, moving: ImageGrid | None) -> 
     return field_to_transform(learn2reg.displacement_to_field(path, u, fixed, moving))
 
 
-def _read_by_suffix(
-    path: Path, fixed: ImageGrid | None, moving: ImageGrid | None
-) -> sitk.Transform:
+def _read_by_name(path: Path, fixed: ImageGrid | None, moving: ImageGrid | None) -> sitk.Transform:
     """Read a transform in the format that the file name suggests."""
     name = path.name.lower()
     if name.endswith(NIFTI_SUFFIXES):
@@ -119,32 +114,20 @@ def read_transform(
     Formats: ITK ``.h5``, ``.tfm``, ``.txt`` and ``.mat`` (also ANTs' affine); displacement fields
     as 5D NIfTI with intent 1007, NRRD or MetaImage (ITK, ANTs); FSL's warp (4D NIfTI, intent 2006)
     and FLIRT's matrix; Learn2Reg's ``.npz``, and its ``.nii.gz`` if the name begins with ``disp_``.
-
-    Args:
-        path: The file.
-        fixed: Grid of the fixed image, for Learn2Reg's files and FLIRT's matrix.
-        moving: Grid of the moving image, for these and FSL's warp.
-
-    Raises:
-        UserError: The file is missing, damaged or of an unknown format, or needs an image grid
-            that is not given.
+    Learn2Reg's files and FLIRT's matrix need the grids of both images, FSL's warp the moving one.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: this file is missing.")
     try:
-        return _read_by_suffix(path, fixed, moving)
+        return _read_by_name(path, fixed, moving)
     except READ_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(f"{path}: cannot be read as a transform ({reason}).") from error
 
 
 def compose_transforms(transforms: Sequence[sitk.Transform]) -> sitk.CompositeTransform:
-    """Compose transforms; points go through them in the order given.
-
-    Raises:
-        UserError: They are of different dimensions, or there is none.
-    """
+    """Compose transforms; points go through them in the order given."""
     dimensions = {transform.GetDimension() for transform in transforms}
     if len(dimensions) != 1:
         raise UserError(f"Transforms of dimensions {sorted(dimensions)} cannot be composed.")

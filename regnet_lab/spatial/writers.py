@@ -45,26 +45,13 @@ def raise_itk_errors_as_oserror() -> Iterator[None]:
 
 
 def write_itk_transform(path: Path, transform: sitk.Transform) -> None:
-    """Write a transform in ITK's format for the file name.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a transform in ITK's format for the file name; raise OSError if that fails."""
     with raise_itk_errors_as_oserror():
         sitk.WriteTransform(transform, str(path))
 
 
 def write_image(path: Path, array: NDArray, affine: coordinates.Matrix) -> None:
-    """Write an image of any dtype in the format of the file name.
-
-    Args:
-        path: The file.
-        array: (x, y) or (x, y, z).
-        affine: (4, 4) to RAS+ mm.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write an image of any dtype in the format of the file name; raise OSError if that fails."""
     if path.name.endswith((".nii", ".nii.gz")):
         nibabel.save(coordinates.array_to_nifti(array, affine), path)
     else:
@@ -152,20 +139,13 @@ def check_formats(formats: Iterable[str], ndim: int) -> None:
 
 
 def write_transforms(folder: Path, deformation: Deformation, formats: Iterable[str]) -> None:
-    """Write a deformation and its inverse.
+    """Write a deformation and its inverse into an existing folder.
 
-    Args:
-        folder: An existing folder.
-        deformation: The deformation.
-        formats: ``itk``: ``Composite.h5`` and ``InverseComposite.h5`` (displacement, then affine,
-            and the inverse), and the affine part as ``affine.tfm``.  ``field``: the whole map in
-            one field for each direction, 5D NIfTI with intent 1007, LPS+ mm.  ``ants``:
-            ``1Warp.nii.gz`` and ``1InverseWarp.nii.gz`` on the fixed grid, without the affine
-            part, and ``0GenericAffine.mat``.  ``fsl``: FNIRT's relative warps and FLIRT's matrix.
-            ``learn2reg``: Learn2Reg's ``.npz`` and ``.nii.gz``.
-
-    Raises:
-        UserError: A format is unknown or cannot store transforms of 2D images.
+    ``itk``: ``Composite.h5`` and ``InverseComposite.h5`` (displacement, then affine, and the
+    inverse), and the affine part as ``affine.tfm``.  ``field``: the whole map in one field for each
+    direction, 5D NIfTI with intent 1007, LPS+ mm.  ``ants``: ``1Warp.nii.gz`` and
+    ``1InverseWarp.nii.gz`` on the fixed grid, without the affine part, and ``0GenericAffine.mat``.
+    ``fsl``: FNIRT's relative warps and FLIRT's matrix.  ``learn2reg``: ``.npz`` and ``.nii.gz``.
     """
     formats = list(formats)
     check_formats(formats, deformation.fixed.ndim)
@@ -174,13 +154,7 @@ def write_transforms(folder: Path, deformation: Deformation, formats: Iterable[s
 
 
 def write_nifti(path: str | Path, array: NDArray, affine: coordinates.Matrix) -> None:
-    """Write ``.nii.gz`` atomically, as :func:`write_bytes` does, with reproducible bytes.
-
-    Args:
-        path: The file.
-        array: (x, y), (x, y, z) or (x, y, z, channels); integers keep their type.
-        affine: (4, 4) to RAS+ mm.
-    """
+    """Write ``.nii.gz`` atomically, as :func:`write_bytes` does, with reproducible bytes."""
     content = coordinates.array_to_nifti(array, affine).to_bytes()
     write_bytes(path, gzip.compress(content, compresslevel=6, mtime=0))
 
@@ -190,9 +164,7 @@ def displacement_to_sitk(u: Tensor, affine: coordinates.Matrix) -> sitk.Image:
     ndim = u.shape[1]
     linear = (coordinates.RAS_TO_LPS @ affine)[:ndim, :ndim]
     vectors = np.einsum("ij,j...->...i", linear, u[0].double().numpy()).astype(np.float32)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(vectors.swapaxes(0, ndim - 1)), True)
-    image.CopyInformation(coordinates.array_to_sitk(np.zeros(u.shape[2:], np.uint8), affine))
-    return image
+    return ImageGrid(tuple(u.shape[2:]), affine).to_vector_image(np.moveaxis(vectors, -1, 0))
 
 
 def write_sitk_image(path: Path, image: sitk.Image) -> None:

@@ -26,8 +26,8 @@ def flatten_settings(cfg: DictConfig) -> dict[str, str]:
 def flatten(node: Any, prefix: str = "") -> dict[str, str]:
     """Return the leaves of nested mappings as text, by their dotted names.
 
-    >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
-    {'optim.lr': '0.1', 'seed': '0'}
+    >>> flatten({"training_optimizer": {"lr": 0.1}, "seed": 0})
+    {'training_optimizer.lr': '0.1', 'seed': '0'}
     """
     if not isinstance(node, dict) or not node:
         return {prefix: str(node)}
@@ -38,21 +38,17 @@ def flatten(node: Any, prefix: str = "") -> dict[str, str]:
 def describe_difference(settings: dict[str, str], reference: dict[str, str]) -> str | None:
     """Describe the differing setting with the shortest name, as others may follow from it.
 
-    >>> describe_difference({"optim.lr": "0.1"}, {"optim.lr": "0.2"})
-    'optim.lr: 0.1, not 0.2'
+    >>> describe_difference({"training_optimizer.lr": "0.1"}, {"training_optimizer.lr": "0.2"})
+    'training_optimizer.lr: 0.1, not 0.2'
 
     Returns:
         None if all settings are equal.
     """
-    values = {
-        name: (settings.get(name, "absent"), reference.get(name, "absent"))
-        for name in {**settings, **reference}
-    }
-    differing = [name for name, (value, expected) in values.items() if value != expected]
+    differing = [k for k in settings | reference if settings.get(k) != reference.get(k)]
     if not differing:
         return None
     name = min(differing, key=len)
-    return f"{name}: {values[name][0]}, not {values[name][1]}"
+    return f"{name}: {settings.get(name, 'absent')}, not {reference.get(name, 'absent')}"
 
 
 class ConfigConsistencyCheck(Callback):

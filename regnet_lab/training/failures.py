@@ -21,22 +21,6 @@ PEER_EXIT = re.compile(r"closed by peer|reset by peer|remote process exited|nccl
 NONDETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation")
 
 
-def explain_out_of_memory(error: BaseException, memory_hint: str, retry_hint: str) -> str | None:
-    """Explain that the memory of the device or the machine does not suffice."""
-    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if not out_of_memory:
-        out_of_memory = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
-    return f"out of memory: {memory_hint}; then {retry_hint}." if out_of_memory else None
-
-
-def explain_full_disk(error: BaseException, retry_hint: str) -> str | None:
-    """Explain that the disk is full or a quota or the largest file size is reached."""
-    if not (isinstance(error, OSError) and error.errno in DISK_ERRORS):
-        return None
-    path = error.filename or "a file"
-    return f"{path} cannot be written ({error.strerror}): make room, then {retry_hint}."
-
-
 def explain_dead_worker(error: BaseException, retry_hint: str) -> str | None:
     """Explain that a data loading process ended, and which pairs it was reading."""
     match = WORKER_EXIT.search(str(error)) if isinstance(error, RuntimeError) else None
@@ -54,22 +38,27 @@ def explain_dead_worker(error: BaseException, retry_hint: str) -> str | None:
     )
 
 
-def explain_dead_peer(error: BaseException, retry_hint: str) -> str | None:
-    """Explain that another training process of the job ended."""
-    if not (isinstance(error, RuntimeError) and PEER_EXIT.search(str(error))):
-        return None
-    return f"another process of this job has ended; its own message says why: {retry_hint}."
+def explain_failure(error: BaseException, memory_hint: str, retry_hint: str) -> str | None:
+    """Explain a failure of hardware, of another process or of an operation; None: a different one.
 
-
-def explain_nondeterministic(error: BaseException) -> str | None:
-    """Explain that an operation has no deterministic implementation."""
-    match = NONDETERMINISTIC.search(str(error)) if isinstance(error, RuntimeError) else None
-    if not match:
-        return None
-    return (
-        f"{match[1]} has no deterministic implementation on this device: set deterministic=warn to "
-        "allow it, or use the CPU."
-    )
+    The hints are those of :func:`translate_errors`.
+    """
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_MEMORY.search(text):
+        return f"out of memory: {memory_hint}; then {retry_hint}."
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        path = error.filename or "a file"
+        return f"{path} cannot be written ({error.strerror}): make room, then {retry_hint}."
+    if explanation := explain_dead_worker(error, retry_hint):
+        return explanation
+    if PEER_EXIT.search(text):
+        return f"another process of this job has ended; its own message says why: {retry_hint}."
+    if match := NONDETERMINISTIC.search(text):
+        return (
+            f"{match[1]} has no deterministic implementation on this device: set "
+            "deterministic=warn to allow it, or use the CPU."
+        )
+    return None
 
 
 @contextmanager
@@ -93,13 +82,7 @@ def translate_errors(memory_hint: str, retry_hint: str) -> Iterator[None]:
             raise SystemExit(0) from error
         raise
     except (RuntimeError, OSError, MemoryError, EOFError) as error:
-        explanation = (
-            explain_out_of_memory(error, memory_hint, retry_hint)
-            or explain_full_disk(error, retry_hint)
-            or explain_dead_worker(error, retry_hint)
-            or explain_dead_peer(error, retry_hint)
-            or explain_nondeterministic(error)
-        )
+        explanation = explain_failure(error, memory_hint, retry_hint)
         if explanation is None:
             raise
         raise UserError(explanation) from error
@@ -109,7 +92,7 @@ def oom_hint(cfg: DictConfig) -> str:
     """Return what a run with this configuration can change if memory runs out."""
     batch_size = OmegaConf.select(cfg, "data.batch_size") or 1
     hints = []
-    if cfg.get("optim") and batch_size > 1:
+    if cfg.get("training_optimizer") and batch_size > 1:
         hints.append(f"lower data.batch_size, now {batch_size}")
     if cfg.trainer.precision == 32:
         hints.append("set trainer.precision=bf16-mixed")

@@ -32,10 +32,7 @@ class PiecewiseConstantLR(LambdaLR):
     Args:
         optimizer: Optimizer, stepped once an epoch.
         epochs: E; afterwards the last divisor holds.
-        lr_divisors: One for each part.
-
-    Raises:
-        UserError: There is no epoch, no divisor, or one that is not positive.
+        lr_divisors: One for each part, positive.
     """
 
     def __init__(
@@ -44,13 +41,10 @@ class PiecewiseConstantLR(LambdaLR):
         epochs: int,
         lr_divisors: Sequence[float] = (1, 2, 4, 8, 16, 2, 4, 8, 16, 16),
     ) -> None:
+        count = len(lr_divisors)
         if epochs < 1 or not lr_divisors or min(lr_divisors) <= 0:
             raise UserError(
                 f"scheduler: epochs={epochs} must be at least 1 (set trainer.max_epochs) and "
                 f"lr_divisors={list(lr_divisors)} positive numbers."
             )
-
-        def compute_factor(epoch: int) -> float:
-            return 1 / lr_divisors[min(len(lr_divisors) * epoch // epochs, len(lr_divisors) - 1)]
-
-        super().__init__(optimizer, compute_factor)
+        super().__init__(optimizer, lambda e: 1 / lr_divisors[min(count * e // epochs, count - 1)])

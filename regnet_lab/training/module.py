@@ -20,10 +20,8 @@ from regnet_lab.utils.distributed import gather_interleaved, raise_on_all_ranks
 from regnet_lab.utils.profiling import Profile
 
 Scorer = Callable[[Pair, Tensor], dict[str, float]]
-BACKWARD_PAIRS: dict[str, Callable[[Pair, Registration], Pair]] = {
-    "warped": cycle_pair,
-    "fixed": swap_pair,
-}
+BackwardPair = Callable[[Pair, Registration], Pair]
+BACKWARD_PAIRS: dict[str, BackwardPair] = {"warped": cycle_pair, "fixed": swap_pair}
 
 
 class RegistrationModule(LightningModule):
@@ -42,9 +40,6 @@ class RegistrationModule(LightningModule):
             SASHIMI 2019) or ``fixed``.
         metrics: Computes the metrics of a test pair from its displacement.
         name: Name of the method in tables.
-
-    Raises:
-        UserError: ``cycle_input`` is neither ``warped`` nor ``fixed``.
     """
 
     def __init__(
@@ -66,10 +61,8 @@ class RegistrationModule(LightningModule):
             )
         self.model, self.losses = model, nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.cycle_weight, self.inverse_consistency_weight = (
-            cycle_weight,
-            inverse_consistency_weight,
-        )
+        self.cycle_weight = cycle_weight
+        self.inverse_consistency_weight = inverse_consistency_weight
         self.make_backward_pair = BACKWARD_PAIRS[cycle_input]
         self.score, self.name = metrics, name
         self.last_pair: Pair | None = None
@@ -89,8 +82,8 @@ class RegistrationModule(LightningModule):
             if not torch.isfinite(terms[name]):
                 return DivergedError(
                     f"loss.{name} became {terms[name].item()} at step {self.global_step} on "
-                    f"{', '.join(pair['name'])}: lower optim.lr or loss.{name}.weight and continue "
-                    "from the last checkpoint.",
+                    f"{', '.join(pair['name'])}: lower training_optimizer.lr or "
+                    f"loss.{name}.weight and continue from the last checkpoint.",
                     pair,
                 )
         return None
@@ -138,8 +131,8 @@ class RegistrationModule(LightningModule):
         norm = grad_norm(self, 2).get("grad_2.0_norm_total", torch.zeros(()))
         if not torch.isfinite(torch.as_tensor(norm)) and self.trainer.precision != "16-mixed":
             raise DivergedError(
-                f"The gradient became {float(norm)} at step {self.global_step}: lower optim.lr and "
-                "continue from the last checkpoint.",
+                f"The gradient became {float(norm)} at step {self.global_step}: lower "
+                "training_optimizer.lr and continue from the last checkpoint.",
                 self.last_pair if self.trainer.is_global_zero else None,
             )
 
@@ -185,18 +178,14 @@ class RegistrationModule(LightningModule):
         return {"records": records, "registration": out}
 
     def configure_optimizers(self) -> Any:
-        """Create optimizer and scheduler.
-
-        Raises:
-            UserError: The model has no parameters, or the optimizer refuses its settings.
-        """
+        """Create optimizer and scheduler."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(f"{self.name} has nothing to train: evaluate it with evaluate.py.")
         try:
             optimizer = self.optimizer(self.parameters())
         except (TypeError, ValueError) as error:
             settings = getattr(self.optimizer, "keywords", {})
-            raise UserError(f"optim does not accept {settings}: {error}.") from error
+            raise UserError(f"training_optimizer does not accept {settings}: {error}.") from error
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)

@@ -37,12 +37,8 @@ def atomic_path(
 
     Missing folders are created.
 
-    Args:
-        path: The file to write.
-        remedy: Advice for the user in the error message.
-
     Raises:
-        UserError: The folder cannot be written to, or the disk is full.
+        UserError: The folder cannot be written to, or the disk is full; ``remedy`` is its advice.
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid4().hex}.part")
@@ -59,11 +55,7 @@ def atomic_path(
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write bytes to ``path`` atomically; missing folders are created.
-
-    Raises:
-        UserError: The folder cannot be written to, or the disk is full.
-    """
+    """Write bytes to ``path`` as :func:`atomic_path` does."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -7,3 +7,6 @@ RESOURCE_ROOTS = (  # repository checkout, installed package
     Path(__file__).parents[2],
     Path(sys.prefix) / "share/regnet_lab",
 )
+CONFIG_DIR = str(
+    next((path for root in RESOURCE_ROOTS if (path := root / "conf").is_dir()), RESOURCE_ROOTS[0])
+)

@@ -6,11 +6,6 @@ from collections.abc import Callable
 def enlarge_voxels(size: float, count_voxels: Callable[[float], float], max_voxels: float) -> float:
     """Enlarge a voxel size in steps of 2 percent until a grid has at most ``max_voxels``.
 
-    Args:
-        size: The smallest voxel size, in any unit.
-        count_voxels: Number of voxels of the grid for a voxel size.
-        max_voxels: Largest number of voxels.
-
     >>> round(enlarge_voxels(1.0, lambda size: (100 / size) ** 3, max_voxels=1e5), 2)
     2.16
     """

@@ -36,11 +36,7 @@ def plot_metrics(frame: pd.DataFrame, x: str, titles: Mapping[str, str], by: str
 
 
 def read_scalars(run: str | Path, name: str) -> tuple[list[float], list[float]]:
-    """Read minutes of training and values of the scalar ``name`` from a run's TensorBoard log.
-
-    Raises:
-        UserError: The run has no log or no such scalar.
-    """
+    """Read minutes of training and values of the scalar ``name`` from a run's TensorBoard log."""
     log = Path(run) / "tensorboard"
     if not log.is_dir():
         raise UserError(f"{run} has no TensorBoard log: give a run directory.")

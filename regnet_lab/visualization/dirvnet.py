@@ -18,20 +18,16 @@ from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.ops.pairs import resize_pair
 from regnet_lab.types import Pair, PairDataset, Registration
-from regnet_lab.visualization import field_of_experts, layout
+from regnet_lab.visualization import field_of_experts, layout, slices
 from regnet_lab.visualization.curves import plot_metrics
 from regnet_lab.visualization.layout import ImageRow, compute_symmetric_limits, draw_image_rows
-from regnet_lab.visualization.slices import Array, extract_slice, get_orthogonal_planes
+from regnet_lab.visualization.slices import Array
 
 MAX_COLUMNS = 8
 
 
 def collate_first_pairs(pairs: PairDataset, count: int) -> Pair:
-    """Return the first ``count`` pairs of a data set as one batch.
-
-    Raises:
-        UserError: The pairs differ in size or in their annotations.
-    """
+    """Return the first ``count`` pairs of a data set as one batch."""
     first_pairs = [pairs[k] for k in range(min(count, len(pairs)))]
     try:
         return default_collate(first_pairs)
@@ -45,9 +41,8 @@ def collate_first_pairs(pairs: PairDataset, count: int) -> Pair:
 def register_without_grad(module: nn.Module, pair: Pair) -> Registration:
     """Register a batch in evaluation mode, then restore the module's mode."""
     training = module.training
-    module.eval()
     with torch.no_grad():
-        registration = module(pair)
+        registration = module.eval()(pair)
     module.train(training)
     return registration
 
@@ -79,8 +74,8 @@ def compute_level_errors(pair: Pair, registration: Registration) -> list[dict[st
 
 def extract_middle_slice(image: Tensor) -> Array:
     """Return the middle plane of (B, C, *spatial) as (B, C, right, up)."""
-    middle = get_orthogonal_planes([n // 2 for n in image.shape[2:]])[0]
-    return extract_slice(image.detach().float().cpu().numpy(), middle)
+    middle = slices.get_orthogonal_planes([n // 2 for n in image.shape[2:]])[0]
+    return slices.extract_slice(image.detach().float().cpu().numpy(), middle)
 
 
 def get_short_names(pair: Pair) -> list[str]:
@@ -98,90 +93,71 @@ def draw_images(pair: Pair, registration: Registration) -> Figure:
     gray = layout.compute_intensity_limits(fixed, moving)
     scale = compute_symmetric_limits(before, after)
     rows = [
-        ImageRow("fixed", [*fixed], names, gray),
-        ImageRow("moving", [*moving], [], gray),
-        ImageRow("warped", [*warped], [], gray),
-        ImageRow("fixed - moving", [*before], [], scale, "bwr", annotated=True),
-        ImageRow("fixed - warped", [*after], [], scale, "bwr", annotated=True),
+        ImageRow("fixed", fixed, gray, names),
+        ImageRow("moving", moving, gray),
+        ImageRow("warped", warped, gray),
+        ImageRow("fixed - moving", before, scale, colormap="bwr", annotated=True),
+        ImageRow("fixed - warped", after, scale, colormap="bwr", annotated=True),
     ]
     return draw_image_rows("Images", rows)
 
 
-def slice_displacements(pair: Pair, registration: Registration) -> dict[str, Array]:
-    """Return slices (B, D, right, up) of the prediction and, where known, of truth and error."""
-    fields = {"predicted": registration.displacement}
+def draw_displacements(pair: Pair, registration: Registration) -> dict[str, Figure]:
+    """Draw displacements by component and as arrows in the plane, a column for each pair.
+
+    Where the displacement is known, it and the error are drawn too, on the same scale.
+    """
+    fields, names = {"predicted": registration.displacement}, get_short_names(pair)
     if "displacement" in pair:
         truth = pair["displacement"]
         fields = {"truth": truth, **fields, "truth - predicted": truth - registration.displacement}
-    return {name: extract_middle_slice(u[:MAX_COLUMNS]) for name, u in fields.items()}
-
-
-def draw_displacements(pair: Pair, registration: Registration) -> Figure:
-    """Draw every component of the displacements on one scale, a column for each pair."""
-    fields, names = slice_displacements(pair, registration), get_short_names(pair)
-    limits = compute_symmetric_limits(*fields.values())
-    rows = [
-        ImageRow(f"{label}\naxis {k}", [*u[:, k]], names, limits, "bwr", annotated=True)
+    shown = {label: extract_middle_slice(u[:MAX_COLUMNS]) for label, u in fields.items()}
+    limits = compute_symmetric_limits(*shown.values())
+    components = [
+        ImageRow(f"{label}\naxis {k}", u[:, k], limits, names, "bwr", annotated=True)
         for k in range(registration.displacement.shape[1])
-        for label, u in fields.items()
+        for label, u in shown.items()
     ]
-    return draw_image_rows("Displacements (voxels)", rows)
+    longest = max(float(np.linalg.norm(u[:, :2], axis=1).max()) for u in shown.values())
+    arrows = [ImageRow(k, u[:, :2], (0, longest), names, colorbar=False) for k, u in shown.items()]
+    heading = f"Displacements in the plane, up to {longest:.3g} voxels"
+    return {
+        "displacements": draw_image_rows("Displacements (voxels)", components),
+        "vectors": draw_image_rows(heading, arrows, cell=1.5 * layout.CELL_INCHES),
+    }
 
 
-def draw_vectors(pair: Pair, registration: Registration) -> Figure:
-    """Draw in-plane displacements as arrows, a column for each pair."""
-    fields, names = slice_displacements(pair, registration), get_short_names(pair)
-    max_length = max(float(np.linalg.norm(u[:, :2], axis=1).max()) for u in fields.values())
-    rows = [
-        ImageRow(label, [*u[:, :2]], names, (0, max_length), colorbar=False)
-        for label, u in fields.items()
-    ]
-    heading = f"Displacements in the plane, up to {max_length:.3g} voxels"
-    return draw_image_rows(heading, rows, cell=1.5 * layout.CELL_INCHES)
+def draw_units(pair: Pair, registration: Registration) -> dict[str, Figure]:
+    """Draw the first pair's warped image and displacement after up to 8 units of every level.
 
-
-def _select_units(level: int, units: list[Tensor]) -> tuple[list[Tensor], list[str]]:
-    """Return the first case's field after up to 8 units of a level, and their titles."""
-    count, size = len(units), " x ".join(map(str, units[0].shape[2:]))
-    chosen = np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int).tolist()
-    titles = [f"level {level}, unit {k + 1}\n{size}" for k in chosen]
-    return [units[k][:1] for k in chosen], titles
-
-
-def draw_unit_images(pair: Pair, registration: Registration) -> Figure:
-    """Draw the first pair's warped image after every unit, a row for each level.
-
-    The fixed image is last; the image warped by the known displacement, if any, is before it.
+    A row is a level, and an axis of the displacement.  The fixed image is last.  Where the
+    displacement is known, it, the image warped by it and the error of the last unit follow.
     """
-    rows = []
+    image_rows, field_rows = [], []
     for number, (level, units) in enumerate(group_by_level(pair, registration), 1):
-        fields, titles = _select_units(number, units)
-        if "displacement" in level:
-            fields, titles = [*fields, level["displacement"][:1]], [*titles, "warped by truth"]
-        warped = [ops.warp(level["moving"][:1], u) for u in fields]
+        name, size = f"level {number}", " x ".join(map(str, units[0].shape[2:]))
+        chosen = slices.space_evenly(len(units), MAX_COLUMNS)
+        titles = [f"{name}, unit {k + 1}\n{size}" for k in chosen]
+        fields = [units[k][:1] for k in chosen]
+        truth = [level["displacement"][:1]] if "displacement" in level else []
+
+        warped = [ops.warp(level["moving"][:1], u) for u in fields + truth]
         images = [extract_middle_slice(x)[0, 0] for x in (*warped, level["fixed"][:1])]
         limits = layout.compute_intensity_limits(*images)
-        rows.append(ImageRow(f"level {number}", images, [*titles, "fixed"], limits))
-    return draw_image_rows("Warped image after every unit", rows)
+        captions = [*titles, *["warped by truth"] * len(truth), "fixed"]
+        image_rows.append(ImageRow(name, images, limits, captions))
 
-
-def draw_unit_displacements(pair: Pair, registration: Registration) -> Figure:
-    """Draw the first pair's displacement after every unit, a row for each level and axis.
-
-    Where the displacement is known, it and the error of the last unit follow.
-    """
-    rows = []
-    for number, (level, units) in enumerate(group_by_level(pair, registration), 1):
-        fields, titles = _select_units(number, units)
-        if "displacement" in level:
-            truth = level["displacement"][:1]
-            fields = [*fields, truth, truth - units[-1][:1]]
-            titles = [*titles, "truth", "truth - predicted"]
-        slices = [extract_middle_slice(u)[0] for u in fields]
-        limits = compute_symmetric_limits(*slices)
-        for k, images in enumerate(zip(*slices, strict=True)):
-            rows.append(ImageRow(f"level {number}\naxis {k}", images, titles, limits, "bwr"))
-    return draw_image_rows("Displacement after every unit (voxels of the level)", rows)
+        errors = [u - fields[-1] for u in truth]
+        shown = [extract_middle_slice(u)[0] for u in fields + truth + errors]
+        limits = compute_symmetric_limits(*shown)
+        captions = titles + ["truth", "truth - predicted"] * len(truth)
+        for k, components in enumerate(zip(*shown, strict=True)):
+            field_rows.append(ImageRow(f"{name}\naxis {k}", components, limits, captions, "bwr"))
+    heading = "Displacement after every unit (voxels of the level)"
+    return {
+        "unit_images": draw_image_rows("Warped image after every unit", image_rows),
+        "unit_displacements": draw_image_rows(heading, field_rows),
+    }
 
 
 def plot_level_errors(history: Sequence[Mapping[str, float]]) -> Figure:
@@ -211,15 +187,11 @@ def draw_figures(
     Returns:
         Figures by their tag ``batch/...``, ``model/...`` or ``training/...``.
     """
-    figures = {
-        "batch/images": draw_images(pair, registration),
-        "batch/displacements": draw_displacements(pair, registration),
-        "batch/vectors": draw_vectors(pair, registration),
-        "batch/unit_images": draw_unit_images(pair, registration),
-        "batch/unit_displacements": draw_unit_displacements(pair, registration),
-    }
-    for name, figure in field_of_experts.draw_parameters(model).items():
-        figures[f"model/{name}"] = figure
+    batch = {"images": draw_images(pair, registration)}
+    batch |= draw_displacements(pair, registration) | draw_units(pair, registration)
+    figures = {f"batch/{name}": figure for name, figure in batch.items()}
+    learned = field_of_experts.draw_parameters(model)
+    figures |= {f"model/{name}": figure for name, figure in learned.items()}
     if gradients:
         figures["training/smallest_gradients"] = field_of_experts.plot_gradients(gradients)
     if history:

@@ -3,9 +3,11 @@
 The pyramid levels are found by type, so a wrapped model is drawn like a bare one.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from regnet_lab.visualization.slices import Array
 CURVE_POINTS = 200
 MAX_FILTERS = 24
 TERMS = ("data", "regularisers")  # attributes of a level, also names of figures
-PER_UNIT = ("step sizes", "momentum")  # a number per unit: plotted as a line
+PER_UNIT = {"steps": "step sizes", "momentum": "momentum"}  # a number per unit: plotted as a line
 SMALLEST_SHARE = 0.75  # of the gradients is shown
 
 
@@ -42,8 +44,7 @@ def evaluate_activations(expert: FieldOfExperts) -> tuple[Array, Array, Array]:
     x = torch.linspace(*expert.activation.knot_range, CURVE_POINTS, device=expert.kernels.device)
     with torch.no_grad():
         phi = expert.activation(x.expand(1, total, CURVE_POINTS))[0, :count].cpu()
-    rho = torch.cumulative_trapezoid(phi, x.cpu())
-    rho = torch.cat([torch.zeros(count, 1), rho], 1)
+    rho = F.pad(torch.cumulative_trapezoid(phi, x.cpu()), (1, 0))
     return x.cpu().numpy(), phi.numpy(), (rho - rho.amin(1, keepdim=True)).numpy()
 
 
@@ -65,67 +66,55 @@ def plot_activations(model: nn.Module, term: str, integrated: bool) -> Figure:
 
 
 def draw_filters(model: nn.Module, term: str) -> Figure:
-    """Draw the filters of the last unit of every level, a row for each level and channel.
-
-    Of 3D filters the middle plane is shown.
-    """
+    """Draw the filters of the last unit of every level, a row for each level and channel."""
     rows = []
     for number, expert in enumerate(get_last_experts(model, term), 1):
         kernels = expert.kernels.detach().cpu()[:, 0]
-        while kernels.ndim > 3:
-            kernels = kernels.select(-1, kernels.shape[-1] // 2)
+        if kernels.ndim == 4:  # of 3D filters the middle plane is shown
+            kernels = kernels[..., kernels.shape[-1] // 2]
         for channel, filters in enumerate(kernels.chunk(expert.channels)):
-            images = [*filters[:MAX_FILTERS].numpy()]
-            name, limits = (
-                f"level {number}\nchannel {channel}",
-                layout.compute_symmetric_limits(*images),
-            )
-            rows.append(layout.ImageRow(name, images, [], limits))
+            images, name = filters[:MAX_FILTERS].numpy(), f"level {number}\nchannel {channel}"
+            rows.append(layout.ImageRow(name, images, layout.compute_symmetric_limits(images)))
     return layout.draw_image_rows(f"{term}: filters, each row on one scale", rows, cell=0.65)
 
 
-def group_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Group the parameters of all levels: step sizes, momentum, filters and activations by term."""
-    per_unit = {"steps": "step sizes", "momentum": "momentum"}
-    groups: dict[str, list[nn.Parameter]] = {}
+def _collect(model: nn.Module, read: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Read step sizes, momentum, filters and activations by term, flattened and on the CPU."""
+    groups: dict[str, list[Tensor]] = {}
     for level in find_levels(model):
         for name, parameter in level.named_parameters():
             kind = "filters" if name.endswith("kernels") else "activations"
             term = name.partition(".")[0]
-            groups.setdefault(per_unit.get(term, f"{term}: {kind}"), []).append(parameter)
-    return groups
+            values = groups.setdefault(PER_UNIT.get(term, f"{term}: {kind}"), [])
+            values.append(read(parameter).flatten().cpu())
+    return {name: torch.cat(values) for name, values in groups.items()}
 
 
 def collect_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the values of every group of parameters, flattened and on the CPU."""
-    groups = group_parameters(model)
-    return {name: torch.cat([p.detach().flatten().cpu() for p in groups[name]]) for name in groups}
+    """Return the values of the parameters of all levels by group."""
+    return _collect(model, Tensor.detach)
 
 
 def collect_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return the gradients like :func:`collect_weights`; zero where a parameter has none."""
-    gradients = {
-        name: [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for name, parameters in group_parameters(model).items()
-    }
-    return {name: torch.cat([g.flatten().cpu() for g in gradients[name]]) for name in gradients}
+    return _collect(model, lambda p: torch.zeros_like(p) if p.grad is None else p.grad)
 
 
-def select_smallest(values: Tensor, share: float = SMALLEST_SHARE) -> Tensor:
-    """Return the ``share`` of the values that is nearest to zero."""
-    count = max(1, round(share * values.numel()))
+def select_smallest(values: Tensor) -> Tensor:
+    """Return the ``SMALLEST_SHARE`` of the values that is nearest to zero."""
+    count = max(1, round(SMALLEST_SHARE * values.numel()))
     return values[values.abs().argsort()[:count]]
 
 
 def plot_histograms(heading: str, groups: Mapping[str, Tensor]) -> Figure:
     """Plot a histogram of every group; step sizes and momentum as lines over the units."""
-    rows = -(-len(groups) // 3)
+    rows = math.ceil(len(groups) / 3)
     figure = layout.create_figure(3.6 * 3, 2.6 * rows + 0.4, heading)
     grid = figure.subplots(rows, 3, squeeze=False).flatten()
     for axes in grid[len(groups) :]:
         axes.set_axis_off()
     for axes, (name, values) in zip(grid, groups.items(), strict=False):
-        if name in PER_UNIT:
+        if name in PER_UNIT.values():
             axes.plot(range(1, len(values) + 1), values, marker="o", markersize=3)
             axes.set_xlabel("unit, level after level", fontsize=7)
         else:
@@ -137,10 +126,8 @@ def plot_histograms(heading: str, groups: Mapping[str, Tensor]) -> Figure:
 
 def plot_gradients(gradients: Mapping[str, Tensor]) -> Figure:
     """Plot the smallest gradients of every group, where training stalls first."""
-    smallest = {
-        name: values if name in PER_UNIT else select_smallest(values)
-        for name, values in gradients.items()
-    }
+    per_unit = PER_UNIT.values()
+    smallest = {k: g if k in per_unit else select_smallest(g) for k, g in gradients.items()}
     return plot_histograms(f"The {100 * SMALLEST_SHARE:.0f} % smallest gradients", smallest)
 
 

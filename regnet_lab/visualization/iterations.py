@@ -4,7 +4,7 @@ First the energy curve of one number of iterations, then the sweep over numbers 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,10 @@ PRIMARY_METRICS = {  # metrics of the quality of a registration, the most meanin
 SECONDARY_METRICS = {"energy": ENERGY_TITLES["energy"], "folds_percent": "folds (%)"}
 
 
-def primary_metric(frame: pd.DataFrame, suffix: str = "") -> str:
-    """Return ``<metric><suffix>`` of the first of ``PRIMARY_METRICS`` that is in a table; else "".
+def find_primary_metric(frame: pd.DataFrame, suffix: str = "") -> str:
+    """Return the first of ``PRIMARY_METRICS`` whose ``<metric><suffix>`` is in a table; else "".
 
-    >>> primary_metric(pd.DataFrame({"rmse_mean": [0.1], "dice_mean": [0.8]}), "_mean")
+    >>> find_primary_metric(pd.DataFrame({"rmse_mean": [0.1], "dice_mean": [0.8]}), "_mean")
     'dice'
     """
     return next((name for name in PRIMARY_METRICS if f"{name}{suffix}" in frame), "")
@@ -63,14 +63,13 @@ def record_learned_steps(model: nn.Module) -> Iterator[list[float]]:
             steps.append(float(step.detach().float().square().sum(1).mean().sqrt()))
 
     regularisers = [m for name, m in model.named_modules() if name.split(".")[-1] == "regulariser"]
-    handles = [module.register_forward_hook(record) for module in regularisers]
-    try:
+    with ExitStack() as hooks:
+        for module in regularisers:
+            hooks.enter_context(module.register_forward_hook(record))
         yield steps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
+@torch.no_grad()
 def compute_energy_curve(
     pair: Pair, fields: Sequence[Tensor], energy: EnergyFunction
 ) -> list[dict[str, Any]]:
@@ -80,21 +79,19 @@ def compute_energy_curve(
     resized field, compares between levels; ``roughness`` is the mean over the fixed grid of the
     squared Frobenius norm of du/dx.  All are means over the batch.
     """
-    fields = [torch.zeros_like(fields[0]), *fields]
-    return [{"iteration": k, **_compute_row(pair, u, energy)} for k, u in enumerate(fields)]
-
-
-@torch.no_grad()
-def _compute_row(pair: Pair, u: Tensor, energy: EnergyFunction) -> dict[str, Any]:
-    fixed, moving = pair["fixed"], pair["moving"]
-    level_fixed, level_moving = (ops.resize(image, u.shape[2:]) for image in (fixed, moving))
-    fine_u = ops.resize_field(u, fixed.shape[2:])
-    return {
-        "level": " x ".join(map(str, u.shape[2:])),
-        "level_energy": float(energy(level_fixed, ops.warp(level_moving, u)).mean()),
-        "energy": float(energy(fixed, ops.warp(moving, fine_u)).mean()),
-        "roughness": float(ops.gradient(fine_u).square().sum((1, 2)).mean()),
-    }
+    fixed, moving, rows = pair["fixed"], pair["moving"], []
+    for k, u in enumerate([torch.zeros_like(fields[0]), *fields]):
+        level_fixed, level_moving = (ops.resize(image, u.shape[2:]) for image in (fixed, moving))
+        fine_u = ops.resize_field(u, fixed.shape[2:])
+        row = {
+            "iteration": k,
+            "level": " x ".join(map(str, u.shape[2:])),
+            "level_energy": float(energy(level_fixed, ops.warp(level_moving, u)).mean()),
+            "energy": float(energy(fixed, ops.warp(moving, fine_u)).mean()),
+            "roughness": float(ops.gradient(fine_u).square().sum((1, 2)).mean()),
+        }
+        rows.append(row)
+    return rows
 
 
 def add_learned_steps(rows: list[dict[str, Any]], steps: Sequence[float]) -> list[dict[str, Any]]:
@@ -113,11 +110,9 @@ def add_learned_steps(rows: list[dict[str, Any]], steps: Sequence[float]) -> lis
 
 def average_energy_curves(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Average every number over cases, by ``method`` and ``iteration``."""
-    frame = pd.DataFrame(rows)
-    keys = ["method", "iteration"]
-    level = frame.groupby(keys, sort=False)["level"].first()
-    means = frame.groupby(keys, sort=False).mean(numeric_only=True)
-    return means.assign(cases=frame.groupby(keys).size()).join(level).reset_index()
+    groups = pd.DataFrame(rows).groupby(["method", "iteration"], sort=False)
+    means = groups.mean(numeric_only=True).assign(cases=groups.size())
+    return means.join(groups["level"].first()).reset_index()
 
 
 def plot_energy_curves(curve: pd.DataFrame) -> Figure:
@@ -137,7 +132,7 @@ def summarize_iteration_sweep(rows: Sequence[dict[str, Any]], model: str) -> pd.
 
 def plot_iteration_sweep(curve: pd.DataFrame) -> Figure:
     """Plot the primary metric, energy and folds against the iterations, a line per model."""
-    metric = primary_metric(curve)
+    metric = find_primary_metric(curve)
     titles = {metric: PRIMARY_METRICS[metric]} if metric else {}
     titles |= {name: title for name, title in SECONDARY_METRICS.items() if name in curve}
     means = curve[[name for name in curve if not name.endswith("_std")]]

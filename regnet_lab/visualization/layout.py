@@ -3,8 +3,9 @@
 Figures are made without pyplot and touch no global state of matplotlib.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class View:
     legend: tuple[Artist, ...] = ()
 
 
-Row = tuple[Plane, Sequence[View]]
+Row = Sequence[tuple[Plane, View]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class ImageRow:
     """Images side by side on one color scale."""
 
     name: str
-    images: Sequence[Array]  # (right, up) each; displacements (2, right, up) are drawn as arrows
-    titles: Sequence[str]  # one for each image, or none
+    images: Collection[Array]  # (right, up) each; displacements (2, right, up) are drawn as arrows
     limits: tuple[float, float]
+    titles: Sequence[str] = ()  # one for each image, or none
     colormap: str = "gray"
     annotated: bool = False  # mean, standard deviation and range are written into the images
     colorbar: bool = True
@@ -85,19 +86,13 @@ def arrange_views(planes: Sequence[Plane], views: Sequence[View]) -> list[Row]:
     first, last = planes[0], planes[-1]
     if len(planes) == 1:
         half = (len(views) + 1) // 2
-        return [(first, views[:half]), (first, views[half:])]
+        return [[(first, view) for view in part] for part in (views[:half], views[half:])]
 
     def strip(view: View, plane: Plane) -> View:
         title = view.title if plane is first else ""
         return replace(view, title=title, colorbar=view.colorbar and plane is last)
 
-    return [(plane, [strip(view, plane) for view in views]) for plane in planes]
-
-
-def _compute_scale(sizes_mm: Array, columns: int) -> float:
-    """Compute the inches per millimeter at which rows of images, (rows, 2) right and up, fit."""
-    width = min((MAX_WIDTH - LEFT_MARGIN) / columns - GAP, MAX_COLUMN_WIDTH)
-    return min(width / sizes_mm[:, 0].max(), MAX_COLUMN_HEIGHT / sizes_mm[:, 1].sum())
+    return [[(plane, strip(view, plane)) for view in views] for plane in planes]
 
 
 def _draw_view(figure: Figure, box: Sequence[float], view: View, plane: Plane) -> Axes:
@@ -115,31 +110,21 @@ def _draw_view(figure: Figure, box: Sequence[float], view: View, plane: Plane) -
     return axes
 
 
-def _fit_axes(axes: Axes, plane: Plane, shape: Sequence[int], spacing: Sequence[float]) -> None:
-    """Set the limits of axes to the whole plane and their aspect to the voxel size."""
-    right, up = plane.axes
-    axes.set(xlim=(-0.5, shape[right] - 0.5), ylim=(-0.5, shape[up] - 0.5), xticks=[], yticks=[])
-    axes.set_aspect(spacing[up] / spacing[right])
-
-
 def draw_figure(
     heading: str, rows: Sequence[Row], shape: Sequence[int], spacing: Sequence[float]
 ) -> Figure:
-    """Draw rows of views, all at one scale.
+    """Draw rows of views, all at one scale, below a heading of up to two lines.
 
-    Args:
-        heading: Up to two lines above everything.
-        rows: A plane and its views for each row.
-        shape: Voxels of the images along each axis.
-        spacing: Millimeters per voxel along each axis.
+    The planes of a row are of one size; ``spacing`` is in millimeters per voxel.
     """
-    sizes = np.array([[float(shape[a] * spacing[a]) for a in plane.axes] for plane, _ in rows])
-    columns = max(len(views) for _, views in rows)
-    sizes *= _compute_scale(sizes, columns)
+    planes, columns = [plane for (plane, _), *_ in rows], max(len(row) for row in rows)
+    sizes = np.array([[float(shape[a] * spacing[a]) for a in plane.axes] for plane in planes])
+    width = min((MAX_WIDTH - LEFT_MARGIN) / columns - GAP, MAX_COLUMN_WIDTH)
+    sizes *= min(width / sizes[:, 0].max(), MAX_COLUMN_HEIGHT / sizes[:, 1].sum())  # to inches
     step = max(sizes[:, 0].max(), MIN_COLUMN_WIDTH) + GAP
-    above = [TITLE if any(view.title for view in views) else GAP for _, views in rows]
-    below = [COLORBAR if any(view.colorbar for view in views) else 0 for _, views in rows]
-    legend = dict.fromkeys(artist for _, views in rows for view in views for artist in view.legend)
+    above = [TITLE if any(view.title for _, view in row) else GAP for row in rows]
+    below = [COLORBAR if any(view.colorbar for _, view in row) else 0 for row in rows]
+    legend = dict.fromkeys(artist for row in rows for _, view in row for artist in view.legend)
     y = HEADING + sum(above) + sizes[:, 1].sum() + sum(below) + (LEGEND if legend else GAP)
     spare = max(MIN_WIDTH - LEFT_MARGIN - columns * step, 0)
     figure = Figure((LEFT_MARGIN + columns * step + spare, y), DPI)
@@ -148,12 +133,14 @@ def draw_figure(
     if legend:
         figure.legend(handles=list(legend), loc="lower center", ncols=len(legend), fontsize=9)
     y -= HEADING
-    for (plane, views), (width, height), over, under in zip(rows, sizes, above, below, strict=True):
+    for row, (width, height), over, under in zip(rows, sizes, above, below, strict=True):
         y -= over + height
-        for column, view in enumerate(views):
+        for column, (plane, view) in enumerate(row):
+            right, up = plane.axes
             left = spare / 2 + LEFT_MARGIN + column * step + (step - GAP - width) / 2
             axes = _draw_view(figure, (left, y, width, height), view, plane)
-            _fit_axes(axes, plane, shape, spacing)
+            axes.set(xlim=(-0.5, shape[right] - 0.5), ylim=(-0.5, shape[up] - 0.5))
+            axes.set(xticks=[], yticks=[], aspect=spacing[up] / spacing[right])
             if column == 0:
                 axes.set_ylabel(plane.description, fontsize=8, labelpad=3)
         y -= under
@@ -166,13 +153,6 @@ def create_figure(width: float, height: float, heading: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(heading, fontsize=10)
     return figure
-
-
-def _annotate_statistics(axes: Axes, image: Array) -> None:
-    text = f"{image.mean():.3g} ± {image.std():.3g}\n[{image.min():.3g}, {image.max():.3g}]"
-    box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
-    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
-    axes.text(0.98, 0.02, text, fontsize=5, bbox=box, **place)
 
 
 def _draw_arrows(axes: Axes, u: Array, limits: tuple[float, float]) -> ScalarMappable:
@@ -190,9 +170,12 @@ def _draw_arrows(axes: Axes, u: Array, limits: tuple[float, float]) -> ScalarMap
 def _draw_image(axes: Axes, image: Array, row: ImageRow) -> ScalarMappable:
     if image.ndim == 3:
         return _draw_arrows(axes, image, row.limits)
-    low, high = row.limits
     if row.annotated:
-        _annotate_statistics(axes, image)
+        text = f"{image.mean():.3g} ± {image.std():.3g}\n[{image.min():.3g}, {image.max():.3g}]"
+        box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
+        place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+        axes.text(0.98, 0.02, text, fontsize=5, bbox=box, **place)
+    low, high = row.limits
     return axes.imshow(image.T, row.colormap, vmin=low, vmax=high, origin="lower")
 
 
@@ -202,10 +185,10 @@ def draw_image_rows(heading: str, rows: Sequence[ImageRow], cell: float = CELL_I
     figure = create_figure(cell * columns + 1.2, cell * len(rows) + 0.8, heading)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, row in zip(grid, rows, strict=True):
-        for axes in axes_row[len(row.images) :]:
-            axes.set_axis_off()
-        titles = row.titles or [""] * len(row.images)
-        for axes, image, title in zip(axes_row, row.images, titles, strict=False):
+        for axes, image, title in zip_longest(axes_row, row.images, row.titles):
+            if image is None:
+                axes.set_axis_off()
+                continue
             drawn = _draw_image(axes, image, row)
             axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=7)

@@ -23,11 +23,15 @@ class Plane:
     voxel: tuple[int, ...]
 
     @property
+    def cuts(self) -> list[str]:
+        """The plane's position along the axes it does not show."""
+        return [f"axis {a} = {x}" for a, x in enumerate(self.voxel) if a not in self.axes]
+
+    @property
     def description(self) -> str:
-        """The plane's position along the axes it does not show and the direction of the others."""
-        cuts = [f"axis {a} = {x}" for a, x in enumerate(self.voxel) if a not in self.axes]
+        """The plane's position and the direction of its axes."""
         right, up = self.axes
-        return "\n".join([*cuts, f"axis {right} right, {up} up"])
+        return "\n".join([*self.cuts, f"axis {right} right, {up} up"])
 
 
 def find_center_voxel(weight: Array) -> tuple[int, ...]:
@@ -39,15 +43,22 @@ def find_center_voxel(weight: Array) -> tuple[int, ...]:
     weight = np.nan_to_num(weight, posinf=0, neginf=0)
     if not weight.any():
         return tuple(n // 2 for n in weight.shape)
-    center = ndimage.center_of_mass(weight)
-    return tuple(
-        int(np.clip(round(x), 0, n - 1)) for x, n in zip(center, weight.shape, strict=True)
-    )
+    center = np.rint(ndimage.center_of_mass(weight))
+    return tuple(np.clip(center, 0, np.array(weight.shape) - 1).astype(int).tolist())
 
 
 def get_orthogonal_planes(voxel: Sequence[int]) -> list[Plane]:
     """Return every plane of two axes through a voxel: one in 2D, three in 3D."""
     return [Plane(axes, tuple(voxel)) for axes in combinations(range(len(voxel)), 2)]
+
+
+def space_evenly(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of the indices below ``count``, with the first and the last one.
+
+    >>> space_evenly(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def extract_slice(volume: Array, plane: Plane) -> Array:
@@ -61,13 +72,10 @@ def compute_grid_steps(
 ) -> list[int]:
     """Compute the voxels between the lines of a grid that is square in mm.
 
+    Along the longest side are about ``lines`` lines; ``spacing`` is in mm per voxel.
+
     >>> compute_grid_steps([40, 80], [2.0, 1.0], lines=10)
     [4, 8]
-
-    Args:
-        shape: Voxels along each axis.
-        spacing: Millimeters per voxel.
-        lines: Number of lines along the longest side.
     """
     step = max(n * mm for n, mm in zip(shape, spacing, strict=True)) / lines
     return [max(1, round(step / mm)) for mm in spacing]

@@ -128,7 +128,7 @@ def test_best_validation_score_equals_the_score_of_evaluate(trained, command):
         (["data.dataset.shape=[16,16]", "ndim=3"], ["shape"]),
         (["resume=nowhere"], ["nowhere"]),
         (["model._target_=os.system"], ["os.system", "refused"]),
-        (["optim.lr=abc"], ["abc"]),
+        (["training_optimizer.lr=abc"], ["abc"]),
     ],
 )
 def test_mistake_in_train_is_one_message(arguments, texts, command):

@@ -28,21 +28,27 @@ def folder(tmp_path):
 
 
 def run(folder, *more):
-    where = [str(folder / "images"), "--pattern", "ExpLung{}/Fixed.mha", "--out", str(folder / "o")]
+    where = [
+        str(folder / "images"),
+        "--pattern",
+        "ExpLung{}/Fixed.mha",
+        "--output",
+        str(folder / "o"),
+    ]
     export_regnet_2017.main([*where, *SMALL, *more])
     return folder / "o/Elastix/LungExp3DF"
 
 
-@pytest.mark.parametrize("ending", [".mha", ".nii.gz"])
-def test_simpleitk_reproduces_the_deformed_image_from_the_files(folder, ending):
-    out = run(folder, "--noise", "0", "--ending", ending)
+@pytest.mark.parametrize("suffix", [".mha", ".nii.gz"])
+def test_simpleitk_reproduces_the_deformed_image_from_the_files(folder, suffix):
+    out = run(folder, "--noise", "0", "--image-suffix", suffix)
     for d in (0, 1, 2):
         for number in (1, 2):
             case = out / f"ExpLung{number}/Dsmooth0/D{d}"
             original = sitk.ReadImage(str(folder / f"images/ExpLung{number}/Fixed.mha"))
-            deformed = sitk.ReadImage(str(case / f"DeformedImage{ending}"))
-            field = sitk.ReadImage(str(case / f"DeformedDVF{ending}"), sitk.sitkVectorFloat64)
-            assert (case / f"DeformedArea{ending}").exists() == (d == 2)
+            deformed = sitk.ReadImage(str(case / f"DeformedImage{suffix}"))
+            field = sitk.ReadImage(str(case / f"DeformedDVF{suffix}"), sitk.sitkVectorFloat64)
+            assert (case / f"DeformedArea{suffix}").exists() == (d == 2)
             warped = sitk.Resample(
                 sitk.Cast(original, sitk.sitkFloat32),
                 deformed,

@@ -12,7 +12,16 @@ from tests.helpers import CONF, ROOT
 
 COMMANDS = ("train", "evaluate", "register")
 GROUPS = {
-    "train": ("augment", "callbacks", "data", "loss", "metrics", "model", "optim", "scheduler"),
+    "train": (
+        "augment",
+        "callbacks",
+        "data",
+        "loss",
+        "metrics",
+        "model",
+        "training_optimizer",
+        "scheduler",
+    ),
     "evaluate": ("task", "metrics"),
     "register": ("align", "optimizer"),
 }

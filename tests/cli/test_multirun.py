@@ -41,15 +41,20 @@ def requires_plugin(plugin):
 
 def test_settings_do_not_depend_on_the_folder_of_the_run():
     def cfg(folder, **more):
-        text = {"run_dir": folder, "output_dir": folder, "resume": None, "optim": {"lr": 0.1}}
+        text = {
+            "run_dir": folder,
+            "output_dir": folder,
+            "resume": None,
+            "training_optimizer": {"lr": 0.1},
+        }
         return OmegaConf.create({**text, "log": "${output_dir}/log", **more})
 
     assert describe_difference(flatten_settings(cfg("a/1")), flatten_settings(cfg("b/2"))) is None
     assert flatten_settings(cfg("a/1"))["log"] == "./log"
-    other = cfg("a/1", optim={"lr": 0.2})
+    changed = cfg("a/1", training_optimizer={"lr": 0.2})
     assert (
-        describe_difference(flatten_settings(cfg("a/1")), flatten_settings(other))
-        == "optim.lr: 0.1, not 0.2"
+        describe_difference(flatten_settings(cfg("a/1")), flatten_settings(changed))
+        == "training_optimizer.lr: 0.1, not 0.2"
     )
     more = cfg("a/1", seed=3, module={"rate": 0.1, "seed": "${seed}"})
     assert (
@@ -63,7 +68,13 @@ def read_result(folder):
 
 
 def test_killed_sweep_continues_where_it_stopped(tmp_path, command):
-    arguments = ["-m", *TINY, "optim.lr=1e-3,2e-3", "sweep_dir=s", "data.epoch_size=30"]
+    arguments = [
+        "-m",
+        *TINY,
+        "training_optimizer.lr=1e-3,2e-3",
+        "sweep_dir=s",
+        "data.epoch_size=30",
+    ]
     first, second = (tmp_path / "outputs" / "sweeps" / "s" / n for n in "01")
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *arguments],
@@ -91,34 +102,36 @@ def test_killed_sweep_continues_where_it_stopped(tmp_path, command):
     steps = [line for line in again.stdout.splitlines() if ", step " in line]
     assert len(steps) == (2 if stopped < 30 else 1), "the first job ran again"
     table = pd.read_csv(first.parent / "sweep.csv")
-    assert table["optim.lr"].tolist() == [1e-3, 2e-3]
+    assert table["training_optimizer.lr"].tolist() == [1e-3, 2e-3]
     assert table["value"].tolist() == [read_result(first)["value"], read_result(second)["value"]]
     assert "**" in again.stdout, "the best job is not bold"
     assert (first.parent / "sweep.png").is_file()
 
-    other = command("train.py", *arguments, "loss.smoothness.weight=7")
-    assert other.returncode != 0
-    assert "Traceback" not in other.stderr
-    assert " (loss.smoothness.weight: 0.1, not 7)" in other.stderr
-    assert "choose another sweep_dir" in other.stderr
+    refused = command("train.py", *arguments, "loss.smoothness.weight=7")
+    assert refused.returncode != 0
+    assert "Traceback" not in refused.stderr
+    assert " (loss.smoothness.weight: 0.1, not 7)" in refused.stderr
+    assert "choose another sweep_dir" in refused.stderr
     assert (first / "result.json").stat().st_mtime_ns == done
 
 
 @pytest.mark.slow
 def test_job_of_two_processes_equals_one_process(tmp_path, command):
     """Lightning's processes repeat the command line: each would run the whole sweep."""
-    sweep = ["optim.lr=1e-4,1e-2", "data.epoch_size=4"]
-    one = command("train.py", "-m", *TINY, *sweep, "sweep_dir=one", "data.batch_size=2")
-    assert one.returncode == 0, one.stderr
-    two = command("train.py", "-m", *TINY, *TWO, *sweep, "sweep_dir=two", "data.batch_size=1")
-    assert two.returncode == 0, two.stderr
-    found = {name: tmp_path / "outputs" / "sweeps" / name for name in ("one", "two")}
+    sweep = ["training_optimizer.lr=1e-4,1e-2", "data.epoch_size=4"]
+    single_process = command("train.py", "-m", *TINY, *sweep, "sweep_dir=one", "data.batch_size=2")
+    assert single_process.returncode == 0, single_process.stderr
+    two_processes = command(
+        "train.py", "-m", *TINY, *TWO, *sweep, "sweep_dir=two", "data.batch_size=1"
+    )
+    assert two_processes.returncode == 0, two_processes.stderr
+    sweeps = {name: tmp_path / "outputs" / "sweeps" / name for name in ("one", "two")}
     for job in "01":
-        expected, value = (read_result(found[name] / job)["metrics"] for name in ("one", "two"))
-        assert (found["two"] / job / "train_ddp_process_1.log").is_file()
+        expected, value = (read_result(sweeps[name] / job)["metrics"] for name in ("one", "two"))
+        assert (sweeps["two"] / job / "train_ddp_process_1.log").is_file()
         assert value == pytest.approx(expected, abs=1e-5)
-    assert {p.name for p in found["two"].parent.iterdir()} == {"one", "two"}
-    values = [read_result(found["two"] / job)["metrics"]["val/loss"] for job in "01"]
+    assert {p.name for p in sweeps["two"].parent.iterdir()} == {"one", "two"}
+    values = [read_result(sweeps["two"] / job)["metrics"]["val/loss"] for job in "01"]
     assert abs(values[0] - values[1]) > 1e-4, "the two jobs differ"
 
 
@@ -134,8 +147,8 @@ def test_seeded_search_of_two_processes_repeats_and_continues(tmp_path, command)
     assert more.returncode == 0, more.stderr
     assert first.stat().st_mtime_ns == written
     table = pd.read_csv(first.parents[1] / "sweep.csv")
-    assert len(table) == table["optim.lr"].nunique() == 2
-    assert table["optim.lr"].between(1e-4, 1e-2).all()
+    assert len(table) == table["training_optimizer.lr"].nunique() == 2
+    assert table["training_optimizer.lr"].between(1e-4, 1e-2).all()
 
 
 @pytest.mark.slow

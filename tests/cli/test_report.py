@@ -35,12 +35,16 @@ def test_a_report_without_its_arguments_prints_the_usage(name, capsys):
 
 def test_the_terminal_table_has_a_column_per_method_if_all_fit_else_a_row():
     few = [["method", "Dice", "HD95 (mm)"], ["identity", "0.5 ± 0.1", "4 ± 1"]]
-    many = few + [[f"method {n}", "0.7 ± 0.1", "2 ± 1"] for n in range(9)]
+    eleven_methods = few + [[f"method {n}", "0.7 ± 0.1", "2 ± 1"] for n in range(9)]
     make_table = report.make_terminal_table
     assert [str(c.header) for c in make_table(few, 60).columns] == ["", "identity"]
-    assert [str(c.header) for c in make_table(many, 60).columns] == ["", "Dice", "HD95 (mm)"]
-    assert [str(c.header) for c in make_table(many, 30).columns] == ["", "Dice"]
-    assert make_table(many, 30).row_count == 10
+    assert [str(c.header) for c in make_table(eleven_methods, 60).columns] == [
+        "",
+        "Dice",
+        "HD95 (mm)",
+    ]
+    assert [str(c.header) for c in make_table(eleven_methods, 30).columns] == ["", "Dice"]
+    assert make_table(eleven_methods, 30).row_count == 10
 
 
 def test_the_report_of_a_sweep_is_printed(tmp_path, capsys):
@@ -57,7 +61,7 @@ def test_training_curves_are_drawn_from_the_logs_of_runs(tmp_path):
             writer.add_scalar("epoch", epoch, epoch)
             writer.add_scalar("val/dice", 0.1 * epoch, epoch)
     figure = tmp_path / "curves.png"
-    report.main(["curves", "val/dice", str(tmp_path / "run"), "--out", str(figure)])
+    report.main(["curves", "val/dice", str(tmp_path / "run"), "--output", str(figure)])
     assert figure.read_bytes()[1:4] == b"PNG"
     with pytest.raises(SystemExit, match="val/loss"):
-        report.main(["curves", "val/loss", str(tmp_path / "run"), "--out", str(figure)])
+        report.main(["curves", "val/loss", str(tmp_path / "run"), "--output", str(figure)])

@@ -20,11 +20,11 @@ def saved(tmp_path):
 
 def test_matching_weights_are_loaded_and_the_others_reported(saved):
     module, path = saved
-    other = network(4)
-    before = other["grown"].weight.clone()
-    report = load_matching_weights(other, path)
-    assert torch.equal(other["kept"].weight, module["kept"].weight)
-    assert torch.equal(other["grown"].weight, before)
+    wider = network(4)
+    before = wider["grown"].weight.clone()
+    report = load_matching_weights(wider, path)
+    assert torch.equal(wider["kept"].weight, module["kept"].weight)
+    assert torch.equal(wider["grown"].weight, before)
     assert report.startswith("2 of 4 tensors")
     assert "grown.weight" in report.split("new:")[1].split(";")[0]
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.disguises import disguises, told
+from benchmarks.malicious_files import list_malicious_files, open_malicious_file
 from regnet_lab.config.instantiate import FUNCTION_PACKAGES, instantiate_config, is_inside_packages
 from regnet_lab.config.run_dir import load_run_config, resume_config, save_run_metadata
 from regnet_lab.errors import UserError
 from regnet_lab.training.callbacks import AtomicCheckpointIO
 from tests.helpers import ROOT
 
-DISGUISES = disguises()
+MALICIOUS_FILES = list_malicious_files()
 WRITING_FUNCTIONS = {
     "replace",
     "rename",
@@ -36,13 +36,13 @@ WRITING_FUNCTIONS |= {
 }
 
 
-@pytest.mark.parametrize("name", DISGUISES)
+@pytest.mark.parametrize("name", MALICIOUS_FILES)
 def test_malicious_file_is_refused_and_its_code_does_not_run(name):
-    said, ran = told(DISGUISES[name])
+    message, ran = open_malicious_file(MALICIOUS_FILES[name])
     assert not ran
-    assert said
-    assert "\n" not in said
-    assert "Traceback" not in said
+    assert message
+    assert "\n" not in message
+    assert "Traceback" not in message
 
 
 def find_writing_calls(path):
@@ -77,7 +77,7 @@ def save_and_move_run(tmp_path, cfg):
 
 
 def test_configuration_of_a_moved_run_has_its_new_paths(tmp_path, composed):
-    cfg = composed("train", "ndim=2", "model=voxelmorph", "optim.lr=1e-3")
+    cfg = composed("train", "ndim=2", "model=voxelmorph", "training_optimizer.lr=1e-3")
     moved = save_and_move_run(tmp_path, cfg)
     expected = OmegaConf.to_container(cfg, resolve=True)
     loaded = OmegaConf.to_container(load_run_config(str(moved)))
@@ -98,13 +98,13 @@ def test_trusted_packages_of_a_run_are_ignored(tmp_path, composed):
 
 
 def test_only_checkpoints_are_removed(tmp_path):
-    folder, other = tmp_path / "run" / "checkpoints", tmp_path / "mine"
+    folder, user_folder = tmp_path / "run" / "checkpoints", tmp_path / "mine"
     folder.mkdir(parents=True)
-    other.mkdir()
+    user_folder.mkdir()
     for name in ("a.ckpt", "b.txt"):
         (folder / name).touch()
-    (other / "c.ckpt").touch()
-    for path in (folder / "a.ckpt", folder / "b.txt", folder / "../../mine/c.ckpt", other):
+    (user_folder / "c.ckpt").touch()
+    for path in (folder / "a.ckpt", folder / "b.txt", folder / "../../mine/c.ckpt", user_folder):
         AtomicCheckpointIO().remove_checkpoint(str(path))
     remaining = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert remaining == ["b.txt", "c.ckpt"]

@@ -81,7 +81,7 @@ def inner(shape, margin):
 @shapes
 @pytest.mark.parametrize("kind", GEOMETRIC)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_known_displacement_still_makes_the_fixed_image_of_the_moving_one(shape, kind, seed):
+def test_warping_by_the_augmented_displacement_gives_the_fixed_image(shape, kind, seed):
     pair = smooth_pair(shape)
     changed = GEOMETRIC[kind]()(pair, generator(seed))
     warped = ops.warp(changed["moving"][None], changed["displacement"][None])[0]
@@ -115,8 +115,8 @@ def test_a_point_and_its_label_stay_together(shape, kind, seed):
         pair[f"{side}_labels"] = cube
     changed = GEOMETRIC[kind]()(pair, generator(seed))
     for side in ("fixed", "moving"):
-        found = (changed[f"{side}_labels"][0] == 7).nonzero().float().mean(0)
-        assert (found - changed[f"{side}_points"][0]).abs().max() < 0.51
+        label_center = (changed[f"{side}_labels"][0] == 7).nonzero().float().mean(0)
+        assert (label_center - changed[f"{side}_points"][0]).abs().max() < 0.51
 
 
 @shapes
@@ -154,8 +154,8 @@ def test_flips_are_exact(shape):
     assert torch.equal(changed["fixed_labels"], pair["fixed_labels"].flip(2))
     torch.testing.assert_close(changed["moving"], pair["moving"].flip(2), atol=1e-5, rtol=0)
     sign = torch.tensor([1.0, -1.0, 1.0][: len(shape)]).view(-1, *[1] * len(shape))
-    wanted = sign * pair["displacement"].flip(2)
-    torch.testing.assert_close(changed["displacement"], wanted, atol=1e-4, rtol=0)
+    expected = sign * pair["displacement"].flip(2)
+    torch.testing.assert_close(changed["displacement"], expected, atol=1e-4, rtol=0)
     points = pair["fixed_points"].clone()
     points[:, 1] = shape[1] - 1 - points[:, 1]
     torch.testing.assert_close(changed["fixed_points"], points, atol=1e-4, rtol=0)
@@ -218,13 +218,13 @@ def test_pairs_without_the_optional_parts_can_be_augmented(shape):
 def test_intensities_of_the_two_images_change_on_their_own_and_nothing_else_does(shape):
     pair = smooth_pair(shape)
     pair["moving"] = pair["fixed"].clone()
-    kept = {key: value.clone() for key, value in pair.items() if key != "name"}
+    originals = {key: value.clone() for key, value in pair.items() if key != "name"}
     changed = IntensityAugmentation(probability=1)(pair, generator(1))
     assert type(changed["fixed"]) is torch.Tensor
     assert changed["fixed"].dtype == torch.float32
     assert (changed["fixed"] - changed["moving"]).abs().mean() > 0.01
     assert (changed["fixed"] - pair["fixed"]).abs().mean() > 0.01
-    for key, value in kept.items():
+    for key, value in originals.items():
         assert torch.equal(pair[key], value), "the pair that was given has changed"
         assert key in ("fixed", "moving") or changed[key] is pair[key]
 
@@ -273,9 +273,9 @@ def epoch(data, number):
     ]
 
 
-def same(one, other):
-    return len(one) == len(other) and all(
-        a == b and torch.equal(x, y) for (a, x), (b, y) in zip(one, other, strict=True)
+def same(first, second):
+    return len(first) == len(second) and all(
+        a == b and torch.equal(x, y) for (a, x), (b, y) in zip(first, second, strict=True)
     )
 
 
@@ -287,11 +287,11 @@ def test_worker_processes_draw_the_same_augmentations_as_the_main_process():
 
 def test_each_draw_of_a_pair_is_augmented_differently():
     drawn = epoch(loader(), 0) + epoch(loader(), 1)
-    seen = {}
+    images = {}
     for name, x in drawn:
-        assert all(not torch.equal(x, other) for other in seen.get(name, []))
-        seen.setdefault(name, []).append(x)
-    assert max(map(len, seen.values())) >= 2
+        assert all(not torch.equal(x, other) for other in images.get(name, []))
+        images.setdefault(name, []).append(x)
+    assert max(map(len, images.values())) >= 2
     other = PairDataModule(
         lambda split: Counted(), 2, 10, seed=4, augment=SharedAffine(translation=0.2)
     )
@@ -310,18 +310,22 @@ def test_a_loader_resumed_within_an_epoch_goes_on_with_the_same_items(workers):
     state = stopped.state_dict()
     resumed = loader(num_workers=workers)
     resumed.load_state_dict(state)
-    rest = [(n, x) for batch in resumed for n, x in zip(batch["name"], batch["fixed"], strict=True)]
-    assert same(whole[4:], rest)
+    remaining = [
+        (n, x) for batch in resumed for n, x in zip(batch["name"], batch["fixed"], strict=True)
+    ]
+    assert same(whole[4:], remaining)
 
 
 def test_validation_pairs_are_left_as_they_are_and_so_is_the_order():
     augmented = PairDataModule(
         lambda split: Counted(), 2, 10, seed=3, augment=SharedAffine(shear=0.3)
     )
-    plain = PairDataModule(lambda split: Counted(), 2, 10, seed=3)
-    for one, other in zip(augmented.val_dataloader(), plain.val_dataloader(), strict=True):
-        assert torch.equal(one["fixed"], other["fixed"])
-    names = [[n for n, _ in epoch(m.train_dataloader(), 1)] for m in (augmented, plain)]
+    unaugmented = PairDataModule(lambda split: Counted(), 2, 10, seed=3)
+    for pair, expected in zip(
+        augmented.val_dataloader(), unaugmented.val_dataloader(), strict=True
+    ):
+        assert torch.equal(pair["fixed"], expected["fixed"])
+    names = [[n for n, _ in epoch(m.train_dataloader(), 1)] for m in (augmented, unaugmented)]
     assert names[0] == names[1]
 
 

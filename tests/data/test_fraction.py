@@ -31,10 +31,14 @@ def to_atlas(n):
 def beats(n, slices=3):
     """Slices of two phases of n subjects, a file for each phase."""
 
-    def one(k, phase, z):
+    def make_slice_case(k, phase, z):
         return case(f"s{k}-{phase}-z{z}", f"s{k}-{phase}.nii", slice=z)
 
-    return [(one(k, "ED", z), one(k, "ES", z)) for k in range(n) for z in range(slices)]
+    return [
+        (make_slice_case(k, "ED", z), make_slice_case(k, "ES", z))
+        for k in range(n)
+        for z in range(slices)
+    ]
 
 
 def phases(n, frames=4):

@@ -64,10 +64,10 @@ def rule_by_hand(v, rule):
 def test_classes_follow_the_rule(shape, rule):
     scale = torch.tensor(SPACING[: len(shape)]).view(-1, *[1] * len(shape))
     u = pair(shape)["displacement"] * scale
-    found = classify_displacements(u, THRESHOLDS, rule)
+    classes = classify_displacements(u, THRESHOLDS, rule)
     vectors = u.flatten(1).T.double().numpy()
     expected = [rule_by_hand(v, rule) for v in vectors]
-    np.testing.assert_array_equal(found.flatten(), expected)
+    np.testing.assert_array_equal(classes.flatten(), expected)
     assert set(expected) >= ({0, 1, 2} if rule == "norm" else {-1, 0, 1})
     assert (-1 in expected) == (rule != "norm")
 
@@ -101,11 +101,11 @@ def test_patches_are_cropped_from_their_pair(shape):
 def test_classes_and_the_voxels_of_a_class_are_drawn_equally_often(shape):
     data = patches(shape, patches_per_image=60)
     scale = torch.tensor(SPACING[: len(shape)])
-    found = []
+    classes = []
     for n in range(120):
         u = data[n]["displacement"][(slice(None), *[3] * len(shape))] * scale
-        found.append(rule_by_hand(u.double().numpy(), "norm"))
-    assert np.bincount(found).tolist() == [40, 40, 40]
+        classes.append(rule_by_hand(u.double().numpy(), "norm"))
+    assert np.bincount(classes).tolist() == [40, 40, 40]
     drawn = draw_balanced_voxels(
         np.random.default_rng(0), np.array([[3, 0], [5, 0], [2, 0]]), 20_000
     )
@@ -141,13 +141,13 @@ def test_centers_lie_off_the_border_and_inside_the_mask(shape):
 
 @shapes
 def test_the_nth_patch_depends_on_seed_and_number_alone(shape):
-    one, other = patches(shape), patches(shape, seed=1)
+    first, different = patches(shape), patches(shape, seed=1)
     again = pickle.loads(pickle.dumps(patches(shape)))
     numbers = [0, 61, 300, 5]
-    names = [one[n]["name"] for n in numbers]
+    names = [first[n]["name"] for n in numbers]
     assert [again[n]["name"] for n in reversed(numbers)] == names[::-1]
-    assert [other[n]["name"] for n in numbers] != names
-    assert len(one) == 180
+    assert [different[n]["name"] for n in numbers] != names
+    assert len(first) == 180
 
 
 def test_every_pair_is_used_once_per_pass_and_the_next_chunk_is_prepared():
@@ -163,9 +163,9 @@ def test_augmentation_changes_pairs_before_they_are_cut():
     def darker(pair, generator):
         return {**pair, "fixed": pair["fixed"] * 0 - torch.rand(1, generator=generator)}
 
-    plain, changed = patches((20, 22)), patches((20, 22), augment=darker)
-    assert plain[3]["name"] == changed[3]["name"]
-    assert torch.equal(plain[3]["moving"], changed[3]["moving"])
+    original, changed = patches((20, 22)), patches((20, 22), augment=darker)
+    assert original[3]["name"] == changed[3]["name"]
+    assert torch.equal(original[3]["moving"], changed[3]["moving"])
     assert (changed[3]["fixed"] < 0).all()
     assert torch.equal(changed[3]["fixed"], patches((20, 22), augment=darker)[3]["fixed"])
 
@@ -252,21 +252,21 @@ def test_a_cropped_term_sees_the_box_of_the_mask_alone(shape, term):
     mask = torch.zeros(2, 1, *shape)
     mask[(0, 0, *[4] * len(shape))] = mask[(1, 0, *[10] * len(shape))] = 1
     generator = torch.Generator().manual_seed(0)
-    u, known = 3 * torch.randn(2, 2, len(shape), *shape, generator=generator)
+    u, true_u = 3 * torch.randn(2, 2, len(shape), *shape, generator=generator)
     labels = torch.randint(0, 3, (2, 2, 1, *shape), generator=generator)
     keys = {
         "fixed": mask,
         "moving": mask,
         "fixed_labels": labels[0],
         "moving_labels": labels[1],
-        "displacement": known,
+        "displacement": true_u,
     }
     whole = Pair(**keys, fixed_mask=mask, spacing=torch.ones(2, len(shape)), name=["a", "b"])
     box = (..., *[slice(4, 11)] * len(shape))
     part = Pair(**{k: v[box] for k, v in keys.items()}, spacing=whole["spacing"], name=["a", "b"])
-    found = losses.CroppedLoss(term)(whole, Registration([u], mask))
+    value = losses.CroppedLoss(term)(whole, Registration([u], mask))
     expected = term(part, Registration([u[box]], mask[box]))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(value, expected)
     bare = {k: v for k, v in whole.items() if k != "fixed_mask"}
     out = Registration([u], mask)
     assert losses.CroppedLoss(term)(bare, out) == term(bare, out)

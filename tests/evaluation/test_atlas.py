@@ -45,7 +45,7 @@ def constant(shape, shift):
 
 def smooth(shape, seed, size=1.0):
     rough = noise(len(shape), *shape, seed=seed).numpy()
-    field = np.stack([ndimage.gaussian_filter(one, 3) for one in rough])
+    field = np.stack([ndimage.gaussian_filter(component, 3) for component in rough])
     return torch.from_numpy(field / np.abs(field).max() * size).float()[None]
 
 
@@ -59,7 +59,7 @@ def test_the_mean_weights_every_image_by_its_jacobian_determinant(shape):
     top = bottom = 0
     for image, u in zip(images, fields, strict=True):
         v = u[0].double().numpy()
-        slopes = np.stack([np.stack(np.gradient(one), -1) for one in v], -2)
+        slopes = np.stack([np.stack(np.gradient(component), -1) for component in v], -2)
         weight = np.clip(np.linalg.det(slopes + np.eye(len(shape))), 1e-3, None)
         at = np.indices(shape) + v
         warped = ndimage.map_coordinates(image[0, 0].numpy(), at, order=1, mode="nearest")
@@ -128,9 +128,9 @@ def test_votes_are_counted_by_label_and_the_first_of_equals_wins(shape):
     maps = [
         torch.tensor(values)[noise(1, 1, *shape, seed=s).abs().clamp(max=2).long()] for s in (1, 2)
     ]
-    votes = sum(atlas_functional.encode_one_hot(one, values) for one in maps)
+    votes = sum(atlas_functional.encode_one_hot(labels, values) for labels in maps)
     for channel, value in enumerate(values):
-        assert (votes[:, channel] == sum((one[:, 0] == value).int() for one in maps)).all()
+        assert (votes[:, channel] == sum((labels[:, 0] == value).int() for labels in maps)).all()
     torch.testing.assert_close(
         atlas_functional.select_majority_labels(votes, values), torch.minimum(*maps)
     )
@@ -142,7 +142,9 @@ def test_fused_labels_have_most_votes_at_the_mapped_points(shape):
     votes = torch.randint(0, 9, (1, 3, *shape), generator=torch.Generator().manual_seed(0))
     v = smooth(shape, 7, 2.0)
     at = np.indices(shape) + v[0].numpy()
-    shares = [ndimage.map_coordinates(one.numpy().astype(float), at, order=1) for one in votes[0]]
+    shares = [
+        ndimage.map_coordinates(channel.numpy().astype(float), at, order=1) for channel in votes[0]
+    ]
     first, second = np.sort(shares, axis=0)[[-1, -2]]
     inside = ((at >= 0) & (at <= np.array(shape).reshape(-1, *[1] * len(shape)) - 1)).all(0)
     clear = inside & (first - second > 1e-3)
@@ -334,9 +336,9 @@ def test_a_subject_has_no_vote_on_itself_and_a_label_of_its_own_does_not_count(t
     cases = make_cases(tmp_path, shape, 3)
     first = np.zeros(shape, np.int16)
     first[1:3, 1:3] = 5
-    other = np.zeros(shape, np.int16)
-    other[5:8, 5:8] = 2
-    for case, labels in zip(cases, (first + other, other, other), strict=True):
+    second = np.zeros(shape, np.int16)
+    second[5:8, 5:8] = 2
+    for case, labels in zip(cases, (first + second, second, second), strict=True):
         write(tmp_path, case.labels.stem, labels, np.eye(4))
     run(tmp_path, CasePairs(pairs_of(cases), CropOrPad(shape)), Identity())
     table = pd.read_csv(tmp_path / "out" / "labels.csv").set_index(["case", "method", "label"])[
@@ -347,7 +349,7 @@ def test_a_subject_has_no_vote_on_itself_and_a_label_of_its_own_does_not_count(t
     assert pd.read_csv(tmp_path / "out" / "cases.csv")["dice"].tolist() == [1.0] * 6
 
 
-def test_without_registration_the_template_is_the_plain_mean(tmp_path):
+def test_without_registration_the_template_is_the_unweighted_mean(tmp_path):
     cases = make_cases(tmp_path, (9, 11), 3, labelled=False)
     facts, out = run(tmp_path, CasePairs(pairs_of(cases), CropOrPad((9, 11))), Identity())
     np.testing.assert_allclose(load(out / "template.nii.gz"), load(out / "mean.nii.gz"), atol=1e-6)

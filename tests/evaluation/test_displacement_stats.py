@@ -44,10 +44,10 @@ def test_the_task_writes_a_table_and_a_figure(shape, tmp_path, monkeypatch):
     draw_magnitude_maps = displacement_stats.draw_magnitude_maps
 
     def pair(number):
-        one = make_self_pair(torch.rand(1, *shape), "a") | {
+        item = make_self_pair(torch.rand(1, *shape), "a") | {
             "displacement": torch.rand(len(shape), *shape)
         }
-        batch = {k: v[None] for k, v in one.items() if k != "name"}
+        batch = {k: v[None] for k, v in item.items() if k != "name"}
         return {**batch, "name": [f"a{number}"]}
 
     torch.manual_seed(0)
@@ -61,10 +61,10 @@ def test_the_task_writes_a_table_and_a_figure(shape, tmp_path, monkeypatch):
         None, None, [pair(n) for n in range(3)]
     )
     assert [p["name"] for p in drawn] == [["a0"], ["a2"]]
-    table = pd.read_csv(tmp_path / "new/fields.csv")
+    table = pd.read_csv(tmp_path / "new/displacement_stats.csv")
     assert table["case"].tolist() == ["a0", "a1", "a2"]
     assert (table.filter(like="percent").iloc[:, :3].sum(axis=1) - 100).abs().max() < 1e-3
-    assert (tmp_path / "new/fields.png").stat().st_size > 1000
+    assert (tmp_path / "new/displacement_stats.png").stat().st_size > 1000
     bare = {k: v for k, v in pair(0).items() if k != "displacement"}
     with pytest.raises(UserError, match="a0: its displacement is unknown"):
         DisplacementStatsTask(str(tmp_path), [1.0], 1).run(None, None, [bare])

@@ -101,7 +101,7 @@ def test_simpleitk_reproduces_the_deformed_image_from_the_source(tmp_path):
     )
 
 
-def test_existing_files_are_kept_and_files_are_named_by_their_look(tmp_path):
+def test_existing_files_are_not_overwritten_and_names_include_the_intensity_model(tmp_path):
     root = run(tmp_path, artificial(2))
     path = next(root.rglob("ExpLung1/Dsmooth0/*/DeformedDVF_pad0.mha"))
     first = path.read_bytes(), path.stat().st_mtime_ns

@@ -47,7 +47,7 @@ def test_iteration_sweep_writes_a_curve_and_evaluation_writes_energies(run_of, c
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = run / "evaluation" / "synthetic-test-iteration_sweep-full"
-    curve = pd.read_csv(folder / "steps.csv")
+    curve = pd.read_csv(folder / "iteration_sweep.csv")
     assert curve["iterations"].tolist() == [9, 18]
     cases = pd.read_csv(folder / "cases.csv")
     assert list(cases["method"].unique()) == ["identity", "gradirn x1", "gradirn x2"]
@@ -58,7 +58,7 @@ def test_iteration_sweep_writes_a_curve_and_evaluation_writes_energies(run_of, c
         rows = table[table["method"] == method]
         assert rows["iteration"].tolist() == list(range(count + 1))
         assert rows["energy"].iloc[-1] == pytest.approx(row["energy"])
-    assert (folder / "steps.png").stat().st_size > 0
+    assert (folder / "iteration_sweep.png").stat().st_size > 0
     assert (folder / "energy.png").stat().st_size > 0
     assert len(list((folder / "pictures").glob("*_iterations.png"))) == 1
 
@@ -70,8 +70,8 @@ def test_a_run_on_slices_evaluates_volumes(run_of, composed):
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     for name, value in module.model.model.state_dict().items():
         assert torch.equal(value, saved[f"model.{name}"])
-    plain = load_module(composed("evaluate", f"run={run}", "data=brain2d"))
-    assert isinstance(plain.model, GraDIRN)
+    slice_module = load_module(composed("evaluate", f"run={run}", "data=brain2d"))
+    assert isinstance(slice_module.model, GraDIRN)
     fresh = load_module(composed("evaluate", "model=gradirn", "data=cardiac"))
     assert isinstance(fresh.model, SliceWiseModel)
 

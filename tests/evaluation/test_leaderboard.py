@@ -56,14 +56,14 @@ def three(tmp_path):
 
 
 def test_statistics_equal_those_of_scipy_and_numpy(three):
-    board = build_leaderboard(three, reference="good")
+    leaderboard = build_leaderboard(three, reference="good")
     frames = {
         path.name: (pd.read_csv(path / "cases.csv").query("method == @path.name").set_index("case"))
         for path in three
     }
     p = {}
     for name, frame in frames.items():
-        row = board.loc[name]
+        row = leaderboard.loc[name]
         assert row["cases"] == len(CASES)
         assert row["dice_mean"] == pytest.approx(frame["dice"].mean())
         assert row["dice_sd"] == pytest.approx(frame["dice"].std(ddof=0))
@@ -76,44 +76,48 @@ def test_statistics_equal_those_of_scipy_and_numpy(three):
     small, large = sorted((p["bad"], p["similar"]))
     adjusted = {small: 2 * small, large: max(large, 2 * small)}
     for name in ("bad", "similar"):
-        assert board.loc[name, "dice_p"] == pytest.approx(adjusted[p[name]])
-    assert board.loc[["good", "identity"], "dice_p"].isna().all()
-    assert board.attrs["reference"] == "good"
+        assert leaderboard.loc[name, "dice_p"] == pytest.approx(adjusted[p[name]])
+    assert leaderboard.loc[["good", "identity"], "dice_p"].isna().all()
+    assert leaderboard.attrs["reference"] == "good"
 
 
 def test_costs_parameters_and_device_are_listed(three):
-    board = build_leaderboard(three)
-    assert board.loc["good", ["seconds", "peak_mb", "parameters"]].tolist() == [0.5, 100, 1234567]
-    assert board.loc["good", "device"] == "a CPU, 1 thread"
-    assert board.loc["identity", ["seconds", "parameters", "device"]].isna().all()
+    leaderboard = build_leaderboard(three)
+    assert leaderboard.loc["good", ["seconds", "peak_mb", "parameters"]].tolist() == [
+        0.5,
+        100,
+        1234567,
+    ]
+    assert leaderboard.loc["good", "device"] == "a CPU, 1 thread"
+    assert leaderboard.loc["identity", ["seconds", "parameters", "device"]].isna().all()
 
 
 def test_identity_is_first_without_a_rank_and_the_others_follow_their_ranks(three):
-    board = build_leaderboard(three)
-    assert board.index[0] == "identity"
-    assert np.isnan(board.loc["identity", "rank"])
-    assert board["rank"][1:].is_monotonic_decreasing
+    leaderboard = build_leaderboard(three)
+    assert leaderboard.index[0] == "identity"
+    assert np.isnan(leaderboard.loc["identity", "rank"])
+    assert leaderboard["rank"][1:].is_monotonic_decreasing
     # dice, dice30, hd95: bad last; sdlogj: bad best, good next, similar last
     best, last, shared = 1.0, 0.1, 0.775
-    assert board.loc["bad", "rank"] == pytest.approx((last**3 * best) ** 0.25)
-    assert board.loc["good", "rank"] == pytest.approx((shared**3 * 0.55) ** 0.25)
+    assert leaderboard.loc["bad", "rank"] == pytest.approx((last**3 * best) ** 0.25)
+    assert leaderboard.loc["good", "rank"] == pytest.approx((shared**3 * 0.55) ** 0.25)
 
 
 def test_dice30_is_of_the_structures_with_least_overlap_before_registration(three):
-    board = build_leaderboard(three)
+    leaderboard = build_leaderboard(three)
     labels = pd.read_csv(three[0] / "labels.csv")
     before = labels[labels.method == "identity"].set_index(["case", "label"])["dice"]
     hard = before[before <= before.quantile(0.3)].index
     after = labels[labels.method == "good"].set_index(["case", "label"])["dice"]
     assert len(hard) == 15
-    assert board.loc["good", "dice30_mean"] == pytest.approx(after[hard].mean())
-    assert board.loc["identity", "dice30_mean"] < board.loc["identity", "dice_mean"]
+    assert leaderboard.loc["good", "dice30_mean"] == pytest.approx(after[hard].mean())
+    assert leaderboard.loc["identity", "dice30_mean"] < leaderboard.loc["identity", "dice_mean"]
 
 
 def test_the_best_method_is_the_reference_unless_another_is_named(three):
-    board = build_leaderboard(three)
-    means = board["dice_mean"].drop("identity")
-    assert board.attrs["reference"] == means.idxmax()
+    leaderboard = build_leaderboard(three)
+    means = leaderboard["dice_mean"].drop("identity")
+    assert leaderboard.attrs["reference"] == means.idxmax()
     with pytest.raises(UserError, match="reference=nobody is not one of good, bad, similar"):
         build_leaderboard(three, reference="nobody")
 
@@ -121,9 +125,9 @@ def test_the_best_method_is_the_reference_unless_another_is_named(three):
 def test_all_evaluations_below_a_folder_are_read(tmp_path):
     write_evaluation(tmp_path / "sweep" / "0", "net", 0.7, seed=1, run=tmp_path / "runs" / "small")
     write_evaluation(tmp_path / "sweep" / "1", "net", 0.8, seed=2, run=tmp_path / "runs" / "large")
-    board = build_leaderboard([tmp_path / "sweep"])
-    assert set(board.index) == {"identity", "net (small)", "net (large)"}
-    assert board.loc["net (large)", "dice_mean"] > board.loc["net (small)", "dice_mean"]
+    leaderboard = build_leaderboard([tmp_path / "sweep"])
+    assert set(leaderboard.index) == {"identity", "net (small)", "net (large)"}
+    assert leaderboard.loc["net (large)", "dice_mean"] > leaderboard.loc["net (small)", "dice_mean"]
 
 
 def test_evaluations_of_one_run_are_named_by_their_folders(tmp_path):
@@ -133,19 +137,21 @@ def test_evaluations_of_one_run_are_named_by_their_folders(tmp_path):
 
 
 def test_repeated_folders_and_repeated_cases_count_once(three):
-    board = build_leaderboard(three[:2])
+    leaderboard = build_leaderboard(three[:2])
     path = three[0] / "cases.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[1], lines[-1]]) + "\n")
     again = build_leaderboard([three[0], three[1], str(three[0])])
-    pd.testing.assert_frame_equal(again, board)
+    pd.testing.assert_frame_equal(again, leaderboard)
 
 
 def test_the_user_can_name_a_method(three, tmp_path):
     odd = write_evaluation(tmp_path / "weight=0.1", "net", 0.7)
-    board = build_leaderboard([f"ours={three[0]}", odd, three[1]])
-    assert list(board.index[1:]) == [m for m in board.index if m in {"ours", "net", "bad"}]
-    assert board.loc["ours", "parameters"] == 1234567
+    leaderboard = build_leaderboard([f"ours={three[0]}", odd, three[1]])
+    assert list(leaderboard.index[1:]) == [
+        m for m in leaderboard.index if m in {"ours", "net", "bad"}
+    ]
+    assert leaderboard.loc["ours", "parameters"] == 1234567
 
 
 @pytest.mark.parametrize("common", [False, True])
@@ -158,31 +164,31 @@ def test_different_cases_are_refused_or_left_out_with_a_warning(common, three, t
             build_leaderboard([*three, fewer])
         return
     with caplog.at_level(logging.WARNING):
-        board = build_leaderboard([*three, fewer], common=True)
+        leaderboard = build_leaderboard([*three, fewer], common=True)
     assert "only the 23 cases that all have are compared" in caplog.text
-    assert set(board["cases"]) == {23}
+    assert set(leaderboard["cases"]) == {23}
     good = pd.read_csv(three[0] / "cases.csv").query("method == 'good' and case != @CASES[3]")
-    assert board.loc["good", "dice_mean"] == pytest.approx(good["dice"].mean())
+    assert leaderboard.loc["good", "dice_mean"] == pytest.approx(good["dice"].mean())
 
 
 def test_evaluations_without_common_cases_are_refused(three, tmp_path):
-    other = write_evaluation(tmp_path / "other", "other", 0.7, cases=["a", "b"])
+    evaluation = write_evaluation(tmp_path / "other", "other", 0.7, cases=["a", "b"])
     with pytest.raises(UserError, match="different cases"):
-        build_leaderboard([*three, other], common=True)
+        build_leaderboard([*three, evaluation], common=True)
 
 
 def test_evaluations_that_differ_before_registration_are_refused(three, tmp_path):
-    other = write_evaluation(tmp_path / "other", "other", 0.8, before=0.52)
+    evaluation = write_evaluation(tmp_path / "other", "other", 0.8, before=0.52)
     with pytest.raises(UserError, match=r"other: dice of case_\d\d without registration is"):
-        build_leaderboard([*three, other])
+        build_leaderboard([*three, evaluation])
 
 
 def test_identity_alone_is_a_leaderboard_without_ranks(tmp_path):
     tables.write_tables([r | {"method": "identity"} for r in make_scores(0, 0.5, CASES)], tmp_path)
-    board = build_leaderboard([tmp_path])
-    assert list(board.index) == ["identity"]
-    assert np.isnan(board.loc["identity", "rank"])
-    assert "0.5" in leaderboard_tables.to_markdown(board)
+    leaderboard = build_leaderboard([tmp_path])
+    assert list(leaderboard.index) == ["identity"]
+    assert np.isnan(leaderboard.loc["identity", "rank"])
+    assert "0.5" in leaderboard_tables.to_markdown(leaderboard)
 
 
 @pytest.mark.parametrize(
@@ -215,14 +221,16 @@ def read_html_rows(page):
 
 
 def test_all_file_formats_hold_the_same_numbers(three, tmp_path):
-    board = build_leaderboard([f"a_b & <c>={three[0]}", *three[1:]])
-    written = leaderboard_tables.write_leaderboard(board, tmp_path / "out")
+    leaderboard = build_leaderboard([f"a_b & <c>={three[0]}", *three[1:]])
+    written = leaderboard_tables.write_leaderboard(leaderboard, tmp_path / "out")
     assert [p.name for p in written] == [f"leaderboard.{e}" for e in ("csv", "md", "tex", "html")]
     csv, md, tex, page = (p.read_text(encoding="utf-8") for p in written)
-    csv_board = pd.read_csv(tmp_path / "out/leaderboard.csv", index_col="method")
-    np.testing.assert_allclose(csv_board["dice_mean"], board["dice_mean"])
-    row = leaderboard_tables.make_overview_table(board)[[*board.index].index("a_b & <c>") + 1]
-    mean, sd = board.loc["a_b & <c>", ["dice_mean", "dice_sd"]]
+    csv_leaderboard = pd.read_csv(tmp_path / "out/leaderboard.csv", index_col="method")
+    np.testing.assert_allclose(csv_leaderboard["dice_mean"], leaderboard["dice_mean"])
+    row = leaderboard_tables.make_overview_table(leaderboard)[
+        [*leaderboard.index].index("a_b & <c>") + 1
+    ]
+    mean, sd = leaderboard.loc["a_b & <c>", ["dice_mean", "dice_sd"]]
     assert row[2] == f"{mean:.3f} ± {sd:.3f}"
     assert row[-2:] == ["1,234,567", "a CPU, 1 thread"]
     assert row in read_html_rows(page)
@@ -233,19 +241,19 @@ def test_all_file_formats_hold_the_same_numbers(three, tmp_path):
     assert (
         tex.count(r"\begin{tabular}")
         == tex.count(r"\end{tabular}")
-        == 1 + len(leaderboard_tables.list_metrics(board))
+        == 1 + len(leaderboard_tables.list_metrics(leaderboard))
     )
     assert "a_b & <c>" in csv
 
 
 def test_the_table_of_a_metric_has_all_statistics(three):
-    board = build_leaderboard(three, reference="good")
-    head, _, *rows = leaderboard_tables.make_metric_table(board, "dice")
+    leaderboard = build_leaderboard(three, reference="good")
+    head, _, *rows = leaderboard_tables.make_metric_table(leaderboard, "dice")
     assert head == ["method", "mean", "sd", "median", "worst 30 %", "95 % from", "to", "p"]
     by_name = {row[0]: row for row in rows}
     assert by_name["bad"][-1] == "< 0.001"
     assert by_name["good"][-1] == "-"
-    assert by_name["bad"][1] == f"{board.loc['bad', 'dice_mean']:.3f}"
+    assert by_name["bad"][1] == f"{leaderboard.loc['bad', 'dice_mean']:.3f}"
 
 
 def test_the_command_writes_the_leaderboard_and_names_errors_in_one_sentence(three, tmp_path):
@@ -255,7 +263,7 @@ def test_the_command_writes_the_leaderboard_and_names_errors_in_one_sentence(thr
             capture_output=True, encoding="utf-8", cwd=ROOT,
         )  # fmt: skip
 
-    done = run(*map(str, three), "--reference", "good", "--out", str(tmp_path / "out"))
+    done = run(*map(str, three), "--reference", "good", "--output", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "against good" in " ".join(done.stdout.split())
     assert (tmp_path / "out/leaderboard.html").is_file()
@@ -305,8 +313,8 @@ def test_evaluations_of_one_run_on_several_splits_are_listed_to_choose_from(tmp_
     for source in (run, run / "evaluation"):
         with pytest.raises(UserError, match=message):
             build_leaderboard([source])
-    board = build_leaderboard([run / "evaluation" / "task04-val-score-full"])
-    assert list(board.index) == ["identity", "net"]
+    leaderboard = build_leaderboard([run / "evaluation" / "task04-val-score-full"])
+    assert list(leaderboard.index) == ["identity", "net"]
 
 
 def test_several_metrics_are_no_several_methods(tmp_path):

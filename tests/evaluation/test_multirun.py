@@ -111,11 +111,13 @@ def test_iteration_curves_of_all_jobs_are_joined(tmp_path):
     for number, run in enumerate("ab"):
         write_job(tmp_path, number, run, "x", 0.8)
         curve = pd.DataFrame({"iterations": [9, 18], "dice": [0.8, 0.7], "energy": [1.0, number]})
-        curve.assign(model="net").to_csv(tmp_path / str(number) / "steps.csv", index=False)
+        curve.assign(model="net").to_csv(
+            tmp_path / str(number) / "iteration_sweep.csv", index=False
+        )
     multirun.write_multirun_report(tmp_path)
-    table = pd.read_csv(tmp_path / "steps.csv")
+    table = pd.read_csv(tmp_path / "iteration_sweep.csv")
     assert table["model"].tolist() == ["a", "a", "b", "b"]
-    assert (tmp_path / "steps.png").stat().st_size > 0
+    assert (tmp_path / "iteration_sweep.png").stat().st_size > 0
     assert not (tmp_path / "energy.csv").exists()
 
 

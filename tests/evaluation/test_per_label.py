@@ -166,7 +166,7 @@ def test_the_command_writes_figures_and_numbers_by_group(tmp_path):
     write_evaluation(tmp_path / "run", ["net", "identity"])
     groups = tmp_path / "groups.yaml"
     groups.write_text("1: {name: small, labels: [3, 12]}\n2: {name: large, labels: [101]}\n")
-    arguments = ["--groups", str(groups), "--out", str(tmp_path)]
+    arguments = ["--groups", str(groups), "--output", str(tmp_path)]
     report.main(["per-label", str(tmp_path / "run"), *arguments])
     structures = pd.read_csv(tmp_path / "dice_structures.csv")
     assert structures["structure"].tolist() == ["small", "small", "large", "large"]

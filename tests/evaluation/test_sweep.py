@@ -10,10 +10,10 @@ from regnet_lab.errors import UserError
 from regnet_lab.evaluation import sweep
 
 JOBS = [  # overrides, value
-    (["optim.lr=1e-4", "model=faim", "threads=1"], 0.5),
-    (["optim.lr=1e-2", "model=gradirn", "threads=1"], 0.7),
-    (["optim.lr=1e-3", "model=voxelmorph", "threads=1"], 0.6),
-    (["optim.lr=1e-1", "model=faim", "threads=1"], None),
+    (["training_optimizer.lr=1e-4", "model=faim", "threads=1"], 0.5),
+    (["training_optimizer.lr=1e-2", "model=gradirn", "threads=1"], 0.7),
+    (["training_optimizer.lr=1e-3", "model=voxelmorph", "threads=1"], 0.6),
+    (["training_optimizer.lr=1e-1", "model=faim", "threads=1"], None),
 ]
 
 
@@ -38,12 +38,12 @@ def read_markdown(path):
 
 def test_the_table_has_the_varied_settings_and_the_results(sweep_folder):
     table = sweep.write_sweep_report(sweep_folder)
-    assert table.attrs["varied"] == ["optim.lr", "model"]
-    assert table["optim.lr"].tolist() == [1e-4, 1e-2, 1e-3, 1e-1]
+    assert table.attrs["varied"] == ["training_optimizer.lr", "model"]
+    assert table["training_optimizer.lr"].tolist() == [1e-4, 1e-2, 1e-3, 1e-1]
     written = pd.read_csv(sweep_folder / "sweep.csv")
     assert written["val/tre_mm"].tolist()[:3] == [2.0] * 3
     rows = read_markdown(sweep_folder / "sweep.md")
-    assert rows[0] == ["job", "optim.lr", "model", "val/dice", "best", "steps"]
+    assert rows[0] == ["job", "training_optimizer.lr", "model", "val/dice", "best", "steps"]
     assert rows[2] == ["0", "0.0001", "faim", "0.5000", "0.6000", "9"]
     assert rows[3][:4] == ["**1**", "**0.01**", "**gradirn**", "**0.7000**"]
     assert "failed: it diverged" in rows[5]
@@ -64,7 +64,11 @@ def test_parallel_coordinates_show_every_finished_job_on_every_axis(sweep_folder
         assert lines[job].get_ydata() == pytest.approx(expected)
     widths = {job: line.get_linewidth() for job, line in lines.items()}
     assert max(widths, key=widths.get) == "job 1"
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["optim.lr", "model", "val/dice"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        "training_optimizer.lr",
+        "model",
+        "val/dice",
+    ]
     tick_labels = {text.get_text(): tuple(text.xy) for text in axes.texts}
     assert tick_labels["gradirn"] == (1, 0.5)
     assert tick_labels["0.01"] == (0, 1)

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,11 +24,6 @@ from regnet_lab.training.callbacks import CaseTable
 from regnet_lab.visualization import field_of_experts
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def distance(u, v):
     return (u - v).square().sum(1).sqrt().mean().item()
 
@@ -40,7 +34,7 @@ BATCH = {"images", "displacements", "vectors", "unit_images", "unit_displacement
 LEARNED = ("filters", "activations", "potentials")
 
 
-MODEL = {"weights", *(f"{term}_{what}" for term in field_of_experts.TERMS for what in LEARNED)}
+MODEL = {"weights", *(f"{term}_{kind}" for term in field_of_experts.TERMS for kind in LEARNED)}
 
 
 TINY = [

@@ -72,7 +72,7 @@ def test_the_figure_shows_the_table(evaluations):
 
 def test_the_command_writes_figure_and_table(evaluations, tmp_path):
     figure = tmp_path / "out.png"
-    report.main(["tradeoff", KEY, *map(str, evaluations), "--out", str(figure)])
+    report.main(["tradeoff", KEY, *map(str, evaluations), "--output", str(figure)])
     assert figure.read_bytes()[1:4] == b"PNG"
     table = pd.read_csv(tmp_path / "out.csv")
     assert table[KEY].tolist() == [0.0, 1e-3, 0.0]
@@ -88,7 +88,7 @@ def test_the_command_writes_figure_and_table(evaluations, tmp_path):
         (KEY, "run0/config.yaml", "run0"),
     ],
 )
-def test_what_is_missing_is_named(key, deleted, message, evaluations, tmp_path):
+def test_missing_settings_and_files_are_named(key, deleted, message, evaluations, tmp_path):
     if deleted:
         (tmp_path / deleted).unlink()
     with pytest.raises(UserError, match=message):

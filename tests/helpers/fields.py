@@ -19,6 +19,13 @@ def random_field(shape, deviation, sigma=3.0, batch=1, seed=1):
     return deviation * random_image(shape, len(shape), batch, sigma, seed)
 
 
+def make_waves(shape, amplitude, phase):
+    """Return a displacement (1, D, *shape) of plane sine waves along the diagonal, in float32."""
+    components = torch.arange(len(shape)).view(1, -1, *[1] * len(shape))
+    x = torch.from_numpy(np.indices(shape)).float().sum(0)
+    return amplitude * torch.sin(x / 4 + phase + components)
+
+
 def make_affine_field(matrix, shape, center=None):
     """Compute u(x) = matrix (x - center) on a grid by numpy."""
     center = (np.array(shape) - 1) / 2 if center is None else center

@@ -28,9 +28,9 @@ def doubled(shape):
 def test_deep_supervision_uses_each_level_s_own_voxels(shape):
     full = doubled(shape)
     step = [1.0, 2.0, 4.0][: len(shape)]
-    known, length = constant(step, full), np.linalg.norm(step)
-    fine, coarse = torch.zeros_like(known), torch.zeros(1, len(shape), *shape)
-    pair = make_pair(full, displacement=known)
+    true_u, length = constant(step, full), np.linalg.norm(step)
+    fine, coarse = torch.zeros_like(true_u), torch.zeros(1, len(shape), *shape)
+    pair = make_pair(full, displacement=true_u)
     for weights in ([1.0, 0.0], [0.0, 1.0], [0.3, 0.7]):
         value = losses.DeepSupervision(losses.EndpointError(), weights)(pair, answer(fine, coarse))
         expected = weights[0] * length / 2 + weights[1] * length
@@ -40,13 +40,13 @@ def test_deep_supervision_uses_each_level_s_own_voxels(shape):
 @SHAPES
 def test_deep_supervision_of_the_true_map_is_zero_at_every_level(shape):
     full = doubled(shape)
-    known = linear(0.1 * random_matrix(len(shape)), full)
-    pair = make_pair(full, displacement=known)
+    true_u = linear(0.1 * random_matrix(len(shape)), full)
+    pair = make_pair(full, displacement=true_u)
     term = losses.DeepSupervision(losses.EndpointError(), [1.0, 1.0])
-    coarse = ops.resize_field(known, shape)
-    assert term(pair, answer(known, coarse)) < 1e-4
-    assert term(pair, answer(known, ops.resize(known, shape))) > 0.1  # forgot to halve the voxels
-    error = [term(pair, answer(a, b)) for a, b in ((known, 0 * coarse), (0 * known, coarse))]
+    coarse = ops.resize_field(true_u, shape)
+    assert term(pair, answer(true_u, coarse)) < 1e-4
+    assert term(pair, answer(true_u, ops.resize(true_u, shape))) > 0.1  # forgot to halve the voxels
+    error = [term(pair, answer(a, b)) for a, b in ((true_u, 0 * coarse), (0 * true_u, coarse))]
     assert error[1].item() == pytest.approx(2 * error[0].item(), rel=0.01)
 
 

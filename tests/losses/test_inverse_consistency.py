@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from regnet_lab import losses, ops
-
-
-def waves(shape, size, phase):
-    x = ops.identity_grid(shape, torch.zeros(()))
-    return size * torch.sin(
-        x.sum(1, keepdim=True) / 4 + phase + torch.arange(len(shape)).view(1, -1, *[1] * len(shape))
-    )
+from tests.helpers.fields import make_waves
 
 
 @pytest.mark.parametrize("shape", [(20, 18), (20, 17, 18)])
@@ -20,7 +14,7 @@ def test_inverse_consistency_of_a_field_and_its_inverse_is_near_zero(shape):
         edge = edge * (torch.pi * torch.arange(n) / (n - 1)).sin().view(
             -1, *[1] * (len(shape) - axis - 1)
         )
-    u = waves(shape, 2.0, 0.0) * edge
+    u = make_waves(shape, 2.0, 0.0) * edge
     apart = losses.inverse_consistency(u, -u)  # whose sum is nothing
     assert apart > 0.1
     assert losses.inverse_consistency(u, ops.invert(u, tolerance=1e-6)) < 0.05 * apart
@@ -31,5 +25,5 @@ def test_inverse_consistency_of_a_field_and_its_inverse_is_near_zero(shape):
 
 
 def test_inverse_consistency_passes_gradcheck():
-    u, v = (waves((5, 6), s, s).double().requires_grad_() for s in (0.4, 0.7))
+    u, v = (make_waves((5, 6), s, s).double().requires_grad_() for s in (0.4, 0.7))
     assert torch.autograd.gradcheck(losses.inverse_consistency, (u, v))

@@ -39,12 +39,12 @@ def test_every_loss_is_tested():
 
 @SHAPES
 @EVERY
-@pytest.mark.parametrize("half", [False, True])
-def test_the_gradient_of_every_loss_reaches_the_displacement(shape, make, half):
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_the_gradient_of_every_loss_reaches_the_displacement(shape, make, mixed_precision):
     pair = complete(shape, batch=2)
     u = (3 * smooth(shape, len(shape), 2, sigma=1, seed=7)).requires_grad_()  # folds somewhere
     coarse = ops.resize_field(u, [4, 5, 6][: len(shape)])
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed_precision):
         value = make()(pair, apply_displacement(pair, [coarse, u]))
     value.backward()
     assert value.shape == ()

@@ -116,7 +116,7 @@ def test_folding_is_the_depth_of_the_folds(shape):
 
 
 @SHAPES
-def test_folding_of_one_known_fold(shape):
+def test_folding_penalty_of_a_single_fold_equals_the_closed_form(shape):
     u = torch.zeros(1, len(shape), *shape, requires_grad=True)
     with torch.no_grad():
         u[:, 1, :, 4] = 1.2  # det = 1 - 1.2 on the slice before the step back
@@ -151,9 +151,9 @@ def test_affine_penalty_is_exact_for_linear_fields_and_ignores_the_residual(shap
     waves = smooth(shape, ndim, seed=7)
     fit = linear(fit_affine(waves)[0, :, :ndim].numpy(), shape)
     fit = fit - fit.mean(list(range(2, fit.ndim)), keepdim=True)
-    rest = waves - waves.mean(list(range(2, fit.ndim)), keepdim=True) - fit
-    assert rest.abs().max() > 0.5
-    value = losses.AffinePenalty()(make_pair(shape), answer(u + rest))
+    residual = waves - waves.mean(list(range(2, fit.ndim)), keepdim=True) - fit
+    assert residual.abs().max() > 0.5
+    value = losses.AffinePenalty()(make_pair(shape), answer(u + residual))
     assert value.item() == pytest.approx(expected, rel=1e-3)
 
 

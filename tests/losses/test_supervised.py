@@ -21,17 +21,17 @@ from tests.helpers.losses import (
 
 @SHAPES
 def test_endpoint_error_is_the_mean_distance(shape):
-    u, known = smooth(shape, len(shape), 2, seed=8), smooth(shape, len(shape), 2, seed=9)
-    value = losses.EndpointError()(make_pair(shape, 2, displacement=known), answer(u))
-    expected = np.linalg.norm((u - known).numpy(), axis=1).mean()
+    u, true_u = smooth(shape, len(shape), 2, seed=8), smooth(shape, len(shape), 2, seed=9)
+    value = losses.EndpointError()(make_pair(shape, 2, displacement=true_u), answer(u))
+    expected = np.linalg.norm((u - true_u).numpy(), axis=1).mean()
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
 @SHAPES
 def test_endpoint_error_of_the_true_field_has_a_finite_gradient(shape):
-    known = smooth(shape, len(shape))
-    u = known.clone().requires_grad_()
-    value = losses.EndpointError()(make_pair(shape, displacement=known), answer(u))
+    true_u = smooth(shape, len(shape))
+    u = true_u.clone().requires_grad_()
+    value = losses.EndpointError()(make_pair(shape, displacement=true_u), answer(u))
     value.backward()
     assert value < 1e-5
     assert torch.isfinite(u.grad).all()
@@ -40,9 +40,9 @@ def test_endpoint_error_of_the_true_field_has_a_finite_gradient(shape):
 @SHAPES
 @pytest.mark.parametrize("delta", [0.3, 1.0])
 def test_huber_is_quadratic_for_small_and_linear_for_large_errors(shape, delta):
-    u, known = smooth(shape, len(shape), 2, seed=8), smooth(shape, len(shape), 2, seed=9)
-    pair = make_pair(shape, 2, displacement=known)
-    error = np.abs((u - known).numpy())
+    u, true_u = smooth(shape, len(shape), 2, seed=8), smooth(shape, len(shape), 2, seed=9)
+    pair = make_pair(shape, 2, displacement=true_u)
+    error = np.abs((u - true_u).numpy())
     expected = np.where(error < delta, error**2 / 2, delta * (error - delta / 2)).mean()
     value = losses.HuberDisplacement(delta)(pair, answer(u))
     assert value.item() == pytest.approx(expected, rel=1e-5)

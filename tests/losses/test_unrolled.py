@@ -4,32 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
 from regnet_lab import losses, ops
 from regnet_lab.ops import similarity
 from regnet_lab.ops.pairs import resize_pair
-from regnet_lab.types import Pair, Registration
-from tests.helpers.images import smooth
+from tests.helpers.pairs import make_unrolled_case
 
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def unrolled_case(shape, units=3):
-    """A pair with the true displacement, and fields of two levels with ``units`` each."""
-    ndim, half = len(shape), [-(-n // 2) for n in shape]
-    fields = [2 * torch.randn(1, ndim, *grid) for grid in [half] * units + [[*shape]] * units]
-    fixed, moving = smooth(shape, 1), smooth(shape, 2)
-    truth = 4 * smooth(shape, 3, channels=ndim) - 2
-    pair = Pair(
-        fixed=fixed, moving=moving, spacing=torch.ones(1, ndim), name=["a"], displacement=truth
-    )
-    return pair, Registration(fields, ops.warp(moving, fields[-1]))
 
 
 def distance(u, v):
@@ -38,9 +19,12 @@ def distance(u, v):
 
 @SMALL
 def test_the_last_unit_of_every_level_counts(shape):
-    pair, out = unrolled_case(shape)
-    half = resize_pair(pair, out.fields[0].shape[2:])["displacement"]
-    fine, coarse = distance(out.fields[-1], pair["displacement"]), distance(out.fields[2], half)
+    pair, out = make_unrolled_case(shape)
+    coarse_truth = resize_pair(pair, out.fields[0].shape[2:])["displacement"]
+    fine, coarse = (
+        distance(out.fields[-1], pair["displacement"]),
+        distance(out.fields[2], coarse_truth),
+    )
     term = losses.EndpointError()
     assert losses.UnrolledLoss(term)(pair, out).item() == pytest.approx(
         (fine + 2 * coarse) / 2, rel=1e-5
@@ -55,7 +39,7 @@ def test_the_last_unit_of_every_level_counts(shape):
 @SMALL
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_earlier_units_have_smaller_weights(shape, temperature):
-    pair, out = unrolled_case(shape)
+    pair, out = make_unrolled_case(shape)
     shares = np.exp(-temperature * np.array([2, 1, 0]))
     errors = [distance(u, pair["displacement"]) for u in out.fields[3:]]
     loss = losses.UnrolledLoss(losses.EndpointError(), finest_levels=1, temperature=temperature)
@@ -64,7 +48,7 @@ def test_earlier_units_have_smaller_weights(shape, temperature):
 
 
 def test_the_temperature_increases_in_training_only_and_is_saved():
-    pair, out = unrolled_case((9, 11))
+    pair, out = make_unrolled_case((9, 11))
     loss = losses.UnrolledLoss(
         losses.EndpointError(), temperature=0.5, temperature_step=0.2, max_temperature=1.0
     )
@@ -78,16 +62,16 @@ def test_the_temperature_increases_in_training_only_and_is_saved():
         assert temperature(loss) == pytest.approx(min(0.5 + 0.2 * step, 1.0))
         loss(pair, out)
     loss.eval()(pair, out)
-    other = losses.UnrolledLoss(
+    restored = losses.UnrolledLoss(
         losses.EndpointError(), temperature=0.5, temperature_step=0.2, max_temperature=9.0
     )
-    other.load_state_dict(loss.state_dict())
-    assert temperature(other) == pytest.approx(0.5 + 0.2 * 4)
+    restored.load_state_dict(loss.state_dict())
+    assert temperature(restored) == pytest.approx(0.5 + 0.2 * 4)
 
 
 @SMALL
 def test_an_unsupervised_term_gets_the_images_of_the_level(shape):
-    pair, out = unrolled_case(shape)
+    pair, out = make_unrolled_case(shape)
     expected = 0.0
     for u in (out.fields[2], out.fields[5]):
         level = resize_pair(pair, u.shape[2:])

@@ -38,8 +38,8 @@ def test_sdlogj_equals_the_closed_form(shape):
     u[0] = -0.5 * x**2 / shape[0]  # det = 1 - x / n > 0
     assert metrics.folds_percent(metrics.interior_determinant(u)) == 0
     u[0] = -0.5 * x**2 / 6.5  # det = 1 - x / 6.5 < 0 from voxel 7 on
-    found = metrics.folds_percent(metrics.interior_determinant(u))
-    assert found == pytest.approx(100 * (shape[0] - 9) / (shape[0] - 4))
+    folds = metrics.folds_percent(metrics.interior_determinant(u))
+    assert folds == pytest.approx(100 * (shape[0] - 9) / (shape[0] - 4))
 
 
 def test_a_determinant_of_zero_is_a_fold():
@@ -57,8 +57,8 @@ def test_ndv_detects_a_one_voxel_fold_that_central_differences_miss(shape):
     # Each of the 2^(D-1) cells round that edge has one at either end, one for each way.
     cells_round_edge = 2 ** (ndim - 1)
     simplex = (jump - 1) / math.factorial(ndim)
-    found = metrics.ndv_percent(u) / 100 * np.prod(np.array(shape) - 1)
-    assert found == pytest.approx(cells_round_edge * simplex)
+    volume = metrics.ndv_percent(u) / 100 * np.prod(np.array(shape) - 1)
+    assert volume == pytest.approx(cells_round_edge * simplex)
 
 
 @pytest.mark.parametrize("shape", [(40, 9), (35, 7, 6)])

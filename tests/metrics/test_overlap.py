@@ -13,9 +13,9 @@ def test_dice_takes_labels_of_any_value(shape):
     rng = np.random.default_rng(0)
     values = np.array([0, -3, 17, 2035, 10**9])
     fixed, warped = values[rng.integers(0, 5, (2, *shape))]
-    found = metrics.dice(fixed, warped, warped)
-    assert list(found) == [-3, 17, 2035, 10**9]
-    for label, score in found.items():
+    scores = metrics.dice(fixed, warped, warped)
+    assert list(scores) == [-3, 17, 2035, 10**9]
+    for label, score in scores.items():
         a, b = fixed == label, warped == label
         assert score == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
 
@@ -29,8 +29,10 @@ def test_joint_histogram_by_table_equals_sorting(monkeypatch):
         table, [[((fixed == i) & (warped == j)).sum() for j in values] for i in values]
     )
     monkeypatch.setattr(overlap, "MAX_TABLE_LABELS", 0)
-    for tabled, found in zip((values, table), overlap.joint_histogram(fixed, warped), strict=True):
-        assert np.array_equal(tabled, found)
+    for tabled, counted in zip(
+        (values, table), overlap.joint_histogram(fixed, warped), strict=True
+    ):
+        assert np.array_equal(tabled, counted)
 
 
 @pytest.mark.parametrize("labels", [[-5, 0, 3], [0, 2, 10**9]])
@@ -39,6 +41,6 @@ def test_labels_may_be_any_integers(labels):
     fixed, warped = (rng.choice(labels, (6, 7)) for _ in range(2))
     scores = metrics.dice(fixed, warped, warped)
     for label in set(labels) - {0}:
-        both = ((fixed == label) & (warped == label)).sum()
+        intersection = ((fixed == label) & (warped == label)).sum()
         either = (fixed == label).sum() + (warped == label).sum()
-        assert scores[label] == pytest.approx(2 * both / either)
+        assert scores[label] == pytest.approx(2 * intersection / either)

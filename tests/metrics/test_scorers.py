@@ -124,8 +124,8 @@ def test_dice_and_surfaces_agree_with_monai(case):
             *onehot, include_background=True, symmetric=True, spacing=spacing
         ),
     }.items():
-        found = [score[f"{name}/{label}"] for label in range(1, 5)]
-        assert found == pytest.approx(expected[0].tolist(), rel=1e-5), name
+        scores = [score[f"{name}/{label}"] for label in range(1, 5)]
+        assert scores == pytest.approx(expected[0].tolist(), rel=1e-5), name
 
 
 @SHAPES
@@ -178,12 +178,12 @@ def test_landmark_and_endpoint_errors_depend_on_the_direction(shape):
 
 @SHAPES
 def test_endpoint_error_counts_only_inside_the_mask(shape):
-    known = np.zeros((len(shape), *shape))
+    true_u = np.zeros((len(shape), *shape))
     mask = np.zeros(shape, bool)
     mask[3] = True
-    known[:, ~mask] = 100.0
-    known[0, mask] = 3.0
-    pair = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask)
+    true_u[:, ~mask] = 100.0
+    true_u[0, mask] = 3.0
+    pair = as_pair(np.ones(shape), np.ones(shape), displacement=true_u, fixed_mask=mask)
     score = metrics.score_validation(pair, torch.zeros(1, len(shape), *shape))
     assert score["epe_vox"] == pytest.approx(3.0)
 
@@ -191,15 +191,15 @@ def test_endpoint_error_counts_only_inside_the_mask(shape):
 @SHAPES
 def test_mean_absolute_errors_by_axis_and_by_class(shape):
     rng, ndim = np.random.default_rng(3), len(shape)
-    known = textured(shape, rng, ndim) * 3
+    true_u = textured(shape, rng, ndim) * 3
     u = torch.from_numpy(textured(shape, rng, ndim))[None]
     mask = textured(shape, rng)[0] > 0
-    pair = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask)
+    pair = as_pair(np.ones(shape), np.ones(shape), displacement=true_u, fixed_mask=mask)
     score = metrics.score_full(pair, u, displacement_thresholds=[2.0, 5.0, 1000.0])
     axes, classes = [[] for _ in shape], {"below_2": [], "2_to_5": [], "5_to_1000": []}
     for x in map(tuple, np.argwhere(mask)):
-        errors = [abs(float(u[0, k][x]) - known[k][x]) * SPACING[k] for k in range(ndim)]
-        length = math.sqrt(sum((known[k][x] * SPACING[k]) ** 2 for k in range(ndim)))
+        errors = [abs(float(u[0, k][x]) - true_u[k][x]) * SPACING[k] for k in range(ndim)]
+        length = math.sqrt(sum((true_u[k][x] * SPACING[k]) ** 2 for k in range(ndim)))
         name = "below_2" if length < 2 else "2_to_5" if length < 5 else "5_to_1000"
         classes[name] += errors
         for k, error in enumerate(errors):
@@ -213,7 +213,7 @@ def test_mean_absolute_errors_by_axis_and_by_class(shape):
     assert not any(
         "_to_" in name for name in metrics.score_full(pair, u, displacement_thresholds=[])
     )
-    nothing = as_pair(np.ones(shape), np.ones(shape), displacement=known, fixed_mask=mask & False)
+    nothing = as_pair(np.ones(shape), np.ones(shape), displacement=true_u, fixed_mask=mask & False)
     assert math.isnan(metrics.score_full(nothing, u)["mae_axis0_mm"])
 
 

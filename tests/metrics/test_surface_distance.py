@@ -44,11 +44,13 @@ def test_hd95_is_the_larger_direction_and_ignores_five_percent():
     line[0] = True
     spur = line.copy()
     spur[1:31, 0] = True  # 30 of 71 voxels, at distances 1 to 30
-    there, back = metrics.surface_distances(line, spur, np.array([2.0, 2.0]))
-    assert there.max() == 0
+    line_to_spur, spur_to_line = metrics.surface_distances(line, spur, np.array([2.0, 2.0]))
+    assert line_to_spur.max() == 0
     expected = 2 * np.percentile([*[0] * 41, *range(1, 31)], 95)
-    assert metrics.hausdorff95(there, back) == pytest.approx(expected)
-    assert metrics.average_surface_distance(there, back) == pytest.approx(2 * 465 / (41 + 71))
+    assert metrics.hausdorff95(line_to_spur, spur_to_line) == pytest.approx(expected)
+    assert metrics.average_surface_distance(line_to_spur, spur_to_line) == pytest.approx(
+        2 * 465 / (41 + 71)
+    )
 
 
 def test_label_boxes_contain_a_label_in_both_volumes():

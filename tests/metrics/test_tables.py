@@ -66,7 +66,7 @@ def test_markdown_names_units_and_keeps_sensible_decimals(records):
     assert net[0] == r"| net \| a"
 
 
-def test_the_terminal_table_says_the_same_and_shows_brackets_as_they_are(records):
+def test_the_terminal_table_equals_the_markdown_and_does_not_interpret_brackets(records):
     for record in records:
         record["method"] = record["method"].replace("net | a", "net[levels=3]")
         record["x[bold]"] = 1.0
@@ -99,7 +99,7 @@ def test_written_tables_read_back_and_nan_is_null(records, tmp_path):
     assert summary["net | a"]["tre_mm"] == {"mean": None, "std": None}
 
 
-def test_a_report_without_labels_leaves_no_table_of_labels_not_even_an_old_one(records, tmp_path):
+def test_a_report_without_labels_removes_an_earlier_table_of_labels(records, tmp_path):
     tables.write_tables(records, tmp_path)
     tables.write_tables([{"case": "x", "method": "m", "rmse": 1.0}], tmp_path)
     assert not (tmp_path / "labels.csv").exists()
@@ -111,7 +111,7 @@ def test_no_records_is_an_error_that_says_so(tmp_path):
         tables.write_tables([], tmp_path)
 
 
-def test_headers_are_what_readers_call_a_metric():
+def test_headers_are_display_names_with_units():
     names = ["hd95_mm", "mae_axis0_mm", "mae_1.5_to_4_mm", "folds_percent", "mine"]
     called = ["HD95 (mm)", "MAE axis0 (mm)", "MAE 1.5 to 4 (mm)", "folds (%)", "mine"]
     assert [tables.format_header(name) for name in names] == called

@@ -26,11 +26,6 @@ DEGREES = pytest.mark.parametrize("degree", [1, 3])
 ACTIVATIONS = pytest.mark.parametrize("activation", [PiecewiseLinear, RadialBasis])
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize(
     ("ndim", "options", "count"),
     [(2, {}, 19_159), (2, {"levels": 3, "units": 5, "filters": 24}, 61_575), (3, {}, 91_175)],
@@ -61,7 +56,7 @@ def test_images_too_small_for_the_levels_are_refused():
         DIRVNet(2, levels=4)(*torch.rand(2, 1, 1, 8, 9))
 
 
-def plain_level(ndim, units, alpha, slope, regulariser, momentum=None):
+def make_linear_level(ndim, units, alpha, slope, regulariser, momentum=None):
     """A level with identity filters, phi(x) = slope x and regulariser x."""
 
     def copying(channels, slope):
@@ -85,7 +80,9 @@ def test_the_data_step_descends_the_squared_residual_along_the_right_axes(shape,
     control = torch.zeros(1, ndim, *grid.control_shape, dtype=torch.double, requires_grad=True)
     energy = (ops.warp(moving, grid.evaluate(control)) - fixed).square().sum() / 2
     (slope,) = torch.autograd.grad(energy, control)
-    _, moved = plain_level(ndim, 1, 0.01, 1.0, 0.0)(fixed, moving, torch.zeros_like(control), grid)
+    _, moved = make_linear_level(ndim, 1, 0.01, 1.0, 0.0)(
+        fixed, moving, torch.zeros_like(control), grid
+    )
     step = -moved.detach() / 0.01
     like = torch.nn.functional.cosine_similarity
     assert like(step.flatten(2), slope.flatten(2), dim=2).min() > 0.9
@@ -100,7 +97,7 @@ def test_units_lower_the_energy(shape, momentum):
     moving = ops.warp(fixed, 3 * smooth(shape, 3, channels=len(shape), sigma=5.0).double() - 1.5)
     grid = ControlPointGrid(shape, [4] * len(shape))
     control = torch.zeros(1, len(shape), *grid.control_shape, dtype=torch.double)
-    level = plain_level(len(shape), 6, 1.0, 1.0, 1e-4, momentum)
+    level = make_linear_level(len(shape), 6, 1.0, 1.0, 1e-4, momentum)
     fields, _ = level(fixed, moving, control, grid)
     energies = [(ops.warp(moving, u) - fixed).square().sum() for u in [0 * fields[0], *fields]]
     assert all(b < a for a, b in pairwise(energies))
@@ -113,7 +110,7 @@ def test_regulariser_steps_are_those_of_the_heavy_ball(shape, momentum):
     """With R(c) = 0.5 c alone the control values follow a two-term recurrence."""
     grid = ControlPointGrid(shape, [3] * len(shape))
     start = torch.randn(1, len(shape), *grid.control_shape, dtype=torch.double)
-    level = plain_level(len(shape), 4, 0.2, 0.0, 0.5, momentum)
+    level = make_linear_level(len(shape), 4, 0.2, 0.0, 0.5, momentum)
     fields, last = level(*smooth(shape, 1).double().expand(2, 1, 1, *shape), start, grid)
     before, now = 1.0, 1.0
     for u in fields:
@@ -127,11 +124,11 @@ def test_units_can_share_their_filters(shape):
     model = DIRVNet(len(shape), units=6, shared_units=3, filters=2)
     (level,) = model.levels
     assert (len(level.data), len(level.regularisers), len(level.steps)) == (2, 2, 6)
-    seen = []
+    calls = []
     for k, expert in enumerate(level.data):
-        expert.register_forward_hook(lambda *_, k=k: seen.append(k))
+        expert.register_forward_hook(lambda *_, k=k: calls.append(k))
     model(smooth(shape, 1), smooth(shape, 2))
-    assert seen == [0, 0, 0, 1, 1, 1]
+    assert calls == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])

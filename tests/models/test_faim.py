@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Trainer
 from torch import nn
 
 from regnet_lab import losses
@@ -13,22 +12,13 @@ from regnet_lab.ops import similarity
 from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.training.lr_schedulers import InverseTimeLR
 from regnet_lab.training.module import RegistrationModule
-from regnet_lab.types import Pair
+from tests.helpers.pairs import make_random_images, make_random_pair
+from tests.helpers.training import fit
 
 PAPER = {"kernel_sizes": (7, 5, 3, 2), "branch_channels": 4}
 
 
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-
-
-def images(shape, batch=1):
-    return torch.rand(2, batch, 1, *shape, generator=torch.Generator().manual_seed(1))
-
-
-def pair_of(shape, batch=1, **more):
-    fixed, moving = images(shape, batch)
-    spacing = torch.ones(batch, len(shape))
-    return Pair(fixed=fixed, moving=moving, spacing=spacing, name=["a"] * batch, **more)
 
 
 def count(model):
@@ -92,7 +82,7 @@ def test_faim_equals_the_original_code_on_its_sizes(shape, end):
             nn.init.uniform_(layer.weight, 0.1, 0.5)
         elif getattr(layer, "bias", None) is not None:
             nn.init.normal_(layer.bias, std=0.1)
-    fixed, moving = images(shape).double()
+    fixed, moving = make_random_images(shape).double()
     expected = original(model, torch.cat([fixed, moving], 1), end)
     torch.testing.assert_close(model(fixed, moving)[0].double(), expected, rtol=1e-4, atol=1e-5)
     assert expected.abs().max() > 0.1
@@ -100,16 +90,16 @@ def test_faim_equals_the_original_code_on_its_sizes(shape, end):
 
 @pytest.mark.parametrize("shape", [(3, 8), (1, 5), (4, 9, 7)])
 def test_faim_takes_images_smaller_than_its_strides(shape):
-    (u,) = FAIM(len(shape))(*images(shape))
+    (u,) = FAIM(len(shape))(*make_random_images(shape))
     assert u.shape == (1, len(shape), *shape)
     wide = [
         F.pad(image, [s for n in reversed(shape) for s in (0, max(7 - n, 0))])
-        for image in images(shape)
+        for image in make_random_images(shape)
     ]
     torch.manual_seed(0)
     model = FAIM(len(shape))
     crop = (..., *[slice(n) for n in shape])
-    assert torch.equal(model(*images(shape))[0], model(*wide)[0][crop])
+    assert torch.equal(model(*make_random_images(shape))[0], model(*wide)[0][crop])
 
 
 def slopes_ahead(u):
@@ -132,7 +122,7 @@ def minors(s, typo=False):
 
 def test_folding_penalty_uses_the_true_determinant_not_the_published_one():
     u = torch.randn(1, 3, 7, 8, 9, generator=torch.Generator().manual_seed(0)).double()
-    pair, slopes = pair_of((7, 8, 9)), slopes_ahead(u)
+    pair, slopes = make_random_pair((7, 8, 9)), slopes_ahead(u)
     value = losses.FoldingPenalty("sum")(pair, apply_displacement(pair, [u]))
     true, slipped = (minors(slopes, typo).neg().relu() for typo in (False, True))
     torch.testing.assert_close(value.double(), true.sum(), rtol=1e-5, atol=0)
@@ -144,7 +134,7 @@ def test_folding_penalty_uses_the_true_determinant_not_the_published_one():
 def test_the_published_smoothness_is_diffusion_up_to_a_factor(shape, power):
     ndim, u = len(shape), torch.randn(1, len(shape), *shape)
     means = [u.diff(dim=k).abs().pow(power).mean() for k in range(2, ndim + 2)]
-    pair = pair_of(shape)
+    pair = make_random_pair(shape)
     value = losses.Diffusion(power)(pair, apply_displacement(pair, [u]))
     torch.testing.assert_close(value / ndim**2, torch.stack(means).mean())
 
@@ -153,7 +143,7 @@ def test_the_published_smoothness_is_diffusion_up_to_a_factor(shape, power):
 def test_faim_loss_is_composed_as_published(shape, composed):
     ndim = len(shape)
     cfg = composed("train", "loss=faim", f"ndim={ndim}")
-    u, pair = 2 * torch.randn(1, ndim, *shape), pair_of(shape)
+    u, pair = 2 * torch.randn(1, ndim, *shape), make_random_pair(shape)
     out = apply_displacement(pair, [u])
     value = sum(instantiate_config(term)(pair, out) * term.weight for term in cfg.loss.values())
 
@@ -175,33 +165,6 @@ def test_faim_loss_is_composed_as_published(shape, composed):
     assert depth > 1
 
 
-class Steps(torch.utils.data.Dataset):
-    def __init__(self, n=2):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, k):
-        f, m = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(k))
-        return {"fixed": f, "moving": m, "spacing": torch.ones(2), "name": str(k)}
-
-
-def fit(module, epochs, *callbacks):
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(Steps()))
-    return trainer
-
-
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
 def test_learning_rate_decays_with_inverse_time_at_every_step(decay):
     model = FAIM(2, (3, 2), 2, 4)
@@ -217,11 +180,11 @@ def test_learning_rate_decays_with_inverse_time_at_every_step(decay):
 def test_sweep_varies_penalty_and_cycle_together(composed):
     runs = composed("train", "+sweep=faim_folding").hydra.sweeper.params.setting
     settings = [text.split("}")[0] for text in runs.split("{")[1:]]
-    found = []
+    composed_settings = []
     for text in settings:
         cfg = composed("train", "+sweep=faim_folding", f"setting={{{text}}}")
-        found.append((cfg.loss.folding.weight, cfg.cycle_weight, cfg.module.name))
+        composed_settings.append((cfg.loss.folding.weight, cfg.cycle_weight, cfg.module.name))
         assert instantiate_config(cfg.module).cycle_weight == cfg.cycle_weight
     name = "voxelmorph_1"
     weights = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-    assert found == [*((w, 0.0, name) for w in weights), (0.0, 1.0, f"{name}, cycle")]
+    assert composed_settings == [*((w, 0.0, name) for w in weights), (0.0, 1.0, f"{name}, cycle")]

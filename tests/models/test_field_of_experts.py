@@ -10,12 +10,6 @@ from torch.func import functional_call
 
 from regnet_lab.models.field_of_experts import FieldOfExperts, PiecewiseLinear, RadialBasis
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 
 
@@ -71,9 +65,11 @@ def test_a_field_of_experts_is_the_gradient_of_its_energy(shape, channels):
     energy = 0
     for c in range(channels):
         kernels, values = (p[3 * c : 3 * c + 3] for p in (term.kernels, term.activation.values))
-        seen = convolve(z[:, c : c + 1], kernels, padding=2)
+        responses = convolve(z[:, c : c + 1], kernels, padding=2)
         integral = (
-            step * math.sqrt(math.pi / 2) * torch.erf((seen[..., None] - knots) / step / 2**0.5)
+            step
+            * math.sqrt(math.pi / 2)
+            * torch.erf((responses[..., None] - knots) / step / 2**0.5)
         )
         energy = energy + torch.einsum("bf...k,fk->", integral, values)
     (expected,) = torch.autograd.grad(energy, z)

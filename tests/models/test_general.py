@@ -73,11 +73,11 @@ def file(run, tmp_path):
 
 def test_a_run_is_packaged_as_weights_and_a_card(run, file):
     model, card = pretrained.load_network(file)
-    kept = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, kept["state_dict"][f"model.{name}"])
+        assert torch.equal(tensor, checkpoint["state_dict"][f"model.{name}"])
     assert isinstance(model, SharedPyramid)
-    assert card["steps"] == kept["global_step"] == 1
+    assert card["steps"] == checkpoint["global_step"] == 1
     assert (card["ndim"], card["voxels"], card["seed"]) == (2, 24 * 24, 0)
     assert card["made"]["command"][0].endswith("train.py")
     assert safetensors.torch.load_file(file).keys() == model.state_dict().keys()
@@ -190,15 +190,15 @@ def test_thick_slices_are_registered_slice_by_slice_along_any_axis(axis, general
 
 
 def test_register_uses_pretrained_weights_without_a_run(composed):
-    found = build_pipeline(composed("register"), ())
-    none = build_pipeline(composed("register", "model=identity"), ())
-    assert isinstance(found.model, pretrained.GeneralModel)
-    assert set(found.model.networks) == {"2", "3"}
-    assert isinstance(none.model, Identity)
-    assert found.optimizer is not None
+    pipeline = build_pipeline(composed("register"), ())
+    identity_pipeline = build_pipeline(composed("register", "model=identity"), ())
+    assert isinstance(pipeline.model, pretrained.GeneralModel)
+    assert set(pipeline.model.networks) == {"2", "3"}
+    assert isinstance(identity_pipeline.model, Identity)
+    assert pipeline.optimizer is not None
 
 
-def known_and_found(fixed, seed):
+def predict_for_two_contrasts(fixed, seed):
     """A known field's and the network's two answers: for the image moved by it, and for that image
     inverted and with another gamma.
     """
@@ -206,18 +206,18 @@ def known_and_found(fixed, seed):
     flow = RandomDiffeomorphism(
         amplitude=(0.03, 0.03), smoothness=(0.2, 0.3), affine_std=0.02, max_translation=0.02
     )
-    there, back = flow(np.random.default_rng(seed), shape)
-    moving = ops.warp(fixed, back)
-    other = (1 - moving.clamp(0, 1)) ** 1.7
+    true_u, inverse = flow(np.random.default_rng(seed), shape)
+    moving = ops.warp(fixed, inverse)
+    inverted = (1 - moving.clamp(0, 1)) ** 1.7
     general = pretrained.GeneralModel(len(shape)).eval()
     with torch.no_grad():
-        answers = [ops.resize_field(general(fixed, m)[-1], shape) for m in (moving, other)]
-    return there, *answers
+        predictions = [ops.resize_field(general(fixed, m)[-1], shape) for m in (moving, inverted)]
+    return true_u, *predictions
 
 
-def apart(u, v, where):
+def compute_mean_distance(u, v, mask):
     """Mean distance of two fields inside a mask, in voxels."""
-    return float((u - v).square().sum(1, keepdim=True).sqrt()[where].mean())
+    return float((u - v).square().sum(1, keepdim=True).sqrt()[mask].mean())
 
 
 @pytest.mark.skipif(not DATA, reason="REGNET_LAB_DATA does not lead to learn2reg2020/task_04")
@@ -228,7 +228,9 @@ def test_two_contrasts_of_a_hippocampus_give_the_same_field(case):
         crop_or_pad(decode_image(path).array.astype(np.float32), (48, 64, 48))
     )
     fixed = torch.from_numpy(image)[None, None]
-    there, plain, inverted = known_and_found(fixed, case)
-    where = fixed > 0
-    assert apart(plain, inverted, where) < 0.5
-    assert apart(plain, there, where) < 0.6 * apart(torch.zeros_like(there), there, where)
+    true_u, original, inverted = predict_for_two_contrasts(fixed, case)
+    mask = fixed > 0
+    assert compute_mean_distance(original, inverted, mask) < 0.5
+    assert compute_mean_distance(original, true_u, mask) < 0.6 * compute_mean_distance(
+        torch.zeros_like(true_u), true_u, mask
+    )

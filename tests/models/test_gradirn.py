@@ -62,29 +62,29 @@ def test_an_iteration_passes_gradcheck(shape, measure):
         named = {f"block.{name}": p for name, p in zip(names, parameters, strict=True)}
         return functional_call(once, named, (u, fixed, moving))
 
-    given = [x.clone().requires_grad_() for x in (u, fixed, moving)]
-    assert torch.autograd.gradgradcheck(iterate, (*given, *values), fast_mode=True)
+    inputs = [x.clone().requires_grad_() for x in (u, fixed, moving)]
+    assert torch.autograd.gradgradcheck(iterate, (*inputs, *values), fast_mode=True)
 
 
 @SMALL
 @ENERGIES
 def test_checkpointing_changes_no_gradient(shape, measure):
-    found = []
+    results = []
     for checkpointing in (False, True):
         model = made(
             shape, energy=getattr(similarity, measure), gradient_checkpointing=checkpointing
         )
         fields = model(*images(shape, batch=2))
         torch.stack([u.square().mean() for u in fields]).sum().backward()
-        found.append([fields[-1].detach(), *(p.grad for p in model.parameters())])
-    for plain, saved in zip(*found, strict=True):
-        torch.testing.assert_close(plain, saved, rtol=1e-5, atol=1e-7)
-        assert plain.abs().max() > 0
+        results.append([fields[-1].detach(), *(p.grad for p in model.parameters())])
+    for stored, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(stored, recomputed, rtol=1e-5, atol=1e-7)
+        assert stored.abs().max() > 0
 
 
 @SMALL
 def test_checkpointing_stores_less_for_the_backward_pass(shape):
-    kept = []
+    stored_bytes = []
     for checkpointing in (False, True):
         sizes = []
 
@@ -96,8 +96,8 @@ def test_checkpointing_stores_less_for_the_backward_pass(shape):
         fixed, moving = images(shape)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             model(fixed, moving)
-        kept.append(sum(sizes))
-    assert kept[1] < 0.2 * kept[0]
+        stored_bytes.append(sum(sizes))
+    assert stored_bytes[1] < 0.2 * stored_bytes[0]
 
 
 def test_training_with_and_without_checkpointing_gives_equal_weights():
@@ -112,8 +112,8 @@ def test_training_with_and_without_checkpointing_gives_equal_weights():
             loss.backward()
             optimizer.step()
         ends.append([p.detach() for p in model.parameters()])
-    for plain, saved in zip(*ends, strict=True):
-        torch.testing.assert_close(plain, saved, rtol=0, atol=1e-5)
+    for stored, recomputed in zip(*ends, strict=True):
+        torch.testing.assert_close(stored, recomputed, rtol=0, atol=1e-5)
 
 
 @SMALL
@@ -232,15 +232,15 @@ def test_line_search_never_increases_the_energy_of_a_case(shape, measure):
     }
     fixed, moving = images(shape, batch=3)
 
-    def course(model):
+    def compute_energies(model):
         fields = [torch.zeros_like(moving.expand(-1, len(shape), *shape)), *model(fixed, moving)]
         return torch.stack([measure(fixed, ops.warp(moving, u)) for u in fields]).detach()
 
-    plain = course(made(shape, **options).eval())
-    halved = course(made(shape, **options, line_search_steps=12).eval())
-    assert (plain.diff(dim=0) > 0).any()
-    assert (halved.diff(dim=0) <= 0).all()
-    assert (halved[-1] < halved[0]).all()
+    fixed_step = compute_energies(made(shape, **options).eval())
+    line_search = compute_energies(made(shape, **options, line_search_steps=12).eval())
+    assert (fixed_step.diff(dim=0) > 0).any()
+    assert (line_search.diff(dim=0) <= 0).all()
+    assert (line_search[-1] < line_search[0]).all()
 
 
 def test_line_search_halves_steps_and_finally_skips_them():

@@ -247,22 +247,23 @@ def test_training_differentiates_through_the_gradient_steps_of_gradirn(shape, en
 
 
 @SMALL
-@pytest.mark.parametrize("images_seen", ["explicit", "implicit", "none"])
-def test_the_regulariser_of_gradirn_gets_the_chosen_inputs(shape, images_seen):
+@pytest.mark.parametrize("regulariser_input", ["explicit", "implicit", "none"])
+def test_the_regulariser_of_gradirn_gets_the_chosen_inputs(shape, regulariser_input):
     torch.manual_seed(0)
     ndim = len(shape)
     model = GraDIRN(
-        ndim, regulariser_input=images_seen, flow_init_std=0.1, step_size=0.0, layers=3
+        ndim, regulariser_input=regulariser_input, flow_init_std=0.1, step_size=0.0, layers=3
     ).eval()
-    assert model.levels[0][0].regulariser[0].in_channels == ndim + 2 * (images_seen != "none")
+    assert model.levels[0][0].regulariser[0].in_channels == ndim + 2 * (regulariser_input != "none")
     fixed, moving = images(shape)
     last = model(fixed, moving)[-1]
     assert last.shape == (1, ndim, *shape)
     assert torch.isfinite(last).all()
     others = smooth(shape, 8), smooth(shape, 9)
-    changed = [model(others[0], moving)[-1], model(fixed, others[1])[-1]]
-    for other in changed:  # without a data step, images come in through the regulariser alone
-        assert torch.equal(other, last) == (images_seen == "none")
+    predictions = [model(others[0], moving)[-1], model(fixed, others[1])[-1]]
+    # without a data step, images come in through the regulariser alone
+    for prediction in predictions:
+        assert torch.equal(prediction, last) == (regulariser_input == "none")
 
 
 def test_the_step_size_of_gradirn_can_be_fixed():
@@ -331,6 +332,6 @@ def test_convolution_gradients_are_right_on_grids_smaller_than_the_kernel(shape,
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     way = torch.randn_like(y)
-    (half,) = torch.autograd.grad(y, layer.weight, way)
+    (low_precision,) = torch.autograd.grad(y, layer.weight, way)
     (exact,) = torch.autograd.grad(layer(x), layer.weight, way.float())
-    assert torch.allclose(half, exact, rtol=0.05, atol=0.05 * exact.abs().max())
+    assert torch.allclose(low_precision, exact, rtol=0.05, atol=0.05 * exact.abs().max())

@@ -44,13 +44,13 @@ def test_bfloat16_gradients_are_close_to_float32_gradients(model, composed):
     cfg.data.dataset.shape, cfg.data.dataset.num_pairs = 32, 2
     slopes, pairs = [], instantiate_config(cfg.data).make_dataset("train")
     batch = default_collate([pairs[0], pairs[1]])
-    for half in (False, True):
+    for mixed_precision in (False, True):
         torch.manual_seed(0)
         module = instantiate_config(cfg.module)
         if not [*module.parameters()]:
             pytest.skip(f"{model} has nothing to train")
         module.log_dict = lambda *_, **__: None
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
             u = module(batch).displacement
             loss = module.training_step(batch, 0)
         loss.backward()
@@ -100,10 +100,10 @@ def test_a_displacement_of_half_a_long_axis_is_exact(shape, dtype):
 def test_windows_of_nine_voxels_keep_their_variance(shape, dtype):
     """Homogeneous CT values: variances are small against squares, which overflow float16."""
     image = 1000 + 3 * torch.randn(1, 1, *shape)
-    other = 0.5 * image + 100 + 0.1 * torch.randn_like(image)
-    exact = local_ncc(image, other)
+    linear_image = 0.5 * image + 100 + 0.1 * torch.randn_like(image)
+    exact = local_ncc(image, linear_image)
     with torch.autocast("cpu", dtype):
-        mixed = local_ncc(image, other)
+        mixed = local_ncc(image, linear_image)
     assert mixed.dtype == torch.float32
     assert torch.equal(mixed, exact)
     assert exact.item() < 0.05

@@ -71,8 +71,8 @@ def test_the_published_network_has_the_published_size(built):
 
 def test_the_published_blocks_have_the_right_input_channels(built):
     model = built("pyramid_2020", 3)
-    seen = [[layer[0].in_channels for layer in e.dense] for e in model.estimators]
-    assert [first for first, *_ in seen] == [160, 192, 192, 176, 161]
+    channels = [[layer[0].in_channels for layer in e.dense] for e in model.estimators]
+    assert [first for first, *_ in channels] == [160, 192, 192, 176, 161]
     assert [e.width for e in model.estimators] == [344, 376, 376, 360, 345]
     assert [bool(e.context) for e in model.estimators] == [True, False, False, False, False]
     corrected = built("pyramid", 3)
@@ -159,9 +159,9 @@ def test_the_corrected_affine_map_acts_on_coordinates_about_the_centre(shape):
     maps = smooth(shape, 2, seed=4), smooth(shape, 2, seed=5)
     torch.testing.assert_close(module(*maps, u), u, atol=1e-5, rtol=0)
     set_affine(module, matrix)
-    half = np.array(shape).reshape(-1, *[1] * ndim) / 2
+    half_shape = np.array(shape).reshape(-1, *[1] * ndim) / 2
     x = np.indices(shape)
-    step = np.einsum("ij,j...->i...", matrix[:, :ndim], (x + 0.5) / half - 1)
+    step = np.einsum("ij,j...->i...", matrix[:, :ndim], (x + 0.5) / half_shape - 1)
     step += matrix[:, ndim].reshape(-1, *[1] * ndim)
     then = [map_coordinates(c, x + step, order=1, mode="nearest") for c in u[0].numpy()]
     np.testing.assert_allclose(module(*maps, u)[0].detach(), step + then, atol=1e-4)
@@ -184,13 +184,13 @@ def test_only_the_corrected_affine_map_scales_a_zero_field(shape):
 def test_the_affine_coefficients_are_linear_in_the_moments_of_the_features(shape):
     ndim = len(shape)
     fixed, warped = smooth(shape, 2, 2, seed=4), smooth(shape, 2, 2, seed=5)
-    both = torch.cat([fixed, warped], 1).numpy()
-    half = np.array(shape).reshape(-1, *[1] * ndim) / 2
-    x = np.concatenate([(np.indices(shape) + 0.5) / half - 1, np.ones((1, *shape))])
+    features = torch.cat([fixed, warped], 1).numpy()
+    half_shape = np.array(shape).reshape(-1, *[1] * ndim) / 2
+    x = np.concatenate([(np.indices(shape) + 0.5) / half_shape - 1, np.ones((1, *shape))])
     axes = tuple(range(-ndim, 0))
-    moments = (both[:, :, None] * x).mean(axes).reshape(2, -1)
+    moments = (features[:, :, None] * x).mean(axes).reshape(2, -1)
     torch.manual_seed(0)
-    for kind, pooled in ((CoordinateAffine, moments), (DisplacementAffine, both.mean(axes))):
+    for kind, pooled in ((CoordinateAffine, moments), (DisplacementAffine, features.mean(axes))):
         module = kind(ndim, 2)
         torch.nn.init.normal_(module.linear.weight)
         with torch.no_grad():
@@ -213,7 +213,7 @@ def test_a_level_estimator_equals_its_description(shape, residual, norm):
     fixed, moving, risen = (smooth(shape, c, seed=c) for c in (2, 2, 3))
     arrived = smooth(shape, ndim, seed=9)
     with torch.no_grad():
-        found, dense = module(fixed, moving, arrived, [risen])
+        predicted, dense = module(fixed, moving, arrived, [risen])
         u = module.affine(fixed, ops.warp(moving, arrived), arrived)
         cost = compute_reference_cost_volume(fixed, ops.warp(moving, u), 1)
         x = torch.cat([torch.where(cost > 0, cost, 0.1 * cost), fixed, u, risen], 1)
@@ -233,7 +233,7 @@ def test_a_level_estimator_equals_its_description(shape, residual, norm):
         change = change + CONV[ndim](y, last.weight, last.bias, padding=1)
         expected = ops.compose(change, u) if residual else change
     torch.testing.assert_close(dense, x, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(predicted, expected, rtol=1e-3, atol=1e-4)
     assert change.abs().max() > 0.1
 
 

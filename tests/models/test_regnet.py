@@ -72,12 +72,12 @@ def test_whole_images_and_patches_give_equal_fields(network):
             patch = pair[..., start : start + side, start : start + side]
             at = slice(start + network.margin, start + network.margin + answer)
             expected = whole[..., at, at]
-            found = model.predict_field(patch).float()
+            actual = model.predict_field(patch).float()
             if network is RegNet:  # the whole field is interpolated between its answers
-                found, expected = (F.avg_pool2d(u, 2) for u in (found, expected))
-                torch.testing.assert_close(found, expected, rtol=0, atol=0.2)
+                actual, expected = (F.avg_pool2d(u, 2) for u in (actual, expected))
+                torch.testing.assert_close(actual, expected, rtol=0, atol=0.2)
             else:
-                torch.testing.assert_close(found, expected)
+                torch.testing.assert_close(actual, expected)
     assert whole.std() > 1e-3
 
 
@@ -91,8 +91,8 @@ def test_only_voxels_within_the_influence_radius_matter(network):
     for at in range(n // 2, n // 2 + model.stride):
         u = model(second, first)[-1]
         (slope,) = torch.autograd.grad(u[..., at, 4].square().sum(), first)
-        seen = slope[0, 0].abs().sum(1).nonzero()[:, 0]
-        far.append(max(at - int(seen.min()), int(seen.max()) - at))
+        influential = slope[0, 0].abs().sum(1).nonzero()[:, 0]
+        far.append(max(at - int(influential.min()), int(influential.max()) - at))
     assert max(far) <= model.influence_radius
     assert max(far) > model.influence_radius - 8
 
@@ -114,12 +114,12 @@ TILES = [
 def test_tiled_inference_has_no_seams(network, shape, tile, precision):
     model = trained(network, len(shape)).to(precision)
     fixed, moving = images(shape).to(precision)
-    seen = []
-    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2:].numel()))
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2:].numel()))
     with torch.no_grad():
         (whole,), (tiled,) = (TiledModel(model, t).eval()(fixed, moving) for t in (None, tile))
-    assert len(seen) > 2
-    assert min(seen[1:]) < fixed.numel()
+    assert len(sizes) > 2
+    assert min(sizes[1:]) < fixed.numel()
     assert whole.std() > 1e-3
     error = (tiled - whole).abs().max() / whole.abs().max()
     assert error < (1e-5 if precision == torch.float32 else 2e-7)  # fields come in float32
@@ -142,11 +142,11 @@ def test_a_tile_equals_the_whole_image_to_double_precision(network, shape):
     pair = torch.cat([*images(shape)], 1)
     reach = -(-model.influence_radius // model.stride) * model.stride
     start, tile = model.stride * 2, model.stride * 2
-    seen = slice(max(start - reach, 0), start + tile + reach)
+    region = slice(max(start - reach, 0), start + tile + reach)
     with torch.no_grad():
         whole = field(pair)[:, :, start : start + tile]
-        within = field(pair[:, :, seen])[:, :, start - seen.start :][:, :, :tile]
-    assert seen.stop < shape[0]
+        within = field(pair[:, :, region])[:, :, start - region.start :][:, :, :tile]
+    assert region.stop < shape[0]
     assert whole.std() > 1e-3
     torch.testing.assert_close(within, whole, rtol=0, atol=1e-12)
 
@@ -154,14 +154,14 @@ def test_a_tile_equals_the_whole_image_to_double_precision(network, shape):
 def test_tiles_bound_the_input_size_except_in_training():
     model = trained(RegNet)
     fixed, moving = images((200, 10))
-    seen = []
-    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[2]))
+    sizes = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2]))
     tiled = TiledModel(model, 20)
     with torch.no_grad():
         tiled.eval()(fixed, moving)
-        assert max(seen) <= 20 + 2 * model.influence_radius
+        assert max(sizes) <= 20 + 2 * model.influence_radius
         tiled.train()(fixed, moving)
-    assert seen[-1] == 200
+    assert sizes[-1] == 200
     with pytest.raises(UserError, match="tile_size=1 is too small"):
         TiledModel(model, 1)
 
@@ -176,11 +176,11 @@ def test_the_field_of_a_training_patch_is_extended_over_its_margin(network):
         (u,) = model.train()(fixed, moving)  # in training by the statistics of the batch
         assert u.shape[1:] == (2, side, side)
         inner = slice(network.margin, network.margin + answer)
-        found, expected = (
+        actual, expected = (
             model.eval().predict_patch_field(pair)[..., inner, inner],
             model.predict_field(pair),
         )
-        torch.testing.assert_close(found, expected.float())
+        torch.testing.assert_close(actual, expected.float())
         assert model(fixed, moving)[0].shape == u.shape
     with pytest.raises(UserError, match=r"=3, but the network has a"):
         network(2, patch_margin=3)
@@ -191,13 +191,13 @@ def test_the_field_of_a_training_patch_is_extended_over_its_margin(network):
 @networks
 def test_frozen_batch_norm_uses_running_statistics_in_training(network):
     fixed, moving = images((32, 40), batch=2)
-    model, plain = trained(network, freeze_batch_norm=True), trained(network)
+    model, unfrozen = trained(network, freeze_batch_norm=True), trained(network)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with torch.no_grad():
-        judged = model(fixed, moving)[0]
-        assert not torch.allclose(plain.train()(fixed, moving)[0], judged)
+        evaluated = model(fixed, moving)[0]
+        assert not torch.allclose(unfrozen.train()(fixed, moving)[0], evaluated)
     learned = model.train()(fixed, moving)[0]
-    torch.testing.assert_close(learned, judged)
+    torch.testing.assert_close(learned, evaluated)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     learned.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
@@ -241,8 +241,8 @@ def test_stages_are_composed(shape):
     fixed, moving = images(shape)
     stages = {"coarse": Answer(0.5), "fine": Answer(0.7)}
     coarse, fine = MultiStage(stages, (2, 1))(fixed, moving)
-    half = [-(-n // 2) for n in shape]
-    torch.testing.assert_close(coarse, Answer(0.5)(None, ops.resize(moving, half))[0])
+    half_shape = [-(-n // 2) for n in shape]
+    torch.testing.assert_close(coarse, Answer(0.5)(None, ops.resize(moving, half_shape))[0])
     total = ops.resize_field(coarse, shape)
     warped = ops.warp(moving, total)
     residual = Answer(0.7)(None, warped)[0]

@@ -77,12 +77,12 @@ def test_local_ncc_can_be_differentiated_twice(shape, padding):
     assert gradgradcheck(measured, (f, w))
 
 
-def test_the_gradient_of_one_image_alone():
+def test_gradients_of_single_images_equal_those_of_both():
     f, w = (torch.rand(1, 1, 9, 8, dtype=torch.float64).requires_grad_() for _ in range(2))
-    both = torch.autograd.grad(similarity.local_ncc(f, w).sum(), [f, w])
+    gradients = torch.autograd.grad(similarity.local_ncc(f, w).sum(), [f, w])
     alone = (
         torch.autograd.grad(similarity.local_ncc(f, w.detach()).sum(), f)[0],
         torch.autograd.grad(similarity.local_ncc(f.detach(), w).sum(), w)[0],
     )
-    for one, other in zip(both, alone, strict=True):
-        torch.testing.assert_close(one, other)
+    for expected, gradient in zip(gradients, alone, strict=True):
+        torch.testing.assert_close(expected, gradient)

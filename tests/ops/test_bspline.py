@@ -20,11 +20,6 @@ SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 DEGREES = pytest.mark.parametrize("degree", [1, 3])
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def affine(shape, seed=0, at=None):
     """A x + t, at voxels or at given coordinates (D, *grid); float64."""
     rng = np.random.default_rng(seed)
@@ -105,10 +100,10 @@ def test_no_control_values_fit_better(shape, degree):
 @SHAPES
 @DEGREES
 def test_a_finer_grid_takes_over_linear_fields_in_its_own_voxels(shape, degree):
-    half = [-(-n // 2) for n in shape]
-    coarse, fine = (ControlPointGrid(s, [4] * len(s), degree) for s in (half, shape))
-    ratio = np.array([n / m for n, m in zip(shape, half, strict=True)])
-    at = [(np.arange(m) + 0.5) * r - 0.5 for m, r in zip(half, ratio, strict=True)]
+    half_shape = [-(-n // 2) for n in shape]
+    coarse, fine = (ControlPointGrid(s, [4] * len(s), degree) for s in (half_shape, shape))
+    ratio = np.array([n / m for n, m in zip(shape, half_shape, strict=True)])
+    at = [(np.arange(m) + 0.5) * r - 0.5 for m, r in zip(half_shape, ratio, strict=True)]
     factor = torch.from_numpy(ratio).view(1, -1, *[1] * len(shape))
     carried = fine.refine(coarse.fit(affine(shape, at=mesh(at)) / factor), coarse)
     torch.testing.assert_close(fine.evaluate(carried), affine(shape))

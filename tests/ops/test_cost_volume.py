@@ -94,12 +94,12 @@ def test_the_best_match_is_an_integer_shift_inside_the_radius(shape):
 
 
 @SHAPES
-def test_what_is_kept_for_the_gradient_are_the_inputs(shape):
-    kept = []
+def test_only_the_inputs_are_saved_for_the_backward_pass(shape):
+    saved = []
     fixed, moving = (x.requires_grad_() for x in maps(shape, channels=16))
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         cost_volume(fixed, moving, 2)
-    assert sum(x.numel() for x in kept) == fixed.numel() + moving.numel()
+    assert sum(x.numel() for x in saved) == fixed.numel() + moving.numel()
 
 
 @SHAPES

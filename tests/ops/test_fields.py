@@ -121,7 +121,7 @@ def test_differences_of_sines_are_cosines(shape):
     rate, angle = waves(shape)
     x = torch.from_numpy(np.sin(angle))[None]
     central, forward = ops.gradient(x)[0].numpy(), ops.forward_difference(x)[0].numpy()
-    half = waves(shape, 0.5)[1]
+    phase = waves(shape, 0.5)[1]
     core, ahead = (slice(1, -1),) * len(shape), (slice(None, -1),) * len(shape)
     for c, axis in itertools.product(range(len(shape)), repeat=2):
         along = float(c == axis)
@@ -130,7 +130,7 @@ def test_differences_of_sines_are_cosines(shape):
             central[(c, axis, *core)], along * slope * np.cos(angle[c])[core], atol=1e-12
         )
         np.testing.assert_allclose(
-            forward[c, axis], along * step * np.cos(half[c])[ahead], atol=1e-12
+            forward[c, axis], along * step * np.cos(phase[c])[ahead], atol=1e-12
         )
 
 
@@ -185,10 +185,10 @@ def test_transforming_points_applies_the_homogeneous_matrix(ndim):
     matrix[:, -1] = np.eye(ndim + 1)[-1]
     lifted = np.concatenate([points, np.ones((2, 5, 1))], -1)
     expected = np.stack([(m @ p.T).T[:, :-1] for m, p in zip(matrix, lifted, strict=True)])
-    both = ops.transform_points(torch.from_numpy(matrix), torch.from_numpy(points))
-    np.testing.assert_allclose(both, expected)
-    one = ops.transform_points(torch.from_numpy(matrix[0]), torch.from_numpy(points[0]))
-    np.testing.assert_allclose(one, expected[0])
+    batch = ops.transform_points(torch.from_numpy(matrix), torch.from_numpy(points))
+    np.testing.assert_allclose(batch, expected)
+    single = ops.transform_points(torch.from_numpy(matrix[0]), torch.from_numpy(points[0]))
+    np.testing.assert_allclose(single, expected[0])
 
 
 @SHAPES
@@ -198,10 +198,10 @@ def test_affine_field_agrees_with_numpy(shape):
     matrix = np.eye(ndim + 1)
     matrix[:ndim, :ndim] += skew_matrix(ndim)
     matrix[:ndim, -1] = shift
-    both = ops.affine_field(torch.from_numpy(np.stack([np.eye(ndim + 1), matrix])), shape)
-    assert both[0].abs().max() == 0
+    fields = ops.affine_field(torch.from_numpy(np.stack([np.eye(ndim + 1), matrix])), shape)
+    assert fields[0].abs().max() == 0
     around = -np.linalg.solve(skew_matrix(ndim), shift)  # A (x - center) = A x + t
-    torch.testing.assert_close(both[1:], make_affine_field(skew_matrix(ndim), shape, around))
+    torch.testing.assert_close(fields[1:], make_affine_field(skew_matrix(ndim), shape, around))
 
 
 @SMALL

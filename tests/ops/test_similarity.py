@@ -93,14 +93,14 @@ def test_a_mask_of_ones_changes_nothing_and_a_real_one_does(shape, measure):
 
 @pytest.mark.parametrize("shape", [(16, 9), (16, 7, 8)])
 @EVERY
-def test_what_is_masked_out_has_no_influence(shape, measure):
+def test_voxels_outside_the_mask_have_no_influence(shape, measure):
     f, w = couple(shape)
     mask = torch.zeros_like(f)
     mask[:, :, :7] = 1
     far = torch.zeros_like(f)
     far[:, :, 12:] = 1  # out of reach of the windows
-    for other in (textured(shape, seed=8), torch.zeros_like(f)):
-        changed = [torch.where(far > 0, x, image) for image, x in ((f, other), (w, 1 - other))]
+    for outside in (textured(shape, seed=8), torch.zeros_like(f)):
+        changed = [torch.where(far > 0, x, image) for image, x in ((f, outside), (w, 1 - outside))]
         torch.testing.assert_close(measure(*changed, mask), measure(f, w, mask))
         assert (measure(*changed) - measure(f, w)).abs() > 1e-3
 

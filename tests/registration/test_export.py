@@ -1,10 +1,12 @@
 """Exported networks give the same fields."""
 
+import sys
+
 import pytest
 import torch
 
 from regnet_lab.cli import register
-from regnet_lab.errors import UserError
+from regnet_lab.errors import MissingPackageError, UserError
 from regnet_lab.models import DiffeomorphicModel, VoxelMorph
 from regnet_lab.registration.export import export_onnx, export_torch
 
@@ -36,6 +38,12 @@ def test_onnxruntime_gives_the_same_field(shape, tmp_path):
     assert error < 1e-3
     exported = onnx.load(tmp_path / "net.onnx")
     assert {o.version for o in exported.opset_import if o.domain in ("", "ai.onnx")} == {20}
+
+
+def test_missing_onnx_is_named_with_its_install_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingPackageError, match=r"pip install '\.\[export\]'"):
+        export_onnx(make_network(2), (9, 11), tmp_path / "net.onnx")
 
 
 class DataDependent(torch.nn.Module):

@@ -14,17 +14,17 @@ from regnet_lab.spatial import coordinates
 from tests.helpers.registration import make_cases
 
 
-def test_the_grid_does_not_depend_on_how_an_image_is_stored():
+def test_the_grid_does_not_depend_on_the_storage_order_of_an_image():
     fixed, _ = make_cases(3)
     reoriented = nibabel.as_closest_canonical(nibabel.Nifti1Image(fixed.image, fixed.affine))
     reoriented = reoriented.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
-    other = LoadedCase(np.asarray(reoriented.dataobj), reoriented.affine)
-    grids = [InferenceGrid(spacing=2.0).compute_grid(case) for case in (fixed, other)]
+    reoriented_case = LoadedCase(np.asarray(reoriented.dataobj), reoriented.affine)
+    grids = [InferenceGrid(spacing=2.0).compute_grid(case) for case in (fixed, reoriented_case)]
     assert grids[0].shape == grids[1].shape
     np.testing.assert_allclose(grids[0].affine, grids[1].affine, atol=1e-9)
-    stored = InferenceGrid(orientation="image").compute_grid(other)
-    assert stored.shape == other.image.shape
-    np.testing.assert_allclose(stored.affine, other.affine)
+    stored = InferenceGrid(orientation="image").compute_grid(reoriented_case)
+    assert stored.shape == reoriented_case.image.shape
+    np.testing.assert_allclose(stored.affine, reoriented_case.affine)
 
 
 def test_the_grid_covers_the_image_within_a_number_of_voxels():

@@ -33,7 +33,7 @@ def test_a_time_limit_and_a_proximal_weight_keep_the_field_near_the_models():
 
 
 @pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-def test_the_mask_is_restricted_to_where_both_images_have_data(shape):
+def test_the_mask_is_restricted_to_the_overlap_of_the_images(shape):
     ndim, generator = len(shape), torch.Generator().manual_seed(0)
     fixed, moving = (torch.rand(2, 1, 1, *shape, generator=generator) > 0.3).unbind()
     shift = [2, -1, 3][:ndim]
@@ -58,9 +58,9 @@ def test_a_network_is_tuned_on_a_copy():
         fixed, moving, InferenceGrid().compute_grid(fixed), "a"
     )
     with torch.no_grad():
-        plain = model(pair["fixed"], pair["moving"])[-1]
+        untuned = model(pair["fixed"], pair["moving"])[-1]
     tuned = NetworkOptimizer(losses, steps=5, lr=1e-2)(pair, model)
-    assert not torch.allclose(tuned, plain)
+    assert not torch.allclose(tuned, untuned)
     assert all(torch.equal(before[name], w) for name, w in model.state_dict().items())
     with pytest.raises(UserError, match="run="):
         NetworkOptimizer(losses)(pair, Identity())

@@ -17,7 +17,7 @@ from tests.helpers.registration import make_cases, make_grids, make_pipeline
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_a_resampled_field_is_the_same_displacement_in_the_world(ndim):
-    fixed, other = make_grids(ndim)
+    fixed, source = make_grids(ndim)
     bend = np.random.default_rng(0).normal(size=(ndim, ndim)) * 0.02
 
     def displace(grid):  # a linear displacement in the world, in voxels of the grid
@@ -26,11 +26,11 @@ def test_a_resampled_field_is_the_same_displacement_in_the_world(ndim):
         u = np.linalg.inv(grid.voxel_to_lps[:-1, :-1]) @ bend @ points
         return u.reshape(ndim, *grid.shape)
 
-    u = torch.from_numpy(displace(other)).float()[None]
-    resampled = resample_displacement(u, other, fixed)
+    u = torch.from_numpy(displace(source)).float()[None]
+    resampled = resample_displacement(u, source, fixed)
     x = np.indices(fixed.shape).reshape(ndim, -1).T
-    indices = coordinates.apply_affine(np.linalg.inv(other.voxel_to_lps) @ fixed.voxel_to_lps, x)
-    inside = ((indices > 0) & (indices < np.array(other.shape) - 1)).all(1).reshape(fixed.shape)
+    indices = coordinates.apply_affine(np.linalg.inv(source.voxel_to_lps) @ fixed.voxel_to_lps, x)
+    inside = ((indices > 0) & (indices < np.array(source.shape) - 1)).all(1).reshape(fixed.shape)
     assert inside.mean() > 0.3
     np.testing.assert_allclose(resampled[:, inside], displace(fixed)[:, inside], atol=1e-4)
 

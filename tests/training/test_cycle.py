@@ -9,26 +9,10 @@ from regnet_lab.models import FAIM
 from regnet_lab.ops import similarity
 from regnet_lab.ops.pairs import apply_displacement, cycle_pair, swap_pair
 from regnet_lab.training.module import RegistrationModule
-from regnet_lab.types import Pair
+from tests.helpers.fields import make_waves
+from tests.helpers.pairs import make_random_images, make_random_pair
 
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
-
-
-def images(shape, batch=1):
-    return torch.rand(2, batch, 1, *shape, generator=torch.Generator().manual_seed(1))
-
-
-def pair_of(shape, batch=1, **more):
-    fixed, moving = images(shape, batch)
-    spacing = torch.ones(batch, len(shape))
-    return Pair(fixed=fixed, moving=moving, spacing=spacing, name=["a"] * batch, **more)
-
-
-def waves(shape, size, phase):
-    x = ops.identity_grid(shape, torch.zeros(()))
-    return size * torch.sin(
-        x.sum(1, keepdim=True) / 4 + phase + torch.arange(len(shape)).view(1, -1, *[1] * len(shape))
-    )
 
 
 def points(shape, seed):
@@ -37,8 +21,8 @@ def points(shape, seed):
 
 
 def full_pair(shape):
-    labels = [(image * 4).long() for image in images(shape)]
-    return pair_of(
+    labels = [(image * 4).long() for image in make_random_images(shape)]
+    return make_random_pair(
         shape,
         fixed_labels=labels[0],
         moving_labels=labels[1],
@@ -46,34 +30,34 @@ def full_pair(shape):
         moving_mask=(labels[1] > 0).float(),
         fixed_points=points(shape, 3),
         moving_points=points(shape, 4),
-        displacement=waves(shape, 0.5, 0.0),
+        displacement=make_waves(shape, 0.5, 0.0),
     )
 
 
 @SMALL
 def test_cycle_pair_maps_warped_data_to_the_moving_image(shape):
-    pair, u = full_pair(shape), waves(shape, 2.0, 0.0)
-    back = cycle_pair(pair, apply_displacement(pair, [u]))
+    pair, u = full_pair(shape), make_waves(shape, 2.0, 0.0)
+    cycle = cycle_pair(pair, apply_displacement(pair, [u]))
     for kind in ("", "_labels", "_mask", "_points"):
-        assert torch.equal(back[f"fixed{kind}"], pair[f"moving{kind}"])
-    assert torch.equal(back["moving"], ops.warp(pair["moving"], u))
+        assert torch.equal(cycle[f"fixed{kind}"], pair[f"moving{kind}"])
+    assert torch.equal(cycle["moving"], ops.warp(pair["moving"], u))
     for kind in ("labels", "mask"):
         expected = ops.warp(pair[f"moving_{kind}"], u, "nearest", "zeros")
-        assert torch.equal(back[f"moving_{kind}"], expected)
-    assert not {"moving_points", "displacement"} & set(back)
-    bare = cycle_pair(pair_of(shape), apply_displacement(pair, [u]))
+        assert torch.equal(cycle[f"moving_{kind}"], expected)
+    assert not {"moving_points", "displacement"} & set(cycle)
+    bare = cycle_pair(make_random_pair(shape), apply_displacement(pair, [u]))
     assert set(bare) == {"fixed", "moving", "spacing", "name"}
 
 
 @SMALL
 def test_swap_pair_exchanges_fixed_and_moving(shape):
     pair = full_pair(shape)
-    back = swap_pair(pair)
-    assert set(back) == set(pair) - {"displacement"}
+    swapped = swap_pair(pair)
+    assert set(swapped) == set(pair) - {"displacement"}
     for kind in ("", "_labels", "_mask", "_points"):
-        assert torch.equal(back[f"fixed{kind}"], pair[f"moving{kind}"])
-        assert torch.equal(back[f"moving{kind}"], pair[f"fixed{kind}"])
-    again = swap_pair(back)
+        assert torch.equal(swapped[f"fixed{kind}"], pair[f"moving{kind}"])
+        assert torch.equal(swapped[f"moving{kind}"], pair[f"fixed{kind}"])
+    again = swap_pair(swapped)
     assert all(torch.equal(again[k], pair[k]) for k in pair if k not in ("name", "displacement"))
 
 
@@ -96,7 +80,7 @@ def cyclic(model, terms=None, **settings):
 @SMALL
 @pytest.mark.parametrize("way", ["warped", "fixed"])
 def test_cycle_objective_has_the_terms_of_both_directions(shape, way):
-    model, pair = FAIM(len(shape), (3, 2), 2, 4, flow_init_std=0.5), pair_of(shape, 2)
+    model, pair = FAIM(len(shape), (3, 2), 2, 4, flow_init_std=0.5), make_random_pair(shape, 2)
     total, logged = objective(
         cyclic(model, cycle_weight=0.7, inverse_consistency_weight=0.2, cycle_input=way), pair
     )

@@ -39,14 +39,14 @@ ONE = ["trainer=cpu", "data.batch_size=4"]
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "data.batch_size=2"]
 
 
-def of_each(monkeypatch, world, make):
+def call_on_each_rank(monkeypatch, world, make):
     """Return the results of ``make()`` in each of ``world`` processes."""
-    found = []
+    results = []
     for rank in range(world):
         monkeypatch.setattr(samplers, "rank_and_world_size", lambda rank=rank: (rank, world))
-        found.append(make())
+        results.append(make())
     monkeypatch.undo()
-    return found
+    return results
 
 
 @pytest.mark.parametrize("kind", [EpochSampler, NumberedEpochSampler, DrawNumberSampler])
@@ -64,21 +64,21 @@ def test_several_processes_see_the_pairs_of_one_with_a_larger_batch(
     sampler = kind(10, 12, 5)
     sampler.set_epoch(3)
     whole = list(sampler)
-    each = of_each(monkeypatch, world, drawn)
+    each = call_on_each_rank(monkeypatch, world, drawn)
     dealt = [index for turn in zip(*each, strict=True) for index in turn]
     assert dealt == whole[start * world :]
     assert len(set(whole[:10])) == 10
 
 
 def test_epochs_are_rounded_up_to_equal_steps_of_all_processes(monkeypatch):
-    each = of_each(monkeypatch, 2, lambda: list(EpochSampler(7, 7, 0)))
+    each = call_on_each_rank(monkeypatch, 2, lambda: list(EpochSampler(7, 7, 0)))
     assert [len(e) for e in each] == [4, 4]
     assert set(each[0] + each[1]) == set(range(7))
 
 
 @pytest.mark.parametrize("population", [2, 5, 6])
 def test_evaluation_pairs_are_divided_without_padding(population, monkeypatch):
-    each = of_each(
+    each = call_on_each_rank(
         monkeypatch,
         2,
         lambda: (list(DistributedEvalSampler(population)), len(DistributedEvalSampler(population))),
@@ -118,15 +118,19 @@ def fitted(composed, folder, *overrides):
     return module, lengths
 
 
-DESCENT = ["optim._target_=torch.optim.SGD", "optim.lr=1", "trainer.max_epochs=1"]
+DESCENT = [
+    "training_optimizer._target_=torch.optim.SGD",
+    "training_optimizer.lr=1",
+    "trainer.max_epochs=1",
+]
 
 
 def test_two_accumulated_batches_equal_one_of_twice_the_size(composed, tmp_path):
     whole, _ = fitted(composed, tmp_path, *DESCENT, *ONE)
-    half = ["trainer=cpu", "data.batch_size=2", "trainer.accumulate_grad_batches=2"]
-    parts, _ = fitted(composed, tmp_path, *DESCENT, *half)
-    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    half_batches = ["trainer=cpu", "data.batch_size=2", "trainer.accumulate_grad_batches=2"]
+    parts, _ = fitted(composed, tmp_path, *DESCENT, *half_batches)
+    for expected, actual in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(expected, actual, atol=1e-5, rtol=0)
 
 
 def test_gradient_clipping_bounds_the_step(composed, tmp_path):
@@ -172,22 +176,22 @@ def test_two_processes_train_and_evaluate_like_one(model, tmp_path, command):
         done = command("train.py", *TINY, *model, *devices, f"output_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
     for number in ("train/loss", "val/loss", "val/dice", "val/tre_mm"):
-        one, two = (read_scalars(tmp_path / name, number)[1] for name in ("one", "two"))
-        assert len(one) == (4 if number == "train/loss" else 2)
-        assert two == pytest.approx(one, abs=1e-5)
-    judge = [f"run={tmp_path / 'two'}", "trainer.enable_progress_bar=false", "num_pictures=2"]
+        expected, actual = (read_scalars(tmp_path / name, number)[1] for name in ("one", "two"))
+        assert len(expected) == (4 if number == "train/loss" else 2)
+        assert actual == pytest.approx(expected, abs=1e-5)
+    evaluation = [f"run={tmp_path / 'two'}", "trainer.enable_progress_bar=false", "num_pictures=2"]
     several = ["trainer=evaluate_ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    for name, devices in (("judged_by_one", []), ("judged_by_two", several)):
-        done = command("evaluate.py", *judge, *devices, f"output_dir={tmp_path / name}")
+    for name, devices in (("evaluated_by_one", []), ("evaluated_by_two", several)):
+        done = command("evaluate.py", *evaluation, *devices, f"output_dir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
-    by_one, by_two = (
-        pd.read_csv(tmp_path / f"judged_by_{n}" / "cases.csv") for n in ("one", "two")
+    cases_of_one, cases_of_two = (
+        pd.read_csv(tmp_path / f"evaluated_by_{n}" / "cases.csv") for n in ("one", "two")
     )
     cost = ["seconds", "peak_mb"]
-    assert len(by_one) == 2 * 7
-    pd.testing.assert_frame_equal(by_one.drop(columns=cost), by_two.drop(columns=cost))
+    assert len(cases_of_one) == 2 * 7
+    pd.testing.assert_frame_equal(cases_of_one.drop(columns=cost), cases_of_two.drop(columns=cost))
     pictures = [
-        sorted(p.name for p in (tmp_path / f"judged_by_{n}/pictures").iterdir())
+        sorted(p.name for p in (tmp_path / f"evaluated_by_{n}/pictures").iterdir())
         for n in ("one", "two")
     ]
     assert pictures[0] == pictures[1]
@@ -195,11 +199,12 @@ def test_two_processes_train_and_evaluate_like_one(model, tmp_path, command):
 
 @pytest.mark.slow
 def test_processes_with_different_configurations_are_refused(tmp_path, command):
-    unlike = "optim.lr='${oc.decode:${oc.env:LOCAL_RANK,2}}'"  # 2 in the first, 1 in the second
+    # 2 in the first process, 1 in the second
+    unlike = "training_optimizer.lr='${oc.decode:${oc.env:LOCAL_RANK,2}}'"
     run = [f"output_dir={tmp_path / 'run'}", unlike]
     done = command("train.py", *TINY, *TWO, "model=voxelmorph", *run)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train:")]
     assert "Process 1" in line
-    assert "optim.lr: 1, not 2" in line
+    assert "training_optimizer.lr: 1, not 2" in line

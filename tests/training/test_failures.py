@@ -22,8 +22,8 @@ from regnet_lab.training.failures import oom_hint, translate_errors
 def made(fixed, moving, deaths=()):
     if fixed.name in deaths:
         deaths[fixed.name]()
-    one = torch.zeros(1, 9, 11)
-    return {"fixed": one, "moving": one, "spacing": torch.ones(2), "name": fixed.name}
+    image = torch.zeros(1, 9, 11)
+    return {"fixed": image, "moving": image, "spacing": torch.ones(2), "name": fixed.name}
 
 
 def cases(tmp_path, count=8):
@@ -42,9 +42,9 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("how", DEATHS)
-def test_death_of_a_loading_process_names_its_pair(how, split, tmp_path):
-    dataset = partial(listed, tmp_path, deaths={"5": DEATHS[how]})
+@pytest.mark.parametrize("cause", DEATHS)
+def test_death_of_a_loading_process_names_its_pair(cause, split, tmp_path):
+    dataset = partial(listed, tmp_path, deaths={"5": DEATHS[cause]})
     module = PairDataModule(dataset, num_workers=2)
     loader = module.train_dataloader() if split == "train" else module.val_dataloader()
     with pytest.raises(UserError) as caught, translate_errors("", "go on"):
@@ -65,11 +65,11 @@ def test_loading_processes_do_not_change_the_order_of_pairs(tmp_path):
 
 
 def test_pairs_are_named_by_their_files_inside_any_wrapper(tmp_path):
-    plain = listed(tmp_path)
+    dataset = listed(tmp_path)
     fifth = f"{tmp_path / '5.nii.gz'} and {tmp_path / '0.nii.gz'}"
-    assert describe_item(plain, 5) == fifth
-    assert describe_item(Subset(plain, [3, 5]), 1) == fifth
-    assert describe_item(AugmentedPairs(Subset(plain, [3, 5]), None, 0), 1) == fifth
+    assert describe_item(dataset, 5) == fifth
+    assert describe_item(Subset(dataset, [3, 5]), 1) == fifth
+    assert describe_item(AugmentedPairs(Subset(dataset, [3, 5]), None, 0), 1) == fifth
     assert describe_item(Mixture("val", {"a": partial(listed, tmp_path)}), 5) == fifth
     assert describe_item(DataLoader([1, 2]).dataset, 1) == "pair 1"
 
@@ -83,7 +83,7 @@ def test_pairs_are_named_by_their_files_inside_any_wrapper(tmp_path):
         MemoryError(),
     ],
 )
-def test_out_of_memory_says_what_to_change(error, composed):
+def test_out_of_memory_names_settings_to_change(error, composed):
     cfg = composed("train", "data.batch_size=4")
     sentence = r"lower data\.batch_size, now 4.*bf16"
     with (

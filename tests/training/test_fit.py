@@ -74,7 +74,7 @@ def test_training_lowers_the_loss_of_held_out_pairs(loss, composed, tmp_path):
         "data.dataset.shape=32",
         "data.dataset.num_pairs=24",
         "data.batch_size=4",
-        "optim.lr=3e-3",
+        "training_optimizer.lr=3e-3",
         "trainer.max_epochs=50",
         "trainer.check_val_every_n_epoch=50",
     )

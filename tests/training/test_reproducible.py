@@ -43,5 +43,5 @@ def test_training_is_bit_identical(model, ndim, composed, tmp_path):
     first, second = (trained(cfg, tmp_path / str(n)) for n in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     torch.manual_seed(1)
-    other = instantiate_config(cfg.module).state_dict()
-    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+    different_seed = instantiate_config(cfg.module).state_dict()
+    assert any(not torch.equal(value, different_seed[name]) for name, value in first.items())

@@ -78,9 +78,9 @@ def test_interrupt_saves_a_checkpoint_and_logs_how_to_resume(tmp_path):
 def test_resumed_run_can_be_longer_but_keeps_its_model(tmp_path, command):
     short = [a for a in LONG if "max_epochs" not in a] + ["trainer.max_epochs=1"]
     assert command("train.py", *short, f"output_dir={tmp_path}/run").returncode == 0
-    other = command("train.py", f"resume={tmp_path}/run", "model=gradirn")
-    assert other.returncode == 2
-    assert "model=gradirn" in other.stderr
+    refused = command("train.py", f"resume={tmp_path}/run", "model=gradirn")
+    assert refused.returncode == 2
+    assert "model=gradirn" in refused.stderr
     longer = command("train.py", f"resume={tmp_path}/run", "trainer.max_epochs=2")
     assert longer.returncode == 0, longer.stderr
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -89,7 +89,11 @@ def test_resumed_run_can_be_longer_but_keeps_its_model(tmp_path, command):
 
 def test_divergence_names_the_term_and_keeps_the_last_finite_checkpoint(tmp_path, command):
     done = command(
-        "train.py", *LONG, "optim.lr=1e18", "+optim.eps=1e-30", f"output_dir={tmp_path}/run"
+        "train.py",
+        *LONG,
+        "training_optimizer.lr=1e18",
+        "+training_optimizer.eps=1e-30",
+        f"output_dir={tmp_path}/run",
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

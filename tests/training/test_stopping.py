@@ -40,21 +40,23 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def same(one, other):
-    return all(torch.equal(value, weights(other)[name]) for name, value in weights(one).items())
+def same(path, other_path):
+    return all(
+        torch.equal(value, weights(other_path)[name]) for name, value in weights(path).items()
+    )
 
 
 class Interrupting(Callback):
     """Request a stop at a training batch or validation case, or exit at a batch."""
 
     def __init__(self, last, batch, case, end):
-        self.last, self.batch, self.case, self.end, self.seen = last, batch, case, end, 0
+        self.last, self.batch, self.case, self.end, self.batches_started = last, batch, case, end, 0
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.seen += 1
-        if self.seen == self.batch:
+        self.batches_started += 1
+        if self.batches_started == self.batch:
             self.last.request_stop()
-        if self.seen == self.end:
+        if self.batches_started == self.end:
             raise SystemExit
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, *_):
@@ -95,13 +97,15 @@ def test_run_stopped_while_accumulating_batches_resumes_exactly(batch, steps, co
     assert same(whole, last)
 
 
-@pytest.mark.parametrize("how", [{"case": 4}, {"end": 8}], ids=str)
-def test_score_of_a_validation_before_the_end_is_kept(how, composed, tmp_path):
+@pytest.mark.parametrize("interruption", [{"case": 4}, {"end": 8}], ids=str)
+def test_score_of_a_validation_before_the_end_is_kept(interruption, composed, tmp_path):
     """The first of two validations, after 7 batches, has the higher loss."""
     score = train(composed, tmp_path / "whole")
-    train(composed, tmp_path / "stopped", **how)
+    train(composed, tmp_path / "stopped", **interruption)
     whole, last = (tmp_path / name / "checkpoints" / "last.ckpt" for name in ("whole", "stopped"))
-    assert torch.load(last, weights_only=True)["global_step"] == (8 if "case" in how else 7)
+    assert torch.load(last, weights_only=True)["global_step"] == (
+        8 if "case" in interruption else 7
+    )
     assert train(composed, tmp_path / "stopped", resumed=last) == score
     assert same(whole, last)
     assert same(whole.with_name("best.ckpt"), last.with_name("best.ckpt"))
@@ -131,9 +135,9 @@ def test_divergence_is_reported_by_the_process_that_diverged(monkeypatch):
     monkeypatch.setattr(distributed, "all_gather", lambda mine: [None, "theirs", mine])
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (2, 3))
     for mine in (None, own):
-        with pytest.raises(DivergedError, match="theirs") as other:
+        with pytest.raises(DivergedError, match="theirs") as raised:
             raise_on_all_ranks(mine)
-        assert other.value.batch is None
+        assert raised.value.batch is None
 
 
 def test_common_errors_are_reported_by_the_first_process(monkeypatch):
@@ -198,17 +202,17 @@ def stopped(folder, send):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes as Linux lists them")
 def test_two_processes_stop_after_the_same_step_and_resume_exactly(tmp_path, command):
     assert command("train.py", *LONG, f"output_dir={tmp_path}/whole").returncode == 0
-    for number, (how, send) in enumerate(SIGNALS.items()):
+    for number, (signal_name, send) in enumerate(SIGNALS.items()):
         code, output, last = stopped(tmp_path / str(number), send)
-        assert code != 0, how
+        assert code != 0, signal_name
         assert "Traceback" not in output, output
-        if "KILL" not in how:  # Lightning may kill the first process before it logs
-            assert f"resume={tmp_path / str(number)}" in output, how
-        assert 5 <= torch.load(last, weights_only=True)["global_step"] < 40, how
+        if "KILL" not in signal_name:  # Lightning may kill the first process before it logs
+            assert f"resume={tmp_path / str(number)}" in output, signal_name
+        assert 5 <= torch.load(last, weights_only=True)["global_step"] < 40, signal_name
         resumed = command("train.py", f"resume={tmp_path / str(number)}")
         assert resumed.returncode == 0, resumed.stderr
         assert torch.load(last, weights_only=True)["global_step"] == 40
-        assert same(last, tmp_path / "whole" / "checkpoints" / "last.ckpt"), how
+        assert same(last, tmp_path / "whole" / "checkpoints" / "last.ckpt"), signal_name
 
 
 FAULTY = """

@@ -6,31 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models import DIRVNet
 from regnet_lab.models.field_of_experts import FieldOfExperts, PiecewiseLinear
 from regnet_lab.ops.pairs import apply_displacement
-from regnet_lab.types import Pair, Registration
 from regnet_lab.visualization import dirvnet, field_of_experts
 from tests.helpers.images import smooth
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def unrolled_case(shape, units=3):
-    """A pair with the true displacement, and fields of two levels with ``units`` each."""
-    ndim, half = len(shape), [-(-n // 2) for n in shape]
-    fields = [2 * torch.randn(1, ndim, *grid) for grid in [half] * units + [[*shape]] * units]
-    fixed, moving = smooth(shape, 1), smooth(shape, 2)
-    truth = 4 * smooth(shape, 3, channels=ndim) - 2
-    pair = Pair(
-        fixed=fixed, moving=moving, spacing=torch.ones(1, ndim), name=["a"], displacement=truth
-    )
-    return pair, Registration(fields, ops.warp(moving, fields[-1]))
+from tests.helpers.pairs import make_unrolled_case
 
 
 def test_potentials_are_the_integrals_of_activations():
@@ -66,10 +48,10 @@ def test_gradients_and_weights_are_grouped_by_kind():
 BATCH = {"images", "displacements", "vectors", "unit_images", "unit_displacements"}
 
 
-@pytest.mark.parametrize(("shape", "known"), [((9, 11), False), ((7, 8, 9), True)])
-def test_a_batch_is_drawn_with_and_without_the_true_field(shape, known):
-    pair, _ = unrolled_case(shape)
-    if not known:
+@pytest.mark.parametrize(("shape", "has_displacement"), [((9, 11), False), ((7, 8, 9), True)])
+def test_a_batch_is_drawn_with_and_without_the_true_field(shape, has_displacement):
+    pair, _ = make_unrolled_case(shape)
+    if not has_displacement:
         del pair["displacement"]
     model = DIRVNet(len(shape), levels=2, units=2, filters=2)
     out = apply_displacement(pair, model(pair["fixed"], pair["moving"]))
@@ -78,10 +60,10 @@ def test_a_batch_is_drawn_with_and_without_the_true_field(shape, known):
     for figure in figures.values():
         figure.set_layout_engine(None)  # it takes a second
         figure.canvas.draw()
-    rows = 3 * len(shape) if known else len(shape)
+    rows = 3 * len(shape) if has_displacement else len(shape)
     drawn = [a for a in figures["batch/displacements"].axes if a.images and a.get_ylabel()]
     assert len(drawn) >= rows
-    assert len(figures["batch/vectors"].axes) == (3 if known else 1)
+    assert len(figures["batch/vectors"].axes) == (3 if has_displacement else 1)
 
 
 def test_pairs_of_different_sizes_are_not_collated():

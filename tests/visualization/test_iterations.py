@@ -34,7 +34,7 @@ def made(shape, seed=0, **options):
 
 
 @SMALL
-def test_energy_curve_equals_a_plain_loop(shape):
+def test_energy_curve_equals_a_loop_over_cases(shape):
     pair = pair_of(shape, batch=2)
     model = made(shape, iterations=(1, 2, 1)).eval()
     with iterations.record_learned_steps(model) as steps:
@@ -66,8 +66,8 @@ def test_energy_curve_equals_a_plain_loop(shape):
 
 def test_learned_steps_are_averaged_over_chunks():
     rows = [{"iteration": k} for k in range(3)]
-    found = iterations.add_learned_steps(rows, [1.0, 2.0, 3.0, 6.0])
-    assert [row.get("learned_step") for row in found] == [None, 2.0, 4.0]
+    rows_with_steps = iterations.add_learned_steps(rows, [1.0, 2.0, 3.0, 6.0])
+    assert [row.get("learned_step") for row in rows_with_steps] == [None, 2.0, 4.0]
     assert iterations.add_learned_steps(rows, []) == rows
     assert iterations.add_learned_steps(rows, [1.0]) == rows
 

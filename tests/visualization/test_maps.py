@@ -80,7 +80,7 @@ def test_background_image_fills_the_axes():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"plane": (0, 3)}, r"plane=\[0, 3\] must be two of the axes 0 to 2"),
         ({"plane": (1, 1)}, r"plane=\[1, 1\]"),
@@ -88,8 +88,8 @@ def test_background_image_fills_the_axes():
         ({"unit": "cm"}, "unit=cm must be one of mm, voxels"),
     ],
 )
-def test_unknown_planes_and_units_are_refused(options, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_planes_and_units_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         maps.draw_deformed_grid(np.zeros((3, 7, 8, 9)), [1.0] * 3, **options)
 
 
@@ -119,7 +119,7 @@ def test_montage_colors_labels_and_names_them_in_the_legend():
     assert not overlay[labels[:, :, 0].T == 0].any()
 
 
-def test_many_labels_have_no_legend():
+def test_more_labels_than_colors_have_no_legend():
     labels = np.arange(7 * 8 * 9).reshape(7, 8, 9) % 9
     assert not maps.draw_montage(noise(7, 8, 9), [1, 1, 1], count=2, labels=labels).legends
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from regnet_lab.data.case import Case, CasePair
 from regnet_lab.data.preprocessing.grids import PairPreprocessor
+from regnet_lab.data.splits import SPLITS
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair, update_pair
 
@@ -55,10 +57,7 @@ class PairDataset(Dataset[Pair], ABC):
 class CasePairs(PairDataset):
     """Pairs of cases, each read by ``prepare(fixed, moving)`` when it is requested.
 
-    Args:
-        case_pairs: Fixed and moving case of every item.
-        prepare: Function that reads two cases and returns an unbatched pair.
-        names: Names of the pairs; None keeps those that ``prepare`` gives.
+    ``names`` are those of the pairs; None keeps the names that ``prepare`` gives.
     """
 
     def __init__(
@@ -77,6 +76,44 @@ class CasePairs(PairDataset):
     def __getitem__(self, index: int) -> Pair:
         pair = self.prepare(*self.case_pairs[index])
         return pair if self.names is None else update_pair(pair, name=self.names[index])
+
+
+class GeneratedPairs(PairDataset):
+    """Pairs made on access by :meth:`make_pair`, each determined by (seed, split, index).
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``; splits have no pairs in common.
+        seed: Random seed.
+        num_pairs: Number of pairs, for all splits or by split.
+        unit: What the items are, for messages.
+    """
+
+    split: str
+    seed: int
+    num_pairs: int | Mapping[str, int]
+    unit = "pairs"
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise UserError(f"split={self.split!r} is unknown: choose one of {', '.join(SPLITS)}.")
+
+    def __len__(self) -> int:
+        if isinstance(self.num_pairs, Mapping):
+            return self.num_pairs.get(self.split, 0)
+        return self.num_pairs
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} {self.unit}")
+        return self.make_pair(index)
+
+    @abstractmethod
+    def make_pair(self, index: int) -> Pair:
+        """Make the pair of an index that is in range."""
+
+    def make_rng(self, *numbers: int) -> np.random.Generator:
+        """Make the random generator of an item or stream of this split."""
+        return np.random.default_rng([self.seed, SPLITS.index(self.split), *numbers])
 
 
 class _PlainPairs(PairDataset):

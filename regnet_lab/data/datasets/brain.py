@@ -17,6 +17,7 @@ from regnet_lab.data.io.tables import read_table
 from regnet_lab.data.splits import (
     DEFAULT_SPLITS,
     SplitSpec,
+    find_optional_file,
     find_subject_file,
     find_subjects,
     select_subjects,
@@ -45,48 +46,30 @@ def list_inter_subject_pairs(
     atlas_labels: str | None = None,
     slice: int | float | None = None,
 ) -> CasePairs:
-    """List the pairs of a split.
+    """List the pairs of a split (:func:`regnet_lab.data.splits.select_subjects`).
 
     Training uses all ordered pairs of different subjects.  Validation and test register subject
     i + 1 to subject i, and the first to the last, as GraDIRN does.  With an atlas, every other
-    subject is registered to it.
+    subject is registered to it; it is a subject, or an image file with its label file.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        root: Folder of the data set.
-        prepare: Function that reads two cases and returns a pair.
-        layout: ``layout(root)`` returns the subjects by name.
-        splits: Subjects of each split, see :func:`regnet_lab.data.splits.select_subjects`.
-        atlas: A subject, or an image file.
-        atlas_labels: Label file of an atlas given as a file.
-        slice: Slice along the last axis to use; a float is a relative position.
-
-    Raises:
-        UserError: The splits do not fit the subjects, or there is no such atlas.
+    ``layout(root)`` returns the subjects by name.  ``slice`` is the slice along the last axis to
+    use; a float is a relative position.
     """
     subjects = layout(root)
     names = select_subjects(split, list(subjects), splits, root)
     if atlas is not None:
         fixed = subjects[atlas].fixed if atlas in subjects else make_atlas_case(atlas, atlas_labels)
         pairs = [(fixed, subjects[name].moving) for name in names if name != atlas]
-    elif split == "train":
-        pairs = [(subjects[a].fixed, subjects[b].moving) for a, b in permutations(names, 2)]
     else:
         following = names[1:] + names[:1] if len(names) > 1 else []
-        pairs = [
-            (subjects[a].fixed, subjects[b].moving) for a, b in zip(names, following, strict=False)
-        ]
-    return CasePairs(
-        [(replace(f, slice=slice), replace(m, slice=slice)) for f, m in pairs], prepare
-    )
+        chosen = permutations(names, 2) if split == "train" else zip(names, following, strict=False)
+        pairs = [(subjects[a].fixed, subjects[b].moving) for a, b in chosen]
+    slices = [(replace(f, slice=slice), replace(m, slice=slice)) for f, m in pairs]
+    return CasePairs(slices, prepare)
 
 
 def make_atlas_case(image: str, labels: str | None) -> Case:
-    """Return the case of an atlas given as files.
-
-    Raises:
-        UserError: One of its files does not exist.
-    """
+    """Return the case of an atlas given as files."""
     for path in (image, labels):
         if path is not None and not Path(path).exists():
             raise UserError(f"atlas: {path} is neither a subject nor a file; give one of the two.")
@@ -106,39 +89,23 @@ def find_subject_images(
 ) -> dict[str, SubjectCases]:
     """Find subjects by file names, sorted.
 
-    Args:
-        root: Folder of the data set.
-        image: Path below it with ``{}`` for the subject
-            (:func:`regnet_lab.data.splits.find_subjects`).
-        labels: The same for the label maps.
-        moving: The same for separate moving images, such as ``{}/T2_brain.nii.gz``; null: as
-            ``image``.
-
-    Raises:
-        UserError: There is no such image, or a subject lacks one of the other files.
+    ``image``, ``labels`` and ``moving`` are paths below ``root`` with ``{}`` for the subject
+    (:func:`regnet_lab.data.splits.find_subjects`); ``moving``, such as ``{}/T2_brain.nii.gz``, only
+    where moving images differ from fixed ones.
     """
 
-    def find_file(pattern: str | None, name: str) -> Path | None:
-        return find_subject_file(root, pattern, name) if pattern else None
+    def make(name: str, path: Path) -> SubjectCases:
+        others = (find_optional_file(root, pattern, name) for pattern in (labels, moving))
+        return make_subject(name, path, *others)
 
-    return {
-        name: make_subject(name, path, find_file(labels, name), find_file(moving, name))
-        for name, path in find_subjects(root, image).items()
-    }
+    return {name: make(name, path) for name, path in find_subjects(root, image).items()}
 
 
 def read_subject_table(root: str, table: str = "subjects.csv") -> dict[str, SubjectCases]:
-    """Read the subjects of a CSV, in its order.
+    """Read the subjects of a CSV below ``root``, in its order.
 
     Its columns are ``subject`` and ``image``, optionally ``labels`` and ``moving``.  Files are
     absolute or relative to the folder of the CSV.
-
-    Args:
-        root: Folder of the data set.
-        table: The CSV, below it.
-
-    Raises:
-        UserError: The CSV, a column or a file is missing, or a subject is listed twice.
     """
     path = Path(root) / table
     rows = read_table(path, ("subject", "image"))
@@ -146,17 +113,8 @@ def read_subject_table(root: str, table: str = "subjects.csv") -> dict[str, Subj
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}: subject {repeated[0]} is listed twice; list each subject once.")
 
-    def find_file(row: Mapping[str, str], column: str) -> Path | None:
-        if not row.get(column):
-            return None
-        return find_subject_file(path.parent, row[column], row["subject"])
+    def make(name: str, row: Mapping[str, str]) -> SubjectCases:
+        others = (find_optional_file(path.parent, row.get(c), name) for c in ("labels", "moving"))
+        return make_subject(name, find_subject_file(path.parent, row["image"], name), *others)
 
-    return {
-        row["subject"]: make_subject(
-            row["subject"],
-            find_subject_file(path.parent, row["image"], row["subject"]),
-            find_file(row, "labels"),
-            find_file(row, "moving"),
-        )
-        for row in rows
-    }
+    return {row["subject"]: make(row["subject"], row) for row in rows}

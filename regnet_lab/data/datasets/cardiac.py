@@ -41,21 +41,12 @@ def list_cardiac_pairs(
 ) -> CasePairs:
     """List the pairs of a split: slices for training, volumes for validation and test.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        root: Folder of the data set.
-        prepare: Function that reads two slices and returns a pair.
-        layout: ``layout(root)`` returns the subjects by name.
-        splits: Subjects of each split, see :func:`regnet_lab.data.splits.select_subjects`.
-        train_slices: Relative positions p of the slices int(p n) of n; null: every slice.
-        eval_slices: The same for validation and test.
-        any_phases: Train on every ordered pair of phases of a slice, without labels, instead of
-            the two labelled ones.
-        require_label_overlap: Evaluate labels only on slices that
-            :func:`keep_overlapping_labels` keeps.
-
-    Raises:
-        UserError: The splits do not fit the subjects, or a subject has no cine to take phases of.
+    ``layout(root)`` returns the subjects by name, of which ``splits`` makes splits
+    (:func:`regnet_lab.data.splits.select_subjects`).  ``train_slices`` are relative positions p of
+    the slices int(p n) of n, null for every slice; ``eval_slices`` are the same for validation and
+    test.  With ``any_phases``, training uses every ordered pair of phases of a slice, without
+    labels, instead of the two labelled ones.  With ``require_label_overlap``, labels are evaluated
+    only on slices that :func:`keep_overlapping_labels` keeps.
     """
     subjects = layout(root)
     names = select_subjects(split, list(subjects), splits, root)
@@ -76,11 +67,7 @@ def list_labelled_pairs(
 
 
 def list_phase_pairs(subject: CardiacSubject, positions: Sequence[float] | None) -> list[CasePair]:
-    """List all ordered pairs of different phases of each slice.
-
-    Raises:
-        UserError: There is no cine, or it has no fourth axis.
-    """
+    """List all ordered pairs of different phases of each slice."""
     name = subject.ed.name.removesuffix("-ED")
     if subject.cine is None:
         raise UserError(f"any_phases: subject {name} has no cine; set any_phases=false.")
@@ -111,29 +98,20 @@ def make_slice_case(case: Case, k: int) -> Case:
 
 
 def read_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read the shape of a NIfTI image and its voxel size in millimetres along each axis.
-
-    Raises:
-        UserError: The file is missing or damaged, or has fewer than three axes.
-    """
+    """Read the shape of a NIfTI image and its voxel size in millimetres along each axis."""
     try:
         image = cast(SpatialImage, nibabel.load(path))
     except IMAGE_READ_ERRORS as error:
         raise UserError(f"{path}: is missing or cannot be read as an image; replace it.") from error
-    shape = image.shape
-    if len(shape) < 3:
-        raise UserError(f"{path}: needs slices along a third axis, its shape is {shape}.")
-    return shape, image.header.get_zooms()
+    if len(image.shape) < 3:
+        raise UserError(f"{path}: needs slices along a third axis, its shape is {image.shape}.")
+    return image.shape, image.header.get_zooms()
 
 
 class VolumePairs(CasePairs):
     """End-diastole and end-systole as volumes (1, x, y, slices); a single slice stays (1, x, y).
 
-    Args:
-        subjects: One for each pair.
-        prepare: Function that reads two slices and returns a pair.
-        positions: Relative positions of the slices; None: all.
-        require_label_overlap: Keep labels only where :func:`keep_overlapping_labels` does.
+    Arguments are those of :func:`list_cardiac_pairs`, ``positions`` its ``eval_slices``.
     """
 
     def __init__(
@@ -151,9 +129,8 @@ class VolumePairs(CasePairs):
         subject = self.subjects[index]
         shape, zooms = read_header(subject.ed.image)
         slices = select_slices(self.positions, subject.slices or range(shape[2]))
-        pairs = [
-            self.prepare(replace(subject.ed, slice=k), replace(subject.es, slice=k)) for k in slices
-        ]
+        ed, es = subject.ed, subject.es
+        pairs = [self.prepare(replace(ed, slice=k), replace(es, slice=k)) for k in slices]
         if len(pairs) == 1:
             return pairs[0]
         gap = float(zooms[2]) * (slices[-1] - slices[0]) / (len(slices) - 1)
@@ -164,14 +141,10 @@ class VolumePairs(CasePairs):
 def stack_slices(pairs: Sequence[Pair], gap: float) -> Pair:
     """Stack slices (1, x, y) to a volume (1, x, y, slices) with ``gap`` mm between slices."""
     slices: list[dict[str, Any]] = [dict(pair) for pair in pairs]
-    first = slices[0]
-    tensors = {
-        key: torch.stack([one[key] for one in slices], -1)
-        for key in first
-        if key not in COMMON_KEYS
-    }
-    spacing = torch.cat([first["spacing"], first["spacing"].new_tensor([gap])])
-    return cast(Pair, {"name": first["name"], "spacing": spacing, **tensors})
+    spacing, keys = pairs[0]["spacing"], [key for key in slices[0] if key not in COMMON_KEYS]
+    tensors = {key: torch.stack([one[key] for one in slices], -1) for key in keys}
+    spacing = torch.cat([spacing, spacing.new_tensor([gap])])
+    return cast(Pair, {"name": pairs[0]["name"], "spacing": spacing, **tensors})
 
 
 def keep_overlapping_labels(pair: Pair) -> Pair:

@@ -5,25 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from regnet_lab.data.case import Case
-from regnet_lab.data.splits import find_subject_file, find_subjects
+from regnet_lab.data.splits import find_optional_file, find_subject_file, find_subjects
 from regnet_lab.errors import UserError
 
 
 @dataclass(frozen=True)
 class CardiacSubject:
-    """The short-axis volumes of a subject; their last axis counts slices.
+    """The short-axis volumes of a subject; their last axis counts slices."""
 
-    Args:
-        ed: End-diastole.
-        es: End-systole.
-        cine: All phases (x, y, z, t).
-        slices: Slices that both label maps cover; None: all.
-    """
-
-    ed: Case
-    es: Case
-    cine: Path | None = None
-    slices: tuple[int, ...] | None = None
+    ed: Case  # end-diastole
+    es: Case  # end-systole
+    cine: Path | None = None  # all phases (x, y, z, t)
+    slices: tuple[int, ...] | None = None  # slices that both label maps cover; None: all
 
 
 def find_cardiac_files(
@@ -36,28 +29,20 @@ def find_cardiac_files(
 ) -> dict[str, CardiacSubject]:
     """Find subjects by file names, as in the UK Biobank and M&Ms-2.
 
-    Args:
-        root: Folder of the data set.
-        ed: Path below it of the volume at end-diastole, with ``{}`` for the subject
-            (:func:`regnet_lab.data.splits.find_subjects`).
-        es: The same at end-systole.
-        ed_labels: The same for the label map of end-diastole.
-        es_labels: The same for that of end-systole.
-        cine: The same for the 4D image of all phases.
-
-    Raises:
-        UserError: There is no such volume, or a subject lacks one of the other files.
+    ``ed`` and ``es`` are paths below ``root`` of the volumes at end-diastole and end-systole, with
+    ``{}`` for the subject (:func:`regnet_lab.data.splits.find_subjects`), ``ed_labels`` and
+    ``es_labels`` those of their label maps, and ``cine`` that of the 4D image of all phases.
     """
 
     def make_case(phase: str, name: str, image: str, labels: str | None) -> Case:
-        path = find_subject_file(root, labels, name) if labels else None
-        return Case(f"{_flatten_name(name)}-{phase}", find_subject_file(root, image, name), path)
+        path = find_subject_file(root, image, name)
+        return Case(_name_case(name, phase), path, find_optional_file(root, labels, name))
 
     return {
         name: CardiacSubject(
             make_case("ED", name, ed, ed_labels),
             make_case("ES", name, es, es_labels),
-            find_subject_file(root, cine, name) if cine else None,
+            find_optional_file(root, cine, name),
         )
         for name in find_subjects(root, ed)
     }
@@ -69,9 +54,6 @@ def read_acdc(root: str) -> dict[str, CardiacSubject]:
     ``patientNNN/`` or ``training/patientNNN/`` contains ``Info.cfg`` with lines ``ED: 1`` and
     ``ES: 12``, the frames ``patientNNN_frame01.nii.gz`` and ``patientNNN_frame01_gt.nii.gz``,
     counted from 1, and ``patientNNN_4d.nii.gz``.
-
-    Raises:
-        UserError: A file is missing, or ``Info.cfg`` does not name both frames.
     """
 
     def make_subject(name: str, info: Path) -> CardiacSubject:
@@ -79,10 +61,9 @@ def read_acdc(root: str) -> dict[str, CardiacSubject]:
 
         def make_case(phase: str) -> Case:
             stem = f"{{}}/{{}}_frame{frames[phase]:02d}"
-            image, labels = (
-                find_subject_file(root, f"{stem}{end}.nii.gz", name) for end in ("", "_gt")
-            )
-            return Case(f"{_flatten_name(name)}-{phase}", image, labels)
+            image = find_subject_file(root, f"{stem}.nii.gz", name)
+            labels = find_subject_file(root, f"{stem}_gt.nii.gz", name)
+            return Case(_name_case(name, phase), image, labels)
 
         cine = info.with_name(f"{info.parent.name}_4d.nii.gz")
         return CardiacSubject(make_case("ED"), make_case("ES"), cine if cine.is_file() else None)
@@ -92,14 +73,9 @@ def read_acdc(root: str) -> dict[str, CardiacSubject]:
 
 
 def read_acdc_frames(info: Path) -> dict[str, int]:
-    """Read the frames ``ED`` and ``ES`` of an ACDC ``Info.cfg``, counted from 1.
-
-    Raises:
-        UserError: It does not name both.
-    """
-    entries = dict(
-        line.split(":", 1) for line in info.read_text(encoding="utf-8").splitlines() if ":" in line
-    )
+    """Read the frames ``ED`` and ``ES`` of an ACDC ``Info.cfg``, counted from 1."""
+    lines = info.read_text(encoding="utf-8").splitlines()
+    entries = dict(line.split(":", 1) for line in lines if ":" in line)
     try:
         return {phase: int(entries[phase]) for phase in ("ED", "ES")}
     except (KeyError, ValueError) as error:
@@ -113,9 +89,6 @@ def read_sunnybrook(root: str) -> dict[str, CardiacSubject]:
     ``NAME_es_label.nii.gz`` (1 cavity) and ``NAME.json`` with the phases ``ed`` and ``es``, counted
     from 0, and ``slices_with_both``.  Only these slices are evaluated: the others were not
     contoured at both phases, so that empty label maps there mean nothing.
-
-    Raises:
-        UserError: A file is missing, or the JSON lacks one of the three keys.
     """
 
     def make_subject(name: str, cine: Path) -> CardiacSubject:
@@ -123,8 +96,7 @@ def read_sunnybrook(root: str) -> dict[str, CardiacSubject]:
 
         def make_case(phase: str) -> Case:
             labels = find_subject_file(root, f"{{}}_{phase}_label.nii.gz", name)
-            case_name = f"{_flatten_name(name)}-{phase.upper()}"
-            return Case(case_name, cine, labels, phase=annotations[phase])
+            return Case(_name_case(name, phase.upper()), cine, labels, phase=annotations[phase])
 
         slices = tuple(annotations["slices_with_both"])
         return CardiacSubject(make_case("ed"), make_case("es"), cine, slices)
@@ -134,11 +106,7 @@ def read_sunnybrook(root: str) -> dict[str, CardiacSubject]:
 
 
 def read_cine_annotations(path: Path) -> dict:
-    """Read the JSON that belongs to a cine.
-
-    Raises:
-        UserError: It is damaged, or lacks a phase or the list of slices.
-    """
+    """Read the JSON that belongs to a cine."""
     try:
         annotations = json.loads(path.read_text(encoding="utf-8"))
         complete = all(isinstance(annotations[phase], int) for phase in ("ed", "es"))
@@ -152,6 +120,6 @@ def read_cine_annotations(path: Path) -> dict:
     return annotations
 
 
-def _flatten_name(name: str) -> str:
-    """Return a subject's name without folders."""
-    return name.replace("/", "-")
+def _name_case(subject: str, phase: str) -> str:
+    """Return the name of a phase of a subject, without folders."""
+    return f"{subject.replace('/', '-')}-{phase}"

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 SIDES = ("fixed", "moving")
 ANNOTATIONS = ("labels", "mask", "points")
-FILE_COLUMNS = (*SIDES, *(f"{side}_{what}" for what in ANNOTATIONS for side in SIDES))
+FILE_COLUMNS = (*SIDES, *(f"{side}_{annotation}" for annotation in ANNOTATIONS for side in SIDES))
 COLUMNS = (*FILE_COLUMNS, "name", "split")
 IMAGE_SUFFIX = re.compile(r"(\.nii)?\.[A-Za-z]+$")
 
@@ -35,24 +35,14 @@ def list_csv_pairs(
 ) -> CasePairs:
     """List the pairs of a split.
 
-    Columns ``fixed`` and ``moving`` name images in any format of
-    :func:`regnet_lab.data.io.images.decode_image`.  Optional are ``fixed_labels``, ``fixed_mask``,
-    ``fixed_points``, the same for ``moving``, ``name`` (of the pair) and ``split``.  If no row has
-    a ``split``, every split has all rows; if none is for test, those for val are tested.
+    ``table`` is a CSV, or its rows as mappings.  Columns ``fixed`` and ``moving`` name images in
+    any format of :func:`regnet_lab.data.io.images.decode_image`, relative to ``root``, by default
+    the folder of the CSV.  Optional are ``fixed_labels``, ``fixed_mask``, ``fixed_points``, the
+    same for ``moving``, ``name`` (of the pair) and ``split``.  If no row has a ``split``, every
+    split has all rows; if none is for test, those for val are tested.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        prepare: Function that reads two cases and returns a pair.
-        table: A CSV, or its rows as mappings.
-        root: Folder to which files in the rows are relative; null: that of the CSV.
-        points_space: Space of all landmarks: ``voxel``, ``ras`` or ``lps``.
-        fixed_points_columns: Columns of x, y(, z) in the files of ``fixed_points``, by number or
-            name.
-        moving_points_columns: The same for ``moving_points``.
-
-    Raises:
-        UserError: The CSV is faulty or empty, a column is unknown, or a row lacks an image, names
-            a missing file or an unknown split, or repeats the name of a pair.
+    All landmarks are in ``points_space``: ``voxel``, ``ras`` or ``lps``.  Their x, y(, z) are in
+    columns that are given by number or name.
     """
     listed: Sequence[Mapping[str, Any]]
     if isinstance(table, str):
@@ -71,7 +61,7 @@ def list_csv_pairs(
     columns = {"fixed": tuple(fixed_points_columns), "moving": tuple(moving_points_columns)}
 
     def make_case(row: Row, side: str) -> Case:
-        files = {what: row.get(f"{side}_{what}") for what in ANNOTATIONS}
+        files = {annotation: row.get(f"{side}_{annotation}") for annotation in ANNOTATIONS}
         labels, mask, points = (folder / file if file else None for file in files.values())
         landmarks = LandmarkFile(points, columns[side], points_space) if points else None
         return Case(make_case_name(row[side]), folder / row[side], labels, mask, landmarks)
@@ -115,25 +105,14 @@ def check_files(rows: Mapping[str, Row], folder: Path) -> None:
 
 
 def select_split_rows(split: str, rows: Mapping[str, Row], source: str) -> Mapping[str, Row]:
-    """Select the rows of a split.
-
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        rows: Rows by their place in the table.
-        source: The table, for messages.
-
-    Raises:
-        UserError: Only some rows have a split, or one is unknown.
-    """
+    """Select the rows of a split, by their place in the table ``source``."""
     if not any("split" in row for row in rows.values()):
         if split == "train":
             log.warning("%s has no column 'split': training and validation share its pairs", source)
         return rows
     for place, row in rows.items():
         if row.get("split") not in SPLITS:
-            raise UserError(
-                f"{place}, column split: '{row.get('split', '')}' must be one of "
-                f"{', '.join(SPLITS)}."
-            )
+            value = row.get("split", "")
+            raise UserError(f"{place}, column split: '{value}' must be one of {', '.join(SPLITS)}.")
     parts = {name: {p: r for p, r in rows.items() if r["split"] == name} for name in SPLITS}
     return parts["val"] if split == "test" and not parts["test"] else parts[split]

@@ -6,7 +6,7 @@ pixels of the file, since the millimetres in its header are the resolution of a 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from glob import escape
 from itertools import combinations, permutations
 from pathlib import Path
@@ -42,10 +42,7 @@ def normalize_stain(array: NDArray, low: float = 0.5, high: float = 99.5) -> NDA
 
 
 class PixelCropOrPad(CropOrPad):
-    """:class:`regnet_lab.data.preprocessing.grids.CropOrPad` for pictures: a pixel counts as 1 mm.
-
-    Its arguments are those of the base class.
-    """
+    """:class:`regnet_lab.data.preprocessing.grids.CropOrPad` of pictures: a pixel is 1 mm."""
 
     def read_case(self, case: Case, decoded: DecodedFiles | None = None) -> LoadedCase:
         return replace(super().read_case(case, decoded), affine=np.eye(4))
@@ -63,19 +60,12 @@ def list_histology_pairs(
 ) -> CasePairs:
     """List all pairs of stains of one tissue: in both directions in training, else in one.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        root: Folder of the data set.
-        prepare: Function that reads two cases and returns a pair.
-        splits: Tissues of each split (:func:`regnet_lab.data.splits.select_subjects`).
-        image: Path of a section below the root, where ``*`` matches anything within one name.
-        landmarks: The same for its landmarks, as a shell pattern; a section may have none.
-        landmark_columns: Columns of x, which leads along a row, and y in the landmark tables.
-        landmark_scales: Factor on the landmarks of a tissue where it is not 1, such as 0.1 for
-            landmarks set on half-size images if the files are a twentieth of full size.
-
-    Raises:
-        UserError: There is no section, a name is ambiguous, or a tissue is unknown.
+    ``splits`` divides the tissues (:func:`regnet_lab.data.splits.select_subjects`).  ``image`` is
+    the path of a section below ``root``, where ``*`` matches anything within one name;
+    ``landmarks`` is the same for its landmarks, as a shell pattern; a section may have none.
+    ``landmark_columns`` are those of x, which leads along a row, and y.  ``landmark_scales`` are
+    factors on the landmarks of a tissue where it is not 1, such as 0.1 for landmarks set on
+    half-size images if the files are a twentieth of full size.
     """
     sections = find_sections(root, image)
     scales = landmark_scales or {}
@@ -99,11 +89,7 @@ def list_histology_pairs(
 
 
 def find_sections(root: str, image: str) -> Sections:
-    """Find the files below ``root`` that match a pattern with ``{tissue}`` and ``{stain}``.
-
-    Raises:
-        UserError: There is none, or several for one section.
-    """
+    """Find the files below ``root`` that match a pattern with ``{tissue}`` and ``{stain}``."""
     folder = require_folder(root, "histology")
     groups = {"{tissue}": "(?P<tissue>[^/]+)", "{stain}": "(?P<stain>[^/]+)", "*": "[^/]*"}
     pieces = re.split(r"(\{tissue\}|\{stain\}|\*)", image)
@@ -125,11 +111,7 @@ def find_sections(root: str, image: str) -> Sections:
 
 
 def find_landmark_table(root: str, landmarks: str, tissue: str, stain: str) -> Path | None:
-    """Find the landmark table of a section, if there is one.
-
-    Raises:
-        UserError: There are several.
-    """
+    """Find the landmark table of a section, if there is one."""
     tables = sorted(Path(root).glob(landmarks.format(tissue=escape(tissue), stain=escape(stain))))
     if len(tables) > 1:
         raise UserError(
@@ -138,55 +120,40 @@ def find_landmark_table(root: str, landmarks: str, tissue: str, stain: str) -> P
     return tables[0] if tables else None
 
 
+@dataclass(eq=False, repr=False)
 class SectionPatches(PairDataset):
     """Random patches of single images, each paired with itself, from (seed, split, index) alone.
 
     Item i is cut from image i mod n, inside its margin.  Patches are to be deformed by
     :class:`regnet_lab.data.synthesis.deformed_images.DeformedImages`.
-
-    Args:
-        split: ``train``, ``val`` or ``test``; they share no image.
-        root: Folder of the images.
-        pattern: Shell pattern of the files below it.
-        patch_size: Size of a patch in pixels along each axis.
-        splits: Names of the files below ``root`` for each split, or numbers of them
-            (:func:`regnet_lab.data.splits.select_subjects`).
-        patches_per_image: Number of patches of every image.
-        downsample_factor: Size of a pixel of the patch in pixels of the file.
-        margin: Pixels of the downsampled image at each border that are in no patch.
-        min_std: Smallest standard deviation; a patch below it is drawn again, at most 20 times.
-        intensity: Function that maps an image's values to about [0, 1].
-        seed: Seed of the patches.
-        megabytes: Limit of the images kept in memory.
-
-    Raises:
-        UserError: There is no image; when a patch is read, also that the image is too small.
     """
 
-    def __init__(
-        self,
-        split: str,
-        root: str,
-        pattern: str,
-        patch_size: Sequence[int],
-        splits: SplitSpec = DEFAULT_SPLITS,
-        patches_per_image: int = 20,
-        downsample_factor: float = 1,
-        margin: int = 0,
-        min_std: float = 0.04,
-        intensity: Callable[[NDArray], NDArray[np.float32]] = normalize_stain,
-        seed: int = 0,
-        megabytes: float = 1024,
-    ) -> None:
-        folder = require_folder(root, "patches")
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(pattern))}
+    split: str  # ``train``, ``val`` or ``test``; they share no image
+    root: str  # folder of the images
+    pattern: str  # shell pattern of the files below it
+    patch_size: Sequence[int]  # size of a patch in pixels along each axis
+    # names of the files below ``root`` for each split, or numbers of them
+    # (:func:`regnet_lab.data.splits.select_subjects`)
+    splits: SplitSpec = field(default_factory=lambda: DEFAULT_SPLITS)
+    patches_per_image: int = 20  # number of patches of every image
+    downsample_factor: float = 1  # size of a pixel of the patch in pixels of the file
+    margin: int = 0  # pixels of the downsampled image at each border that are in no patch
+    # smallest standard deviation; a patch below it is drawn again, at most 20 times
+    min_std: float = 0.04
+    # function that maps an image's values to about [0, 1]
+    intensity: Callable[[NDArray], NDArray[np.float32]] = normalize_stain
+    seed: int = 0  # seed of the patches
+    megabytes: float = 1024  # limit of the images kept in memory
+
+    def __post_init__(self) -> None:
+        folder = require_folder(self.root, "patches")
+        matches = sorted(folder.glob(self.pattern))
+        files = {path.relative_to(folder).as_posix(): path for path in matches}
         if not files:
-            raise UserError(f"{folder}: there is no image {pattern} in this folder.")
-        self.paths = [files[name] for name in select_subjects(split, list(files), splits, root)]
-        self.patch_size, self.patches_per_image = tuple(patch_size), patches_per_image
-        self.downsample_factor, self.margin, self.min_std = downsample_factor, margin, min_std
-        self.intensity, self.seeds = intensity, (seed, SPLITS.index(split))
-        self.cache = MemoryCache(megabytes)
+            raise UserError(f"{folder}: there is no image {self.pattern} in this folder.")
+        names = select_subjects(self.split, list(files), self.splits, self.root)
+        self.paths = [files[name] for name in names]
+        self.cache = MemoryCache(self.megabytes)
 
     def __len__(self) -> int:
         return len(self.paths) * self.patches_per_image
@@ -196,7 +163,7 @@ class SectionPatches(PairDataset):
             raise IndexError(f"patch {index} of {len(self)}")
         path = self.paths[index % len(self.paths)]
         image = self.cache.get_or_create(str(path), lambda: self._read_image(path))["image"]
-        rng = np.random.default_rng([*self.seeds, index])
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         for _ in range(MAX_DRAWS):
             patch = image[self._draw_box(rng, path, image.shape)]
             if patch.std() >= self.min_std:

@@ -35,20 +35,12 @@ def list_learn2reg_pairs(
 
     Validation pairs are ``registration_val``; test pairs ``registration_test`` or
     ``test_paired_images``, or the validation pairs where neither has any.  Training pairs are
-    ``training_paired_images`` (paired), every training image of the fixed modality with those of
-    the moving modality of other patients (unpaired), or both (hybrid), without the patients of
-    validation and test.
+    ``training_paired_images`` (``pairings=paired``), every training image of the fixed modality
+    with those of the moving modality of other patients (``unpaired``), or both (``hybrid``),
+    without the patients of validation and test; null: what the file says.
 
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        root: Folder of the data set.
-        prepare: Function that reads two cases and returns a pair.
-        annotations: What to use where provided: ``label``, ``mask``, and as landmarks the first of
-            ``landmarks`` and ``keypoints``, in the order given here, that both images have.
-        pairings: ``paired``, ``unpaired`` or ``hybrid``; null: what the file says.
-
-    Raises:
-        UserError: The json lacks something, or an image has not the shape that it states.
+    ``annotations`` are used where provided: ``label``, ``mask``, and as landmarks the first of
+    ``landmarks`` and ``keypoints``, in the order given here, that both images have.
     """
     if unknown := sorted(set(annotations) - set(ANNOTATIONS)):
         raise UserError(
@@ -66,18 +58,14 @@ def list_learn2reg_pairs(
         check_shape(description, image)
         cases[image] = make_case(description, image, annotations)
     case_pairs = [
-        add_landmarks(description, pair, annotations, (cases[pair[0]], cases[pair[1]]))
-        for pair in pairs
+        add_landmarks(description, (fixed, moving), annotations, (cases[fixed], cases[moving]))
+        for fixed, moving in pairs
     ]
     return CasePairs(case_pairs, prepare)
 
 
 def check_shape(description: DatasetDescription, image: str) -> None:
-    """Compare the shape in an image's header with ``tensorImageShape``.
-
-    Raises:
-        UserError: It differs, or the file is missing or damaged.
-    """
+    """Compare the shape in an image's header with ``tensorImageShape``."""
     path, stated_shape = description.folder / image, description.get_shape(image)
     try:
         shape = cast(SpatialImage, nibabel.load(path)).shape
@@ -93,9 +81,7 @@ def check_shape(description: DatasetDescription, image: str) -> None:
 
 
 def make_case(description: DatasetDescription, image: str, annotations: Sequence[str]) -> Case:
-    """Return the case of an image, with the label map and mask that the json names or that lie in
-    their folders.
-    """
+    """Return the case of an image, label map and mask named in the json or in their folders."""
 
     def find_annotation(kind: str) -> Path | None:
         named = description.entries.get(image, {}).get(kind)
@@ -117,9 +103,7 @@ def add_landmarks(
     folders = [f for kind in kinds for f in find_landmark_folders(description, pair, kind)]
     if not folders:
         return cases
-    fixed, moving = (
-        replace(case, points=LandmarkFile(folders[0] / f"{case.name}.csv")) for case in cases
-    )
+    fixed, moving = (replace(c, points=LandmarkFile(folders[0] / f"{c.name}.csv")) for c in cases)
     return fixed, moving
 
 

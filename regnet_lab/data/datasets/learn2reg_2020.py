@@ -7,11 +7,13 @@ and their cases are not used in training.  ``test_root`` is such a folder with t
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import permutations
 from pathlib import Path
 
-from regnet_lab.data.case import Case, CasePair, LandmarkFile, make_ordered_pairs
+from regnet_lab.data.case import Case, CasePair, LandmarkFile
 from regnet_lab.data.datasets.base import CasePairs, Prepare
+from regnet_lab.data.datasets.learn2reg_json import get_stem
 from regnet_lab.data.io.images import require_folder
 from regnet_lab.data.io.tables import read_table
 from regnet_lab.errors import UserError
@@ -30,19 +32,16 @@ def list_task01_pairs(
     folder = _find_task_folder(split, "task_01", root, test_root)
     data = _enter_subfolder(folder, "EASY-RESECT")
 
-    def make_pair(number: int) -> CasePair:
+    def make_case(number: int, image: str, *columns: int) -> Case:
         tag = data / "landmarks" / "Coordinates" / f"Case{number}-MRI-beforeUS.tag"
-
-        def make_case(image: str, *columns: int) -> Case:
-            path = data / "NIFTI" / f"Case{number}" / f"Case{number}-{image}-resize.nii"
-            points = LandmarkFile(tag, columns, space="ras") if tag.is_file() else None
-            return Case(path.stem, path, points=points)
-
-        return make_case("FLAIR", 0, 1, 2), make_case("US-before", 3, 4, 5)
+        path = data / "NIFTI" / f"Case{number}" / f"Case{number}-{image}-resize.nii"
+        points = LandmarkFile(tag, columns, space="ras") if tag.is_file() else None
+        return Case(path.stem, path, points=points)
 
     numbers = _find_numbered_files(data / "NIFTI", r"Case(\d+)")
-    pairs = {number: make_pair(number) for number in numbers}
-    return CasePairs(_select_intra_subject_pairs(folder, split, pairs), prepare)
+    fixed = {number: make_case(number, "FLAIR", 0, 1, 2) for number in numbers}
+    moving = {number: make_case(number, "US-before", 3, 4, 5) for number in numbers}
+    return CasePairs(_select_pairs(folder, split, fixed, moving), prepare)
 
 
 def list_task02_pairs(
@@ -62,19 +61,17 @@ def list_task02_pairs(
     folder = _find_task_folder(split, "task_02", root, test_root)
     data = folder / "training"
 
-    def make_pair(number: int) -> CasePair:
+    def make_case(number: int, phase: str, *columns: int) -> Case:
+        path = data / "scans" / f"case_{number:03d}_{phase}.nii.gz"
+        mask = _find_companion(data / "lungMasks", path.name)
         table = data / "lms" / f"case_{number:03d}.txt"
-
-        def make_case(phase: str, *columns: int) -> Case:
-            path = data / "scans" / f"case_{number:03d}_{phase}.nii.gz"
-            mask = _find_companion(path, data / "lungMasks")
-            points = LandmarkFile(table, columns) if table.is_file() else None
-            return Case(_get_stem(path), path, mask=mask, points=points)
-
-        return make_case("exp", 0, 1, 2), make_case("insp", 3, 4, 5)
+        points = LandmarkFile(table, columns) if table.is_file() else None
+        return Case(get_stem(path.name), path, mask=mask, points=points)
 
     numbers = _find_numbered_files(data / "scans", r"case_(\d+)_(?:exp|insp)\.nii\.gz")
-    pairs = _select_intra_subject_pairs(folder, split, {n: make_pair(n) for n in numbers})
+    fixed = {number: make_case(number, "exp", 0, 1, 2) for number in numbers}
+    moving = {number: make_case(number, "insp", 3, 4, 5) for number in numbers}
+    pairs = _select_pairs(folder, split, fixed, moving)
     if split == "train" and both_directions:
         pairs += [(moving, fixed) for fixed, moving in pairs]
     return CasePairs(pairs, prepare)
@@ -89,16 +86,7 @@ def list_task03_pairs(
     Training uses all ordered pairs of the cases that ``pairs_val.csv`` does not name.
     """
     folder = _find_task_folder(split, "task_03", root, test_root)
-
-    def make_case(path: Path) -> Case:
-        name = path.name.replace("img", "label")
-        return Case(
-            _get_stem(path), path, _find_companion(path, folder / "Training" / "label", name)
-        )
-
-    images = _find_numbered_files(folder / "Training" / "img", r"img(\d+)\.nii\.gz")
-    cases = {number: make_case(path) for number, path in images.items()}
-    return CasePairs(_select_inter_subject_pairs(folder, split, cases), prepare)
+    return _list_inter_subject_pairs(split, folder, prepare, r"img(\d+)\.nii\.gz")
 
 
 def list_task04_pairs(
@@ -110,13 +98,23 @@ def list_task04_pairs(
     Training uses all ordered pairs of the cases that ``pairs_val.csv`` does not name.
     """
     folder = _find_task_folder(split, "task_04", root, test_root)
+    return _list_inter_subject_pairs(split, folder, prepare, r"hippocampus_(\d+)\.nii\.gz")
+
+
+def _list_inter_subject_pairs(
+    split: str, folder: Path, prepare: Prepare, pattern: str
+) -> CasePairs:
+    """List pairs of ``Training/img``; ``imgN`` has its labels in ``Training/label/labelN``, and an
+    image of another name has them in the file of the same name.
+    """
 
     def make_case(path: Path) -> Case:
-        return Case(_get_stem(path), path, _find_companion(path, folder / "Training" / "label"))
+        labels = _find_companion(folder / "Training" / "label", path.name.replace("img", "label"))
+        return Case(get_stem(path.name), path, labels)
 
-    images = _find_numbered_files(folder / "Training" / "img", r"hippocampus_(\d+)\.nii\.gz")
+    images = _find_numbered_files(folder / "Training" / "img", pattern)
     cases = {number: make_case(path) for number, path in images.items()}
-    return CasePairs(_select_inter_subject_pairs(folder, split, cases), prepare)
+    return CasePairs(_select_pairs(folder, split, cases), prepare)
 
 
 def _find_task_folder(split: str, task: str, root: str, test_root: str | None) -> Path:
@@ -131,11 +129,7 @@ def _enter_subfolder(folder: Path, name: str) -> Path:
 
 
 def _find_numbered_files(folder: Path, pattern: str) -> dict[int, Path]:
-    """Find the entries of a folder that match ``pattern``, by the number in its first group.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Find the entries of a folder that match ``pattern``, by the number in its first group."""
     paths = {
         int(match[1]): path
         for path in sorted(require_folder(folder, "Learn2Reg 2020").iterdir())
@@ -146,23 +140,13 @@ def _find_numbered_files(folder: Path, pattern: str) -> dict[int, Path]:
     return paths
 
 
-def _find_companion(image: Path, folder: Path, name: str | None = None) -> Path | None:
-    """Return the image's file in another folder; None where the release has no such folder."""
-    return folder / (name or image.name) if folder.is_dir() else None
-
-
-def _get_stem(path: Path) -> str:
-    """Return the file's name without ``.nii.gz``."""
-    return path.name.split(".")[0]
+def _find_companion(folder: Path, name: str) -> Path | None:
+    """Return a file that belongs to an image; None where the release has no such folder."""
+    return folder / name if folder.is_dir() else None
 
 
 def _read_listed_pairs(path: Path, numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Read the fixed and moving numbers of a ``pairs_val.csv``.
-
-    Raises:
-        UserError: The file is missing, has no columns ``fixed`` and ``moving`` with whole numbers,
-            or names a case that does not exist.
-    """
+    """Read the fixed and moving numbers of a ``pairs_val.csv``."""
     rows = read_table(path, ("fixed", "moving"))
     try:
         pairs = [(int(row["fixed"]), int(row["moving"])) for row in rows]
@@ -175,26 +159,14 @@ def _read_listed_pairs(path: Path, numbers: Iterable[int]) -> list[tuple[int, in
     return pairs
 
 
-def _exclude_listed(pairs: Sequence[tuple[int, int]], numbers: Iterable[int]) -> list[int]:
-    """Return the numbers that no pair names, sorted."""
-    return sorted(set(numbers) - {number for pair in pairs for number in pair})
-
-
-def _select_intra_subject_pairs(
-    folder: Path, split: str, case_pairs: Mapping[int, CasePair]
+def _select_pairs(
+    folder: Path, split: str, fixed: Mapping[int, Case], moving: Mapping[int, Case] | None = None
 ) -> list[CasePair]:
-    """Select the pairs of a split where the two images of one number belong together."""
-    listed = _read_listed_pairs(folder / "pairs_val.csv", case_pairs)
+    """Select the pairs of a split: in training, the fixed and the moving case of each number that
+    ``pairs_val.csv`` does not name, or, without ``moving``, any two such cases.
+    """
+    pairs = _read_listed_pairs(folder / "pairs_val.csv", fixed)
     if split == "train":
-        return [case_pairs[number] for number in _exclude_listed(listed, case_pairs)]
-    return [(case_pairs[fixed][0], case_pairs[moving][1]) for fixed, moving in listed]
-
-
-def _select_inter_subject_pairs(
-    folder: Path, split: str, cases: Mapping[int, Case]
-) -> list[CasePair]:
-    """Select the pairs of a split where any two cases make a pair."""
-    listed = _read_listed_pairs(folder / "pairs_val.csv", cases)
-    if split == "train":
-        return make_ordered_pairs([cases[number] for number in _exclude_listed(listed, cases)])
-    return [(cases[fixed], cases[moving]) for fixed, moving in listed]
+        rest = sorted(set(fixed) - {number for pair in pairs for number in pair})
+        pairs = [(n, n) for n in rest] if moving else list(permutations(rest, 2))
+    return [(fixed[a], (moving or fixed)[b]) for a, b in pairs]

@@ -22,10 +22,6 @@ class DatasetDescription:
 
     Every property and method raises a UserError that names the file and the key if a key is
     missing or has a wrong value.
-
-    Args:
-        path: The file.
-        content: Its keys and values.
     """
 
     path: Path
@@ -33,11 +29,7 @@ class DatasetDescription:
 
     @classmethod
     def read(cls, root: str | Path) -> "DatasetDescription":
-        """Read the ``dataset.json`` or ``NAME_dataset.json`` of a folder.
-
-        Raises:
-            UserError: There is none or more than one, or it is no json object.
-        """
+        """Read the ``dataset.json`` or ``NAME_dataset.json`` of a folder."""
         folder = require_folder(root, "Learn2Reg")
         paths = sorted(folder.glob("*dataset.json"))
         if len(paths) != 1:
@@ -63,10 +55,7 @@ class DatasetDescription:
     def list_pairs(self, key: str) -> list[ImagePair]:
         """List the pairs of images below a key."""
         try:
-            return [
-                (normalize_path(pair["fixed"]), normalize_path(pair["moving"]))
-                for pair in self[key]
-            ]
+            return [(normalize_path(p["fixed"]), normalize_path(p["moving"])) for p in self[key]]
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{self.path}: every entry of '{key}' needs the keys 'fixed' and 'moving'."
@@ -93,14 +82,11 @@ class DatasetDescription:
     def list_images(self, key: str) -> dict[str, dict[str, str]]:
         """List the images below a key, each with the files of its entry."""
         try:
-            entries = [
-                entry if isinstance(entry, dict) else {"image": entry} for entry in self[key]
-            ]
+            entries = [e if isinstance(e, dict) else {"image": e} for e in self[key]]
             return {normalize_path(entry["image"]): entry for entry in entries}
         except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.path}: every entry of '{key}' needs the key 'image'."
-            ) from error
+            message = f"{self.path}: every entry of '{key}' needs the key 'image'."
+            raise UserError(message) from error
 
     @cached_property
     def entries(self) -> dict[str, dict[str, str]]:
@@ -180,9 +166,6 @@ def parse_modality(image: str) -> int:
 
     >>> parse_modality("imagesTr/OASIS_0001_0000.nii.gz")
     0
-
-    Raises:
-        UserError: The name does not end in such a number.
     """
     number = get_stem(image).rpartition("_")[2]
     if not number.isdigit():

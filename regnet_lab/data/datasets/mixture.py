@@ -11,19 +11,12 @@ from regnet_lab.types import Pair, update_pair
 
 
 class Mixture(PairDataset):
-    """Several data sets as one: balanced in training, concatenated otherwise.
+    """Several data sets ``datasets[name](split=...)``: balanced in training, else concatenated.
 
     In training, index i is item (i // n) mod len(d) of data set d = i mod n of the n data sets:
     each data set is drawn equally often, and an epoch shows every pair of the largest once.  The
     name of a pair starts with that of its data set.  Where grids or keys differ, the batch size
     must be 1.
-
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        datasets: Data sets by name; each is called as ``dataset(split=...)``.
-
-    Raises:
-        UserError: There is no data set, or one has no pairs to train on.
     """
 
     def __init__(self, split: str, datasets: Mapping[str, Callable[..., Any]]) -> None:
@@ -51,11 +44,7 @@ class Mixture(PairDataset):
         return update_pair(pair, name=f"{name}_{pair['name']}")
 
     def locate(self, index: int) -> tuple[str, int]:
-        """Return the name of the data set that holds a pair, and the index of the pair in it.
-
-        Raises:
-            IndexError: The index is out of range.
-        """
+        """Return the name of the data set that holds a pair, and the index of the pair in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         if self.balanced:

@@ -22,34 +22,21 @@ SIDES = ("fixed", "moving")
 
 @dataclass(frozen=True)
 class UniqueImage:
-    """One image as a batch of one.
-
-    Args:
-        name: Name of the image.
-        image: (1, 1, *spatial).
-        labels: (1, 1, *spatial) integers.
-    """
+    """One image as a batch of one."""
 
     name: str
-    image: Tensor
-    labels: Tensor | None = None
+    image: Tensor  # (1, 1, *spatial)
+    labels: Tensor | None = None  # (1, 1, *spatial) integers
 
 
 @dataclass(frozen=True)
 class UniqueImages(Sequence[UniqueImage]):
-    """Images that are read when they are requested.
+    """Images that are read when they are requested."""
 
-    Args:
-        names: One for each image.
-        load: Function that reads the image of an index.
-        affine: (4, 4) from voxels of the common grid to millimetres, RAS+.
-        spacing: (1, D) millimetres per voxel.
-    """
-
-    names: list[str]
-    load: Callable[[int], UniqueImage]
-    affine: coordinates.Matrix
-    spacing: Tensor
+    names: list[str]  # one for each image
+    load: Callable[[int], UniqueImage]  # function that reads the image of an index
+    affine: coordinates.Matrix  # (4, 4) from voxels of the common grid to millimetres, RAS+
+    spacing: Tensor  # (1, D) millimetres per voxel
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,9 +54,6 @@ def collect_unique_images(dataset: Any) -> UniqueImages:
     the data set is preprocessed by
     :class:`regnet_lab.data.preprocessing.grids.ResampleToFixed`.  Other data sets give both images
     of their pairs, with voxel 0 at 0 mm.
-
-    Raises:
-        UserError: There is only one image, or the images are on several grids.
     """
     pairs = as_pair_dataset(dataset)
     if type(pairs) is CasePairs and isinstance(pairs.prepare, PairPreprocessor):
@@ -87,10 +71,7 @@ def collect_unique_images(dataset: Any) -> UniqueImages:
 def collect_from_cases(
     case_pairs: Sequence[CasePair], preprocessor: PairPreprocessor
 ) -> UniqueImages:
-    """Collect the cases of a data set on the grid of the first one.
-
-    Cases that select the same part of the same image count as one.
-    """
+    """Collect the cases on the grid of the first one; the same part of an image counts once."""
     by_image: dict[object, Case] = {}
     for case in chain.from_iterable(case_pairs):
         by_image.setdefault((case.image, case.phase, case.slice), case)
@@ -113,11 +94,7 @@ def to_batch(array: NDArray) -> Tensor:
 
 
 def collect_from_pairs(dataset: Any) -> UniqueImages:
-    """Collect both images of every pair, without repetitions of equal images.
-
-    Raises:
-        UserError: Their shapes differ.
-    """
+    """Collect both images of every pair, without repetitions of equal images."""
     locations: dict[str, tuple[int, str]] = {}  # index and side by hash
     names, shapes = [], set()
     for index in range(len(dataset)):

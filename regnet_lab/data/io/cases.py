@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from regnet_lab.data.case import Case
 from regnet_lab.data.io.images import Decoder, Volume, decode_image, extract_frame, read_labels
 from regnet_lab.data.io.landmarks import read_landmarks
-from regnet_lab.data.preprocessing.cache import compute_fingerprint, hash_file
+from regnet_lab.data.preprocessing.cache import compute_fingerprint, hash_file, hash_image
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.header_checks import list_image_files
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,7 @@ class LoadedCase:
 
 
 def extract_slice(case: Case, volume: Volume) -> Volume:
-    """Return the slice of a 3D volume that a case selects, or the volume if it selects none.
-
-    Raises:
-        UserError: There is no such slice.
-    """
+    """Return the slice of a 3D volume that a case selects, or the volume if it selects none."""
     if case.slice is None:
         return volume
     array = np.atleast_3d(volume.array)
@@ -52,28 +47,8 @@ def extract_slice(case: Case, volume: Volume) -> Volume:
     return Volume(array[:, :, index], affine)
 
 
-def _read_landmarks(case: Case, image: Volume) -> NDArray[np.float32] | None:
-    if case.points is None:
-        return None
-    points = read_landmarks(case.points, image.affine)
-    if points.shape[1] != image.array.ndim:
-        raise UserError(
-            f"{case.points.path}: gives {points.shape[1]} coordinates for each landmark, "
-            f"but the image {case.image} has {image.array.ndim} axes."
-        )
-    return points
-
-
 def read_case(case: Case, decoder: Decoder = decode_image) -> LoadedCase:
-    """Read all files of a case.
-
-    Args:
-        case: Its files.
-        decoder: Function that decodes an image file, or returns it from a cache.
-
-    Raises:
-        UserError: A file is missing, damaged or does not fit the image.
-    """
+    """Read all files of a case; ``decoder`` decodes an image, or returns it from a cache."""
     volume = extract_frame(case.image, decoder(case.image), case.phase)
 
     def read_slice(path: Path | None) -> NDArray[np.int16] | None:
@@ -83,29 +58,21 @@ def read_case(case: Case, decoder: Decoder = decode_image) -> LoadedCase:
         return extract_slice(case, Volume(labels, volume.affine)).array
 
     image = extract_slice(case, volume)
-    return LoadedCase(
-        image.array,
-        image.affine,
-        read_slice(case.labels),
-        read_slice(case.mask),
-        _read_landmarks(case, image),
-    )
+    labels, mask = read_slice(case.labels), read_slice(case.mask)
+    points = None
+    if case.points:
+        points = read_landmarks(case.points, image.affine)
+        if points.shape[1] != image.array.ndim:
+            raise UserError(
+                f"{case.points.path}: gives {points.shape[1]} coordinates for each landmark, "
+                f"but the image {case.image} has {image.array.ndim} axes."
+            )
+    return LoadedCase(image.array, image.affine, labels, mask, points)
 
 
 def fingerprint_case(case: Case) -> str:
-    """Compute a hash of the contents of a case's files and of the part it selects.
-
-    Raises:
-        UserError: A file is missing.
-    """
-    files = [
-        [hash_file(file) for file in list_image_files(path)] if path else None
-        for path in (case.image, case.labels, case.mask)
-    ]
-    points = case.points and (
-        hash_file(case.points.path),
-        case.points.columns,
-        case.points.space,
-        case.points.scale,
-    )
+    """Compute a hash of the contents of a case's files and of the part it selects."""
+    files = [path and hash_image(path) for path in (case.image, case.labels, case.mask)]
+    table = case.points
+    points = table and (hash_file(table.path), table.columns, table.space, table.scale)
     return compute_fingerprint(files, points, case.phase, case.slice)

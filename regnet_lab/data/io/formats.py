@@ -4,8 +4,7 @@ Arrays are in the file's own index order, affines lead to millimetres, RAS+.  He
 before memory is allocated for the voxels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -50,13 +49,6 @@ def read_numpy(path: Path) -> ArrayAndAffine:
     return np.array(array), np.eye(4)
 
 
-def _compute_luminance(image: sitk.Image) -> NDArray:
-    """Compute the luminance (x, y) of a picture of one, three or four channels."""
-    array = sitk.GetArrayFromImage(image)
-    weights = np.array(LUMINANCE_WEIGHTS, np.float32)
-    return (array[..., :3] @ weights if array.ndim == 3 else array).T
-
-
 def read_itk(path: Path) -> ArrayAndAffine:
     """Read NRRD, MetaImage, pictures (as luminance) and other formats of SimpleITK."""
     reader = open_itk_reader(path)
@@ -66,19 +58,10 @@ def read_itk(path: Path) -> ArrayAndAffine:
         path, "complex" not in pixel_type and (is_picture or "vector" not in pixel_type)
     )
     image = reader.Execute()
-    array = _compute_luminance(image) if is_picture else sitk.GetArrayFromImage(image).T
-    return array, coordinates.affine_from_sitk(image)
-
-
-@contextmanager
-def _silence_itk() -> Iterator[None]:
-    """Suppress ITK's warnings inside the block."""
-    displayed = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(displayed)
+    array = sitk.GetArrayFromImage(image)  # (z, y, x), (y, x) or (y, x, channel)
+    if is_picture and array.ndim == 3:
+        array = array[..., :3] @ np.array(LUMINANCE_WEIGHTS, np.float32)
+    return array.T, coordinates.affine_from_sitk(image)
 
 
 def _compute_slice_positions(files: tuple[str, ...]) -> NDArray[np.float64]:
@@ -99,21 +82,25 @@ def read_dicom(folder: Path) -> ArrayAndAffine:
     Raises:
         UserError: There is none, there are several, or its slices are not equally spaced.
     """
-    with _silence_itk():
+    warnings_shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warnings_shown)
     if len(series) != 1:
-        content = (
+        number = (
             f"{len(series)} DICOM series ({', '.join(series)})" if series else "no DICOM series"
         )
-        raise UserError(f"{folder}: holds {content}; give a folder with exactly one.")
+        raise UserError(f"{folder}: holds {number}; give a folder with exactly one.")
     files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
     gaps = np.abs(np.diff(_compute_slice_positions(files)))
-    if gaps.size and np.ptp(gaps) > MAX_GAP_DEVIATION * np.median(gaps):
-        worst = int(np.argmax(np.abs(gaps - np.median(gaps))))
+    if gaps.size and np.ptp(gaps) > MAX_GAP_DEVIATION * (usual := np.median(gaps)):
+        worst = int(np.argmax(np.abs(gaps - usual)))
+        first, second = (Path(file).name for file in files[worst : worst + 2])
         raise UserError(
-            f"{folder}: a slice is missing or doubled, {Path(files[worst]).name} and "
-            f"{Path(files[worst + 1]).name} are {gaps[worst]:.4g} mm apart and most others "
-            f"{np.median(gaps):.4g} mm."
+            f"{folder}: a slice is missing or doubled, {first} and {second} are "
+            f"{gaps[worst]:.4g} mm apart and most others {usual:.4g} mm."
         )
     image = sitk.ReadImage(files)
     _require_grayscale(folder, image.GetNumberOfComponentsPerPixel() == 1)

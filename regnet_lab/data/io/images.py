@@ -1,8 +1,4 @@
-"""Reading of images and label maps.
-
-Whatever the format, array axes are in the file's own index order (i, j, k) and the affine leads to
-millimetres, RAS+.
-"""
+"""Reading of images and label maps, their axes in the file's own index order (i, j, k)."""
 
 import zlib
 from collections.abc import Callable
@@ -53,11 +49,7 @@ Decoder = Callable[[Path], Volume]
 
 
 def require_folder(folder: str | Path, purpose: str) -> Path:
-    """Return a folder as a path.
-
-    Raises:
-        UserError: It does not exist.
-    """
+    """Return a folder as a path, or raise a UserError if it does not exist."""
     path = Path(folder)
     if not path.is_dir():
         raise UserError(
@@ -76,8 +68,7 @@ def _standardize_array(path: Path, array: NDArray) -> NDArray:
     if array.dtype.kind == "f" or array.dtype.itemsize > 4:
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
-    num_invalid = int(array.size - np.isfinite(array).sum())
-    if num_invalid:
+    if num_invalid := array.size - np.isfinite(array).sum():
         raise UserError(
             f"{path}: {num_invalid} voxels are NaN or infinite; repair or remove the image."
         )
@@ -98,8 +89,7 @@ def _complete_affine(path: Path, affine: coordinates.Matrix, ndim: int) -> coord
 def decode_image(path: Path) -> Volume:
     """Read a whole image file, 2D to 4D, in its own integer type or as float32.
 
-    NIfTI and MGH are read through nibabel; ``.npy`` as voxels of 1 mm; NRRD, MHA, MHD, a DICOM
-    folder and pictures (as luminance) through SimpleITK.  Trailing axes of length one are dropped.
+    Trailing axes of length one are dropped.
 
     Raises:
         UserError: The file is missing, damaged, no grayscale image, or holds a value that is not
@@ -124,10 +114,11 @@ def extract_frame(path: Path, volume: Volume, phase: int | None) -> Volume:
     """
     array = volume.array
     if array.ndim == 4:
-        if phase is None or not 0 <= phase < array.shape[3]:
+        count = array.shape[3]
+        if phase is None or not 0 <= phase < count:
             raise UserError(
-                f"{path}: has {array.shape[3]} frames; the phase must be one of 0 to "
-                f"{array.shape[3] - 1}, not {phase}."
+                f"{path}: has {count} frames; the phase must be one of 0 to {count - 1}, "
+                f"not {phase}."
             )
         array = array[..., phase]
     elif phase:
@@ -136,11 +127,7 @@ def extract_frame(path: Path, volume: Volume, phase: int | None) -> Volume:
 
 
 def read_volume(path: Path, phase: int | None = None) -> Volume:
-    """Read a 2D or 3D image, or frame ``phase`` of a 4D one, as float32.
-
-    Raises:
-        UserError: See :func:`decode_image` and :func:`extract_frame`.
-    """
+    """Read a 2D or 3D image, or frame ``phase`` of a 4D one, as float32."""
     return extract_frame(path, decode_image(path), phase)
 
 
@@ -173,17 +160,9 @@ def read_labels(
     phase: int | None = None,
     decoder: Decoder = decode_image,
 ) -> NDArray[np.int16]:
-    """Read the label map or mask of an image.
+    """Read the label map or mask of an image, or frame ``phase`` of a 4D one.
 
-    Args:
-        path: The label map.
-        image: The image to which it belongs.
-        image_path: File of the image, for messages.
-        phase: Frame of a 4D label map.
-        decoder: Function that decodes an image file, or returns it from a cache.
-
-    Raises:
-        UserError: See :func:`decode_image`, :func:`extract_frame` and :func:`validate_labels`.
+    ``image_path`` is named in messages; ``decoder`` reads a file, or returns it from a cache.
     """
     volume = decoder(path)
     labels = extract_frame(path, volume, phase if volume.array.ndim == 4 else None)

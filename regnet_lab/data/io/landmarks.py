@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.data.case import LandmarkFile
+from regnet_lab.data.case import CasePair, LandmarkFile
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 
@@ -55,21 +55,17 @@ def parse_tag_rows(lines: Sequence[Line]) -> list[Row]:
     return [(n, fields) for n, fields in rows if fields]
 
 
-def _parse_count(text: str) -> int:
-    if not text.strip().isdigit():
-        raise ValueError(f"'{text}' is not a number of landmarks")
-    return int(text)
-
-
-def _take_declared(rows: list[Row], count: int) -> list[Row]:
+def _take_declared(rows: list[Row], count: str) -> list[Row]:
     """Return the first ``count`` rows.
 
     Raises:
-        ValueError: There are fewer.
+        ValueError: ``count`` is no number, or there are fewer.
     """
-    if len(rows) < count:
-        raise ValueError(f"declares {count} landmarks but has {len(rows)}")
-    return rows[:count]
+    if not count.strip().isdigit():
+        raise ValueError(f"'{count}' is not a number of landmarks")
+    if len(rows) < int(count):
+        raise ValueError(f"declares {int(count)} landmarks but has {len(rows)}")
+    return rows[: int(count)]
 
 
 def parse_vtk_rows(lines: Sequence[Line]) -> list[Row]:
@@ -82,12 +78,12 @@ def parse_vtk_rows(lines: Sequence[Line]) -> list[Row]:
     numbers = [(n, field) for n, line in body[:end] for field in line.split()]
     triples = [numbers[i : i + 3] for i in range(0, len(numbers) - 2, 3)]
     rows = [(triple[0][0], [field for _, field in triple]) for triple in triples]
-    return _take_declared(rows, _parse_count(lines[headings[0]][1].split()[1]))
+    return _take_declared(rows, lines[headings[0]][1].split()[1])
 
 
 def parse_elastix_rows(lines: Sequence[Line]) -> list[Row]:
     """Parse the rows of an elastix list, after ``point`` or ``index`` and their number."""
-    return _take_declared([(n, line.split()) for n, line in lines[2:]], _parse_count(lines[1][1]))
+    return _take_declared([(n, line.split()) for n, line in lines[2:]], lines[1][1])
 
 
 def read_rows(path: Path) -> tuple[list[str], list[Row]]:
@@ -139,10 +135,6 @@ def read_landmarks(file: LandmarkFile, affine: coordinates.Matrix) -> NDArray[np
 
     Returns:
         (N, D), with one coordinate for each column.
-
-    Raises:
-        UserError: The file is missing or has no landmarks, a column is missing, or a field is not
-            a number.
     """
     header, rows = read_rows(file.path)
     if file.space not in SPACES:
@@ -162,4 +154,11 @@ def read_landmarks(file: LandmarkFile, affine: coordinates.Matrix) -> NDArray[np
 def find_points_outside(points: NDArray, shape: Iterable[int]) -> NDArray[np.bool_]:
     """Find the points (N, D) that lie outside all voxels of a grid: x < -1/2 or x > n - 1/2."""
     limit = np.array(tuple(shape)) - 0.5
-    return np.array([(point < -0.5).any() or (point > limit).any() for point in points], bool)
+    return np.any((points < -0.5) | (points > limit), axis=1)
+
+
+def check_landmark_counts(pair: CasePair, counts: Sequence[int | None]) -> None:
+    """Raise a UserError if both cases of a pair have landmarks, but not the same number."""
+    first, second = (case.points and case.points.path for case in pair)
+    if None not in counts and counts[0] != counts[1]:
+        raise UserError(f"{first} has {counts[0]} landmarks, but {second} has {counts[1]}.")

@@ -10,15 +10,7 @@ from regnet_lab.errors import UserError
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    """Read the rows of a CSV as text; empty cells are empty strings.
-
-    Args:
-        path: The CSV.
-        required: Columns that it must have.
-
-    Raises:
-        UserError: The file is missing, not a CSV, or lacks a column.
-    """
+    """Read the rows of a CSV with ``required`` columns as text; empty cells are empty strings."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     except FileNotFoundError as error:
@@ -31,12 +23,8 @@ def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
 
 
 def check_columns(source: str, columns: Iterable[str], allowed: Sequence[str]) -> None:
-    """Raise a UserError if a table has a column that is not allowed, suggesting the most similar.
-
-    Args:
-        source: The table, for the message.
-        columns: Its columns.
-        allowed: Columns it may have.
+    """Raise a UserError if the table ``source`` has a column that is not allowed, and suggest the
+    most similar one.
     """
     if unknown := sorted(set(columns) - {*allowed}):
         raise UserError(

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from regnet_lab.errors import UserError
+from regnet_lab.spatial.header_checks import list_image_files
 from regnet_lab.utils.atomic_io import write_bytes
 
 Arrays = dict[str, NDArray]
@@ -67,11 +68,7 @@ def _hash_bytes(path: Path, size: int, modified: int) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Compute the hash of a file's bytes; it is read again only if its size or time changes.
-
-    Raises:
-        UserError: The file is missing or cannot be read.
-    """
+    """Compute the hash of a file's bytes; it is read again only if its size or time changes."""
     try:
         state = path.stat()
         return _hash_bytes(path, state.st_size, state.st_mtime_ns)
@@ -79,6 +76,11 @@ def hash_file(path: Path) -> str:
         raise UserError(f"{path}: this file is missing.") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def hash_image(path: Path) -> list[str]:
+    """Compute the hash of each file of an image, or of a DICOM folder."""
+    return [hash_file(file) for file in list_image_files(path)]
 
 
 class NoCache:
@@ -91,10 +93,8 @@ class NoCache:
 
 
 class MemoryCache:
-    """A cache of the most recently used entries in the memory of one process.
-
-    Args:
-        megabytes: Limit of their total size.
+    """A cache of the most recently used entries in the memory of one process, limited to
+    ``megabytes``.
     """
 
     def __init__(self, megabytes: float) -> None:
@@ -120,17 +120,11 @@ def _count_bytes(arrays: Arrays) -> int:
 
 
 class FolderCache:
-    """A cache with one memory-mapped safetensors file per entry.
+    """A cache with one memory-mapped safetensors file per entry in ``folder``.
 
     Files are written atomically, so other processes see a whole file or none.  The digest of a
     file is verified when a process first opens it, its length every time; a damaged or foreign file
     is created again.  If the disk is nearly full, new entries are used but not stored.
-
-    Args:
-        folder: Where the files lie; created if it is missing.
-
-    Raises:
-        UserError: The folder cannot be written to.
     """
 
     megabytes = math.inf
@@ -180,25 +174,19 @@ def _hash_arrays(arrays: Arrays) -> str:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write arrays atomically to a safetensors file whose metadata hold their digest.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write arrays atomically to a safetensors file whose metadata hold their digest."""
     # safetensors stores the memory of an array as it lies there
-    plain = {
+    contiguous = {
         name: np.asarray(array, array.dtype.newbyteorder("="), order="C")
         for name, array in arrays.items()
     }
-    write_bytes(path, save(plain, {"digest": _hash_arrays(plain)}))
+    write_bytes(path, save(contiguous, {"digest": _hash_arrays(contiguous)}))
 
 
 def read_arrays(path: Path, verify: bool) -> Arrays:
     """Map the arrays of a file that :func:`write_arrays` wrote, read-only.
 
-    Args:
-        path: The file.
-        verify: Compare the arrays with the digest; otherwise only the file's length is checked.
+    With ``verify`` they are compared with the digest; otherwise only the file's length is checked.
 
     Raises:
         ValueError: The digest is missing or differs.

@@ -29,14 +29,10 @@ def shift_array(
     >>> shift_array(np.array([1, 2, 3]), (1,), (5,))
     array([0, 1, 2, 3, 0])
     """
-    source = tuple(
-        slice(max(-o, 0), max(min(n, new_n - o), 0))
-        for o, n, new_n in zip(offset, array.shape, shape, strict=True)
-    )
-    target = tuple(
-        slice(max(o, 0), max(min(n + o, new_n), 0))
-        for o, n, new_n in zip(offset, array.shape, shape, strict=True)
-    )
+    start = np.maximum(offset, 0)
+    stop = np.maximum(np.minimum(np.add(array.shape, offset), shape), start)
+    source = tuple(map(slice, start - offset, stop - offset))
+    target = tuple(map(slice, start, stop))
     result = np.full(tuple(shape), fill, array.dtype)
     result[target] = array[source]
     return result
@@ -56,10 +52,7 @@ def shift_array_with_border(array: NDArray, offset: Sequence[int], shape: Sequen
 
 
 def crop_or_pad(array: NDArray, shape: Sequence[int]) -> NDArray:
-    """Crop or pad an array with zeros about its centre to ``shape``.
-
-    Voxel x moves to x + :func:`compute_crop_or_pad_offset`.
-    """
+    """Crop or pad an array with zeros about its centre to ``shape``."""
     return shift_array(array, compute_crop_or_pad_offset(array.shape, shape), shape)
 
 
@@ -135,9 +128,6 @@ def resample_image(
         shape: Shape of the new grid.
         padding_mode: Values outside the field of view: the image's ``minimum``, or its ``border``
             continued.
-
-    Raises:
-        UserError: ``padding_mode`` is neither.
     """
     if padding_mode not in ("minimum", "border"):
         raise UserError(f"padding_mode={padding_mode} must be minimum or border.")
@@ -151,9 +141,8 @@ def resample_image(
     factor = np.maximum(np.linalg.norm(matrix[:-1, :-1], axis=1), 1)
     size = np.maximum(np.rint(old_shape / factor), 1).astype(int)
     fine = torch.from_numpy(image)[None, None]
-    points = _compute_sampling_points(
-        compute_stretch_matrix(size.tolist(), image.shape) @ matrix, shape
-    )
+    to_averaged = compute_stretch_matrix(size.tolist(), image.shape)
+    points = _compute_sampling_points(to_averaged @ matrix, shape)
     inside = torch.ones(1, 1, *shape, dtype=torch.bool)
     for axis, n in enumerate(size):
         inside &= (points[:, axis] >= -0.5) & (points[:, axis] <= n - 0.5)

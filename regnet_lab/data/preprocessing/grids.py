@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from regnet_lab.data.case import Case
 from regnet_lab.data.io.cases import LoadedCase, fingerprint_case, read_case
 from regnet_lab.data.io.images import Volume, decode_image
-from regnet_lab.data.preprocessing.cache import Arrays, compute_fingerprint, hash_file, open_cache
+from regnet_lab.data.io.landmarks import check_landmark_counts
+from regnet_lab.data.preprocessing.cache import Arrays, compute_fingerprint, hash_image, open_cache
 from regnet_lab.data.preprocessing.functional import (
     LabelSelection,
     Matrix,
@@ -29,7 +30,6 @@ from regnet_lab.data.preprocessing.functional import (
 )
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.header_checks import list_image_files
 from regnet_lab.types import Pair
 
 CACHE_VERSION = 2  # to be raised when preprocessing changes, so that old cache entries are not used
@@ -44,18 +44,14 @@ DecodedFiles = dict[Path, Volume]
 def compute_spacing_ratio(
     spacing: Spacing, image_spacing: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Compute the size of a new voxel in voxels of the image along each axis; ones without spacing.
-
-    Raises:
-        UserError: The spacing is neither one positive number nor one for each axis.
-    """
-    wanted = image_spacing if spacing is None else np.asarray(spacing)
-    fits = wanted.dtype.kind in "iuf" and wanted.size in (1, image_spacing.size)
-    if not fits or not (wanted > 0).all():
+    """Compute the size of a new voxel in voxels of the image, per axis; ones without spacing."""
+    target_spacing = image_spacing if spacing is None else np.asarray(spacing)
+    fits = target_spacing.dtype.kind in "iuf" and target_spacing.size in (1, image_spacing.size)
+    if not fits or not (target_spacing > 0).all():
         raise UserError(
             f"spacing={spacing} must be one positive number of mm, or {image_spacing.size}."
         )
-    return wanted / image_spacing
+    return target_spacing / image_spacing
 
 
 class PairPreprocessor(ABC):
@@ -113,9 +109,7 @@ class PairPreprocessor(ABC):
 
     def _decode_cached(self, path: Path) -> Volume:
         """Decode a file of which other pairs need another frame, slice or grid."""
-        key = compute_fingerprint(
-            CACHE_VERSION, [hash_file(file) for file in list_image_files(path)]
-        )
+        key = compute_fingerprint(CACHE_VERSION, hash_image(path))
         return Volume(**self.cache.get_or_create(key, lambda: vars(decode_image(path))))
 
     def compute_affine(self, fixed: Case) -> coordinates.Matrix:
@@ -134,9 +128,6 @@ class PairPreprocessor(ABC):
 
         Returns:
             Those of ``SIDE_ARRAYS`` that the case has.
-
-        Raises:
-            UserError: A file is faulty, or an image has not as many axes as the grid.
         """
         decoded = {} if decoded is None else decoded
         loaded = self.read_case(case, decoded)
@@ -149,12 +140,10 @@ class PairPreprocessor(ABC):
         shape, matrix = self.compute_grid(loaded, reference)
         like = {"like": reference.image} if self.shared_range else {}
         image = self.intensity(loaded.image, **like)
-        spacing = coordinates.affine_to_spacing(
-            loaded.affine @ coordinates.embed_in_3d(matrix), ndim
-        )
+        affine = loaded.affine @ coordinates.embed_in_3d(matrix)
         arrays = {
             "image": resample_image(image, matrix, shape, self.padding_mode)[None],
-            "spacing": spacing.astype(np.float32),
+            "spacing": coordinates.affine_to_spacing(affine, ndim).astype(np.float32),
         }
         if loaded.labels is not None:
             labels = select_labels(loaded.labels, self.labels)
@@ -176,7 +165,7 @@ class PairPreprocessor(ABC):
     def load_side(self, case: Case, fixed: Case, decoded: DecodedFiles | None = None) -> Arrays:
         """Return the arrays of :meth:`preprocess_side` from the cache, created if missing."""
         cases = [case, fixed] if self._depends_on_fixed(case, fixed) else [case]
-        key = compute_fingerprint(self.settings, [fingerprint_case(one) for one in cases])
+        key = compute_fingerprint(self.settings, list(map(fingerprint_case, cases)))
         return self.cache.get_or_create(key, lambda: self.preprocess_side(case, fixed, decoded))
 
     def __call__(self, fixed: Case, moving: Case) -> Pair:
@@ -185,7 +174,8 @@ class PairPreprocessor(ABC):
             "moving": self.load_side(moving, fixed, decoded),
             "fixed": self.load_side(fixed, fixed, decoded),
         }
-        _check_landmark_counts(fixed, moving, sides)
+        points = [sides[side].get("points") for side in ("fixed", "moving")]
+        check_landmark_counts((fixed, moving), [None if p is None else len(p) for p in points])
         pair: dict[str, Any] = {"name": f"{fixed.name}_{moving.name}"}
         for side, arrays in sides.items():
             keys = {"image": side, "spacing": "spacing"}
@@ -194,18 +184,6 @@ class PairPreprocessor(ABC):
                     key = keys.get(name, f"{side}_{name}")
                     pair[key] = torch.from_numpy(np.array(arrays[name]))
         return cast(Pair, pair)
-
-
-def _check_landmark_counts(fixed: Case, moving: Case, sides: dict[str, Arrays]) -> None:
-    """Raise a UserError if both cases have landmarks, but not the same number."""
-    if fixed.points is None or moving.points is None:
-        return
-    fixed_count, moving_count = (len(sides[side]["points"]) for side in ("fixed", "moving"))
-    if fixed_count != moving_count:
-        raise UserError(
-            f"{fixed.points.path} has {fixed_count} landmarks, "
-            f"but {moving.points.path} has {moving_count}."
-        )
 
 
 class CropOrPad(PairPreprocessor):

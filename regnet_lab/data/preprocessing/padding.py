@@ -42,18 +42,15 @@ def fit_parallelepiped(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     for _ in range(100):
         left, _, right = np.linalg.svd((rotation @ y) ** 3 @ y.T / y.shape[1] - 3 * rotation)
         rotation = left @ right
-    to_cube = rotation @ whitening
     inside = np.ones(region.shape, bool)
-    for row in to_cube:
-        coordinate = -row @ mean[:, 0]
-        for axis, (step, n) in enumerate(zip(row, region.shape, strict=True)):
-            along_axis = np.arange(n).reshape(-1, *[1] * (region.ndim - 1 - axis))
-            coordinate = coordinate + step * along_axis
-        inside &= np.abs(coordinate) <= UNIT_CUBE_HALF_SIDE
+    axes = np.ogrid[tuple(map(slice, region.shape))]
+    for row in rotation @ whitening:
+        steps = (step * axis for step, axis in zip(row, axes, strict=True))
+        inside &= np.abs(sum(steps, start=-row @ mean[:, 0])) <= UNIT_CUBE_HALF_SIDE
     return inside
 
 
-def valid_region(image: NDArray) -> NDArray[np.bool_]:
+def find_valid_region(image: NDArray) -> NDArray[np.bool_]:
     """Find the voxels of an image (*spatial) that are not padding.
 
     These are the voxels of a parallelepiped surrounded by a constant value, without its outermost

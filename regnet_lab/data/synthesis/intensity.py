@@ -8,37 +8,32 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from scipy import ndimage
 from torch import Tensor
 
 from regnet_lab import ops
 from regnet_lab.data.synthesis.phantom import sample_normal
 
-OCCLUSION_EDGE_WEIGHTS = (
-    0.9,
-    0.6,
-    0.2,
-)  # opacity of the three outermost voxel layers, from the inside
+OCCLUSION_EDGE_WEIGHTS = (0.9, 0.6, 0.2)  # opacity of the outer three voxels, from the inside
 
 
 def apply_sponge_model(
-    rng: np.random.Generator,
+    rng: Generator,
     image: Tensor,
     u: Tensor,
     body: Tensor,
     limits: tuple[float, float] = (0.7, 1.3),
     spread: float = 0.1,
 ) -> Tensor:
-    """Scale density with local volume.
-
-    The result is image clip(det(I + du/dx), limits) U(1 - spread, 1 + spread).
+    """Scale density with volume: image clip(det(I + du/dx), limits) U(1 - spread, 1 + spread).
 
     A voxel of the deformed image contains the tissue of det voxels of the original. The original
     implementation computes I / clip(det) in Hounsfield units, which has the same direction where
     these are negative, and a determinant with swapped axes.
 
     Args:
-        rng: Random generator.
+        rng: Source of random numbers.
         image: (1, 1, *spatial) deformed image.
         u: (1, D, *spatial) displacement from the deformed to the original image, voxels.
         body: (*spatial) mask of the voxels to change.
@@ -49,7 +44,7 @@ def apply_sponge_model(
     return torch.where(body, image * factor, image)
 
 
-def add_noise(rng: np.random.Generator, image: Tensor, deviation: float, mean: float) -> Tensor:
+def add_noise(rng: Generator, image: Tensor, deviation: float, mean: float) -> Tensor:
     """Add normal noise whose mean is drawn from U(-mean, mean)."""
     return image + deviation * sample_normal(rng, image.shape) + float(rng.uniform(-mean, mean))
 
@@ -58,14 +53,13 @@ def make_ellipsoid_mask(
     shape: Sequence[int], centre: Sequence[float], axes: Sequence[float]
 ) -> Tensor:
     """Make a (*shape) mask, true where sum(((x - centre) / axes)^2) <= 1, in voxels."""
+    c, a = (torch.tensor(values).view(-1, *[1] * len(shape)) for values in (centre, axes))
     x = ops.identity_grid(shape, torch.zeros(1))[0]
-    per_axis = (-1, *[1] * len(shape))
-    scaled = (x - torch.tensor(centre).view(per_axis)) / torch.tensor(axes).view(per_axis)
-    return scaled.square().sum(0) <= 1
+    return ((x - c) / a).square().sum(0) <= 1
 
 
 def add_occlusions(
-    rng: np.random.Generator,
+    rng: Generator,
     image: Tensor,
     lung: Tensor,
     spacing: Sequence[float],
@@ -76,8 +70,8 @@ def add_occlusions(
     """Add ellipsoids of constant density to the lung, blended over their three outermost voxels.
 
     Args:
-        rng: Random generator.
-        image: (1, 1, *spatial) image.
+        rng: Source of random numbers.
+        image: (1, 1, *spatial).
         lung: (*spatial) lung mask.
         spacing: Voxel size, mm.
         count: Number of ellipsoids.
@@ -94,8 +88,7 @@ def add_occlusions(
         half_axes = rng.uniform(*axes, len(center)) / np.array(spacing)
         mask = make_ellipsoid_mask(image.shape[2:], center.tolist(), half_axes.tolist())
         ellipsoid = mask.numpy() & inside
-        weight = ellipsoid.astype(np.float32)
-        shell = ellipsoid
+        weight, shell = ellipsoid.astype(np.float32), ellipsoid
         for opacity in reversed(OCCLUSION_EDGE_WEIGHTS):
             core = ndimage.binary_erosion(shell)
             weight[shell & ~core] = opacity

@@ -10,21 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from regnet_lab import ops
 
 NUM_LAYERS = 4  # skin, skull, cortex, white matter; the labels above are organs
-LABEL_INTENSITIES = (
-    0.62,
-    0.14,
-    0.46,
-    0.72,
-    0.22,
-    0.52,
-    0.36,
-    0.92,
-)  # of labels 1, 2, ...; repeated
+# of labels 1, 2, ...; repeated
+LABEL_INTENSITIES = (0.62, 0.14, 0.46, 0.72, 0.22, 0.52, 0.36, 0.92)
 ORGAN_RADII = (  # of successive organs along the first, second and further axes; repeated
     (0.12, 0.22, 0.20),
     (0.17, 0.18, 0.18),
@@ -33,18 +26,18 @@ ORGAN_RADII = (  # of successive organs along the first, second and further axes
 )
 
 
-def sample_normal(rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+def sample_normal(rng: Generator, shape: Sequence[int]) -> Tensor:
     """Sample standard normal values of a shape, float32."""
     return torch.from_numpy(rng.standard_normal(tuple(shape), dtype=np.float32))
 
 
-def sample_uniform(rng: np.random.Generator, count: int) -> Tensor:
-    """Sample (count,) uniform values between -1 and 1, float32."""
-    return torch.from_numpy(rng.uniform(-1, 1, count)).float()
+def sample_uniform(rng: Generator, size: int | tuple[int, ...]) -> Tensor:
+    """Sample uniform values between -1 and 1 of a size, float32."""
+    return torch.from_numpy(rng.uniform(-1, 1, size)).float()
 
 
 def sample_smooth_noise(
-    rng: np.random.Generator, channels: int, width: float, shape: Sequence[int]
+    rng: Generator, channels: int, width: float, shape: Sequence[int]
 ) -> Tensor:
     """Sample Gaussian random fields: white noise smoothed by a Gaussian, as a sum of cosines.
 
@@ -53,7 +46,7 @@ def sample_smooth_noise(
     exp(-(d / (2 width))^2).
 
     Args:
-        rng: Random generator; the number of draws does not depend on the grid's size.
+        rng: Source of random numbers; the number of draws does not depend on the grid's size.
         channels: Number of independent fields.
         width: Standard deviation of the Gaussian, as a fraction of the field of view.
         shape: Grid shape of the fields.
@@ -74,27 +67,22 @@ def sample_smooth_noise(
 
 
 def compute_ellipsoid_depth(offset: Tensor, radii: Tensor) -> Tensor:
-    """Compute the first-order distance to an ellipsoid's surface, positive inside.
+    """Compute the first-order distance (*grid) to an ellipsoid's surface, positive inside.
 
-    The distance is k (1 - k) / |y / r^2| with k = |y / r|.
-
-    Args:
-        offset: (D, *grid) offset y from the center, along the ellipsoid's axes.
-        radii: (D,) radii r.
-
-    Returns:
-        (*grid) distance, in the unit of ``offset``.
+    It is k (1 - k) / |y / r^2| with k = |y / r|, the offset y (D, *grid) from the center along the
+    ellipsoid's axes and the radii r (D,).
     """
-    scaled = offset / radii.view(-1, *[1] * (offset.ndim - 1))
+    r = radii.view(-1, *[1] * (offset.ndim - 1))
+    scaled = offset / r
     level = scaled.square().sum(0).sqrt()  # several times as fast as Tensor.norm
-    slope = (scaled / radii.view(-1, *[1] * (offset.ndim - 1))).square().sum(0).sqrt()
+    slope = (scaled / r).square().sum(0).sqrt()
     return (1 - level) * level.clamp(min=1e-6) / slope.clamp(min=1e-6)  # the center is inside
 
 
 class Organ:
     """A rotated ellipsoid, evaluated at (possibly warped) coordinates."""
 
-    def __init__(self, rng: np.random.Generator, ndim: int, place: float, radii: Tensor) -> None:
+    def __init__(self, rng: Generator, ndim: int, place: float, radii: Tensor) -> None:
         """Sample an organ beside the midline, at ``place`` in (0, 1) from pole to pole."""
         self.center = 0.05 * sample_uniform(rng, ndim)
         self.center[0] += 0.28 * math.sin(math.pi * place)
@@ -114,26 +102,21 @@ class PhantomAnatomy:
 
     Lengths are in units of half the field of view, the origin is its center, and axis 0 runs from
     left to right.
+
+    Args:
+        rng: Source of random numbers.
+        shape: Image grid; sets the scale of fine texture and of partial volume.
+        labels: Number of structures: four layers, the others organs.
     """
 
-    def __init__(self, rng: np.random.Generator, shape: Sequence[int], labels: int) -> None:
-        """Sample a phantom.
-
-        Args:
-            rng: Random generator.
-            shape: Image grid; sets the scale of fine texture and of partial volume.
-            labels: Number of structures: four layers, the others organs.
-        """
+    def __init__(self, rng: Generator, shape: Sequence[int], labels: int) -> None:
         ndim = len(shape)
         self.shape = torch.tensor(shape, dtype=torch.float32)
         lattice = [max(n // 2, 16) for n in shape]
-        scales = ((ndim, 0.16), (ndim, 0.07), (1, 0.045), (2, 0.05))
-        self.channel_counts = [
-            channels for channels, _ in scales
-        ]  # bend, wrinkle, fold, coarse texture
-        self.smooth_noise = torch.cat(
-            [sample_smooth_noise(rng, c, w, lattice) for c, w in scales], 1
-        )
+        self.channel_counts = [ndim, ndim, 1, 2]  # bend, wrinkle, fold, coarse texture
+        scales = zip(self.channel_counts, (0.16, 0.07, 0.045, 0.05), strict=True)
+        noise = [sample_smooth_noise(rng, c, width, lattice) for c, width in scales]
+        self.smooth_noise = torch.cat(noise, 1)
         self.fine_noise = sample_normal(rng, [1, 2] + [math.ceil(n / 2.3) for n in shape])
         self.radii = 0.85 + 0.04 * sample_uniform(rng, ndim)
         self.radii[0] -= 0.1
@@ -148,14 +131,10 @@ class PhantomAnatomy:
         self.texture = 0.13 * mean.sqrt()[:, None] * blend / blend.norm(dim=1, keepdim=True)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Render image and labels at ``points``.
+        """Render image and labels at voxel coordinates (1, D, *grid).
 
-        Args:
-            points: (1, D, *grid) voxel coordinates.
-
-        Returns:
-            (1, 1, *grid) intensity with partial volume along edges, about [0, 1], and
-            (1, 1, *grid) int64 labels, 0 outside the body.
+        The image (1, 1, *grid), about [0, 1], has partial volume along edges; the labels
+        (1, 1, *grid) are int64, 0 outside the body.
         """
         per_axis = (-1, *[1] * (points.ndim - 2))
         fraction = (points[0] + 0.5) / self.shape.view(per_axis)  # (D, *grid) in [0, 1]
@@ -164,9 +143,8 @@ class PhantomAnatomy:
         texture = torch.cat([coarse, self._sample_noise(self.fine_noise, fraction)])
         depth = self._compute_depths(2 * fraction - 1, *surface)  # (K, *grid)
         cover = (0.5 + 0.5 * depth * self.shape.mean()).clamp(0, 1)  # edges one voxel wide
-        visible = torch.cat([torch.ones_like(cover[:1]), (1 - cover.flip(0)).cumprod(0)[:-1]]).flip(
-            0
-        )
+        uncovered = (1 - cover.flip(0)).cumprod(0)[:-1]
+        visible = torch.cat([torch.ones_like(cover[:1]), uncovered]).flip(0)
         value = self.mean.view(per_axis) + torch.tensordot(self.texture, texture, 1)
         image = (visible * cover * value).sum(0)
         number = torch.arange(1, len(depth) + 1).view(per_axis)
@@ -183,9 +161,8 @@ class PhantomAnatomy:
         """Compute the (K, *grid) distance to the surface of each structure, positive inside."""
         x = x + 0.06 * bend
         body = compute_ellipsoid_depth(x, self.radii)
-        sulcus = _compute_ridge(fold, 0.16) + _compute_ridge(
-            x[:1], 0.03
-        )  # between the gyri and the hemispheres
+        # between the gyri and the hemispheres
+        sulcus = _compute_ridge(fold, 0.16) + _compute_ridge(x[:1], 0.03)
         valley = _compute_ridge(fold, 0.5) + _compute_ridge(x[:1], 0.09)
         layers = [
             body,

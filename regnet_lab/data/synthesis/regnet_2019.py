@@ -8,19 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from regnet_lab import ops
-from regnet_lab.data.datasets.base import PairDataset
+from regnet_lab.data.datasets.base import GeneratedPairs
+from regnet_lab.data.synthesis.deformed_images import add_landmarks
 from regnet_lab.data.synthesis.displacements.masked_image import (
     MaskedDisplacementGenerator,
     MaskedImage,
     segment_body,
 )
 from regnet_lab.data.synthesis.intensity import add_noise, add_occlusions, apply_sponge_model
-from regnet_lab.data.synthesis.phantom_pairs import SPLITS, sample_landmarks
 from regnet_lab.errors import UserError
 from regnet_lab.types import Pair
 
@@ -30,111 +30,71 @@ INTENSITY_MODELS = ("clean", "sponge", "noise", "occluded")
 
 @dataclass(frozen=True)
 class DeformedSample:
-    """One deformed image with everything it was made from.
+    """One deformed image with everything it was made from."""
 
-    Args:
-        name: Name of the image.
-        deformation_index: Number of the deformation of this image, from 0.
-        round_index: Number of the pass through all methods; after the first, ``source`` is a
-            deformed base image.
-        method: Name of the deformation method.
-        intensity_model: Name of the intensity model.
-        source: The image that was deformed.
-        image: (1, *shape) deformed image, after the intensity model.
-        deformed: The deformed image with its masks, before the intensity model.
-        displacement: (1, D, *shape) in voxels.
-    """
-
-    name: str
-    deformation_index: int
+    name: str  # name of the image
+    deformation_index: int  # number of the deformation of this image, from 0
+    # number of the pass through all methods; after the first, ``source`` is a deformed base image
     round_index: int
     method: str
     intensity_model: str
-    source: MaskedImage
-    image: Tensor
-    deformed: MaskedImage
-    displacement: Tensor
+    source: MaskedImage  # the image that was deformed
+    image: Tensor  # (1, *shape) deformed image, after the intensity model
+    deformed: MaskedImage  # the deformed image with its masks, before the intensity model
+    displacement: Tensor  # (1, D, *shape) in voxels
 
 
-class RegNet2019Pairs(PairDataset):
+@dataclass(eq=False, repr=False)
+class RegNet2019Pairs(GeneratedPairs):
     """Images of a split, each deformed by a list of methods in turn.
 
     Item i deforms image i mod n by method number i div n. After the last method the list starts
     again, now on a base image: the original after ``base_deformation``, the sponge model and noise.
     The deformed image is the fixed image, so that the sampled displacement is the known one.
-
-    Args:
-        split: ``train``, ``val`` or ``test``.
-        images: ``images(split=...)`` makes a data set whose moving images (air is 0) are deformed;
-            moving masks, if any, are those of the lungs.
-        deformations: Deformation methods by name, in order
-            (:mod:`regnet_lab.data.synthesis.displacements.bspline`, ``respiratory``).
-        base_deformation: Deforms the base images.
-        intensity_models: One of these is drawn for each deformed image: ``clean``, ``sponge``,
-            ``noise``, ``occluded`` (:mod:`regnet_lab.data.synthesis.intensity`).
-        num_pairs: Number of pairs, for all splits or by split.
-        seed: Random seed.
-        window_width: Width, in HU, of the window that mapped the images to [0, 1].
-        body_threshold: Intensity above which a voxel belongs to the body.
-        num_points: Number of landmarks in the lung, if there are masks.
-
-    Raises:
-        UserError: The split or an intensity model is unknown, or there are no images or methods.
     """
 
-    def __init__(
-        self,
-        split: str,
-        images: Callable[..., Any],
-        deformations: Mapping[str, MaskedDisplacementGenerator],
-        base_deformation: MaskedDisplacementGenerator,
-        intensity_models: Sequence[str] = ("clean", "sponge", "noise"),
-        num_pairs: int | Mapping[str, int] = 64,
-        seed: int = 0,
-        window_width: float = 1400.0,
-        body_threshold: float = 0.5,
-        num_points: int = 0,
-    ) -> None:
-        if split not in SPLITS:
-            raise UserError(f"split={split!r} is unknown: choose one of {', '.join(SPLITS)}.")
-        unknown = [model for model in intensity_models if model not in INTENSITY_MODELS]
-        if unknown or not intensity_models:
+    split: str  # ``train``, ``val`` or ``test``
+    # ``images(split=...)`` makes a data set whose moving images (air is 0) are deformed; moving
+    # masks, if any, are those of the lungs
+    images: Callable[..., Any]
+    # deformation methods by name, in order (:mod:`regnet_lab.data.synthesis.displacements.bspline`,
+    # ``respiratory``)
+    deformations: Mapping[str, MaskedDisplacementGenerator]
+    base_deformation: MaskedDisplacementGenerator  # deforms the base images
+    # one of these is drawn for each deformed image: ``clean``, ``sponge``, ``noise``, ``occluded``
+    # (:mod:`regnet_lab.data.synthesis.intensity`)
+    intensity_models: Sequence[str] = ("clean", "sponge", "noise")
+    num_pairs: int | Mapping[str, int] = 64  # number of pairs, for all splits or by split
+    seed: int = 0
+    window_width: float = 1400.0  # width, in HU, of the window that mapped the images to [0, 1]
+    body_threshold: float = 0.5  # intensity above which a voxel belongs to the body
+    num_points: int = 0  # number of landmarks in the lung, if there are masks
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [model for model in self.intensity_models if model not in INTENSITY_MODELS]
+        if unknown or not self.intensity_models:
             raise UserError(
-                f"intensity_models={list(intensity_models)}: unknown {unknown}; choose at least "
-                f"one of {', '.join(INTENSITY_MODELS)}."
+                f"intensity_models={list(self.intensity_models)}: unknown {unknown}; choose at "
+                f"least one of {', '.join(INTENSITY_MODELS)}."
             )
-        self.source_dataset = images(split=split)
-        if not len(self.source_dataset) or not deformations:
-            raise UserError(f"There are no images or no deformations for '{split}'.")
-        self.split, self.seed, self.intensity_models = split, seed, list(intensity_models)
-        self.deformations, self.base_deformation = dict(deformations), base_deformation
-        self.window_width, self.body_threshold = window_width, body_threshold
-        self.num_points = num_points
-        self.num_pairs = num_pairs.get(split, 0) if isinstance(num_pairs, Mapping) else num_pairs
-
-    def __len__(self) -> int:
-        return self.num_pairs
-
-    def make_rng(self, *indices: int) -> np.random.Generator:
-        """Make the random generator of an item or stream."""
-        return np.random.default_rng([self.seed, SPLITS.index(self.split), *indices])
+        self.source_dataset = self.images(split=self.split)
+        if not len(self.source_dataset) or not self.deformations:
+            raise UserError(f"There are no images or no deformations for '{self.split}'.")
 
     def make_masked_image(self, pair: Pair) -> MaskedImage:
         """Return the moving image of an unbatched pair with its body and lung masks."""
         image = pair["moving"][0]
         lung = pair["moving_mask"][0] > 0 if "moving_mask" in pair else None
         body = segment_body(image, self.body_threshold)
-        return MaskedImage(
-            image, pair["spacing"].tolist(), body if lung is None else body | lung, lung
-        )
+        body = body if lung is None else body | lung
+        return MaskedImage(image, pair["spacing"].tolist(), body, lung)
 
     def deform(
-        self, rng: np.random.Generator, source: MaskedImage, u: Tensor, intensity_model: str
+        self, rng: Generator, source: MaskedImage, u: Tensor, intensity_model: str
     ) -> tuple[Tensor, MaskedImage]:
-        """Deform an image and its masks.
-
-        Returns:
-            (1, *shape) image after the intensity model, and image and masks before it.
+        """Deform an image and its masks: the image (1, *shape) after the intensity model, and image
+        and masks before it.
         """
 
         def warp_mask(mask: Tensor) -> Tensor:
@@ -181,9 +141,7 @@ class RegNet2019Pairs(PairDataset):
             pair["name"], deformation_index, round_index, method, model, source, image, deformed, u
         )
 
-    def __getitem__(self, index: int) -> Pair:
-        if not 0 <= index < self.num_pairs:
-            raise IndexError(f"index {index} is out of range for {self.num_pairs} pairs")
+    def make_pair(self, index: int) -> Pair:
         sample = self.make_sample(index)
         pair: dict[str, object] = {
             "fixed": sample.image,
@@ -194,12 +152,8 @@ class RegNet2019Pairs(PairDataset):
             f"-{sample.deformation_index:04d}",
         }
         fixed_lung, moving_lung = sample.deformed.lung, sample.source.lung
-        if fixed_lung is not None and moving_lung is not None:
-            pair["fixed_mask"] = fixed_lung[None].float()
-            pair["moving_mask"] = moving_lung[None].float()
-            if self.num_points and fixed_lung.any():
-                rng = self.make_rng(index, POINTS_STREAM)
-                points = sample_landmarks(rng, fixed_lung[None, None].long(), self.num_points)
-                pair["fixed_points"] = points
-                pair["moving_points"] = points + ops.sample_at(sample.displacement, points[None])[0]
-        return cast(Pair, pair)
+        if fixed_lung is None or moving_lung is None:
+            return cast(Pair, pair)
+        pair |= {"fixed_mask": fixed_lung[None].float(), "moving_mask": moving_lung[None].float()}
+        rng = self.make_rng(index, POINTS_STREAM)
+        return add_landmarks(rng, pair, fixed_lung[None], self.num_points)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.data.case import Case, CasePair, LandmarkFile
+from regnet_lab.data.case import Case, LandmarkFile
 from regnet_lab.data.datasets.base import DatasetSplit, collect_errors
 from regnet_lab.data.io.cases import extract_slice, read_case
 from regnet_lab.data.io.images import Volume, extract_frame, validate_labels
@@ -24,7 +24,6 @@ from regnet_lab.spatial import coordinates
 
 MIN_OVERLAP = 0.25  # share of the smaller field of view that two images must have in common
 MAX_HEADER_SHIFT = 0.5  # voxels between the corners of a label map and those of its image
-FORMATS_WITHOUT_AFFINE = (".npy",)
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,7 @@ def check_case(case: Case, stats_by_file: StatsByFile) -> CaseSummary:
 def check_grid(
     case: Case, path: Path, stats_by_file: StatsByFile, image: Volume | None
 ) -> ImageStats:
-    """Check that a label map or mask lies on the image's grid and return its statistics.
-
-    Raises:
-        UserError: The file is damaged, or its shape or affine differs from the image's.
-    """
+    """Check that a label map or mask lies on the image's grid and return its statistics."""
     stats = get_stats(stats_by_file, "labels", path)
     volume = extract_frame(path, stats.placeholder, case.phase if len(stats.shape) == 4 else None)
     if image is None:
@@ -97,9 +92,8 @@ def check_grid(
     if volume.array.shape != image.array.shape:
         validate_labels(path, volume, image, case.image)
     distance = compute_corner_shift(image, volume)
-    if distance > MAX_HEADER_SHIFT and not {path.suffix, case.image.suffix} & {
-        *FORMATS_WITHOUT_AFFINE
-    }:
+    # an array in .npy has no affine
+    if distance > MAX_HEADER_SHIFT and ".npy" not in (path.suffix, case.image.suffix):
         raise UserError(
             f"{path}: its header shifts it by up to {distance:.3g} voxels relative to its image "
             f"{case.image}; correct one of the two headers."
@@ -123,18 +117,10 @@ def compute_corner_shift(image: Volume, labels: Volume) -> float:
 def check_landmarks(
     case: Case, landmarks: LandmarkFile, whole: Volume | None, image: Volume | None
 ) -> int:
-    """Check the landmarks of a case and return their number.
+    """Check that the landmarks of a case lie inside its image and return their number.
 
-    Without a readable image only the file itself is checked.
-
-    Args:
-        case: The case.
-        landmarks: Its landmark file.
-        whole: Placeholder of the image file.
-        image: The same after phase and slice were selected.
-
-    Raises:
-        UserError: The file is damaged, or a landmark lies outside the image.
+    ``whole`` is the placeholder of the image file and ``image`` the same after phase and slice were
+    selected; without a readable image only the file itself is checked.
     """
     if whole is None or image is None:
         return len(read_landmarks(landmarks, np.eye(4)))
@@ -151,31 +137,25 @@ def check_landmarks(
     return len(points)
 
 
-def find_dimension_mismatches(
-    dataset_split: DatasetSplit, summaries: Mapping[Case, CaseSummary]
-) -> Iterator[tuple[Case, str]]:
-    """Find cases whose number of axes differs from the grid's or, without one, from most cases'."""
-    axes = {case: v.array.ndim for case in dataset_split.cases if (v := summaries[case].volume)}
-    counts = Counter(axes.values())
-    expected = len(dataset_split.shape or ())
-    if expected not in counts:
-        expected = max(counts, key=counts.__getitem__, default=0)
-    for case, ndim in axes.items():
-        if ndim != expected:
-            yield case, f"{case.image}: has {ndim} axes, but this data set has {expected}."
-
-
-def find_landmark_mismatches(
-    pairs: Sequence[CasePair], summaries: Mapping[Case, CaseSummary]
-) -> Iterator[str]:
-    """Find pairs whose images have different numbers of landmarks."""
-    for fixed, moving in pairs:
-        counts = summaries[fixed].num_points, summaries[moving].num_points
-        if fixed.points and moving.points and None not in counts and counts[0] != counts[1]:
-            yield (
-                f"{fixed.points.path} has {counts[0]} landmarks, "
-                f"but {moving.points.path} has {counts[1]}."
-            )
+def check_cases(
+    cases: Sequence[Case], stats_by_file: StatsByFile, subsets: Sequence[DatasetSplit]
+) -> dict[Case, CaseSummary]:
+    """Check each case on its own, and whether it has as many axes as the grid of its data set or,
+    without one, as most cases.
+    """
+    summaries = {case: check_case(case, stats_by_file) for case in cases}
+    for subset in subsets:
+        axes = {case: v.array.ndim for case in subset.cases if (v := summaries[case].volume)}
+        counts = Counter(axes.values())
+        expected = len(subset.shape or ())
+        if expected not in counts:
+            expected = max(counts, key=counts.__getitem__, default=0)
+        for case, ndim in axes.items():
+            if ndim != expected:
+                error = f"{case.image}: has {ndim} axes, but this data set has {expected}."
+                errors = (*summaries[case].errors, error)
+                summaries[case] = replace(summaries[case], errors=errors)
+    return summaries
 
 
 def compute_overlaps(fixed: Sequence[Volume], moving: Sequence[Volume]) -> NDArray[np.float64]:
@@ -205,26 +185,24 @@ def compute_overlaps(fixed: Sequence[Volume], moving: Sequence[Volume]) -> NDArr
 
 
 def find_disjoint_images(
-    dataset_split: DatasetSplit, summaries: Mapping[Case, CaseSummary]
+    subset: DatasetSplit, summaries: Mapping[Case, CaseSummary]
 ) -> Iterator[str]:
     """Find images that hardly overlap their partners, if pairs meet in world coordinates."""
-    in_world = dataset_split.preprocessor is not None and dataset_split.preprocessor.needs_fixed
+    in_world = getattr(subset.preprocessor, "needs_fixed", False)
+    volumes: dict[int, dict[tuple[Path, Path], tuple[Volume, Volume]]] = {2: {}, 3: {}}
+    for fixed, moving in subset.case_pairs if in_world else ():
+        first, second = summaries[fixed].volume, summaries[moving].volume
+        if first and second and first.array.ndim == second.array.ndim:
+            volumes[first.array.ndim][fixed.image, moving.image] = first, second
     disjoint: dict[tuple[Path, Path], float] = {}
-    for ndim in (2, 3):
-        volumes: dict[tuple[Path, Path], tuple[Volume, Volume]] = {}
-        for fixed, moving in dataset_split.case_pairs if in_world else ():
-            first, second = summaries[fixed].volume, summaries[moving].volume
-            if first and second and first.array.ndim == second.array.ndim == ndim:
-                volumes[fixed.image, moving.image] = first, second
-        if volumes:
-            overlaps = compute_overlaps(*map(list, zip(*volumes.values(), strict=True)))
-            shares = zip(volumes, overlaps, strict=True)
-            disjoint |= {paths: share for paths, share in shares if share < MIN_OVERLAP}
+    for pairs in filter(None, volumes.values()):
+        overlaps = zip(pairs, compute_overlaps(*zip(*pairs.values(), strict=True)), strict=True)
+        disjoint |= {paths: share for paths, share in overlaps if share < MIN_OVERLAP}
     while disjoint:
         path = Counter(chain.from_iterable(disjoint)).most_common(1)[0][0]
         affected = {paths: share for paths, share in disjoint.items() if path in paths}
-        (fixed_path, moving_path), share = min(affected.items(), key=lambda item: item[1])
-        partner = moving_path if fixed_path == path else fixed_path
+        paths, share = min(affected.items(), key=lambda item: item[1])
+        partner = paths[1] if paths[0] == path else paths[0]
         yield (
             f"{path}: hardly overlaps its partners in world coordinates in {len(affected)} pairs, "
             f"such as {partner}, with which it shares {100 * share:.0f} % of the smaller field of "

@@ -15,6 +15,7 @@ from regnet_lab.data.validation.image_stats import ImageStats, StatsByFile
 
 MAX_EXAMPLES = 3  # named in a sentence
 
+Subsets = Sequence[DatasetSplit]
 Summaries = Mapping[Case, CaseSummary]
 
 
@@ -25,37 +26,42 @@ def format_examples(items: Collection[Any]) -> str:
     return f"{examples} and {more} more" if more > 0 else examples
 
 
-def find_duplicate_names(dataset_splits: Sequence[DatasetSplit]) -> Iterator[str]:
+def group_values(items: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    """Return the different values that occur with each key.
+
+    >>> group_values([("a", 1), ("b", 2), ("a", 3), ("a", 1)])
+    {'a': [1, 3], 'b': [2]}
+    """
+    groups: dict[Any, list[Any]] = {}
+    for key, value in dict.fromkeys(items):
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
+def find_duplicate_names(subsets: Subsets) -> Iterator[str]:
     """Find case names that stand for more than one image."""
-    images: dict[tuple[str, str], dict[Path, None]] = {}
-    for dataset_split in dataset_splits:
-        for case in dataset_split.cases:
-            images.setdefault((dataset_split.part, case.name), {})[case.image] = None
+    images = group_values(((s.part, case.name), case.image) for s in subsets for case in s.cases)
     for (_, name), paths in images.items():
         if len(paths) > 1:
             yield f"{format_examples(paths)}: are all named '{name}'; give each case its own name."
 
 
-def has_training_pairs(dataset_split: DatasetSplit, dataset_splits: Sequence[DatasetSplit]) -> bool:
+def has_training_pairs(subset: DatasetSplit, subsets: Subsets) -> bool:
     """Return whether the pairs of a split are exactly those of a training split."""
-    training = [other for other in dataset_splits if other.split == "train"]
-    return bool(dataset_split.case_pairs) and any(
-        dataset_split.case_pairs == other.case_pairs for other in training
-    )
+    training = [other.case_pairs for other in subsets if other.split == "train"]
+    return bool(subset.case_pairs) and subset.case_pairs in training
 
 
-def find_reused_training_pairs(dataset_splits: Sequence[DatasetSplit]) -> Iterator[str]:
+def find_reused_training_pairs(subsets: Subsets) -> Iterator[str]:
     """Find validation and test splits that consist of exactly the training pairs."""
-    for dataset_split in dataset_splits:
-        if dataset_split.split != "train" and has_training_pairs(dataset_split, dataset_splits):
-            yield f"{dataset_split.title}: consists of exactly the pairs used for training."
+    for subset in subsets:
+        if subset.split != "train" and has_training_pairs(subset, subsets):
+            yield f"{subset.title}: consists of exactly the pairs used for training."
 
 
-def find_atlases(dataset_splits: Sequence[DatasetSplit]) -> set[Path]:
+def find_atlases(subsets: Subsets) -> set[Path]:
     """Return images that are the fixed image of all pairs of a split."""
-    fixed_images = [
-        {fixed.image for fixed, _ in dataset_split.case_pairs} for dataset_split in dataset_splits
-    ]
+    fixed_images = [{fixed.image for fixed, _ in subset.case_pairs} for subset in subsets]
     return {path for paths in fixed_images if len(paths) == 1 for path in paths}
 
 
@@ -65,81 +71,64 @@ def get_digest(stats_by_file: StatsByFile, path: Path) -> str:
     return stats.digest if isinstance(stats, ImageStats) else str(path)
 
 
-def find_leaks(dataset_splits: Sequence[DatasetSplit], stats_by_file: StatsByFile) -> Iterator[str]:
+def find_leaks(subsets: Subsets, stats_by_file: StatsByFile) -> Iterator[str]:
     """Find images used both for training and evaluation, by path or content, except an atlas."""
-    training = [dataset_split for dataset_split in dataset_splits if dataset_split.split == "train"]
+    training = [subset for subset in subsets if subset.split == "train"]
     evaluation = [
-        dataset_split
-        for dataset_split in dataset_splits
-        if dataset_split.split != "train" and not has_training_pairs(dataset_split, dataset_splits)
+        subset
+        for subset in subsets
+        if subset.split != "train" and not has_training_pairs(subset, subsets)
     ]
     atlases = find_atlases(training) & find_atlases(evaluation)
-    train_paths = {
-        path for dataset_split in training for path in dataset_split.images if path not in atlases
-    }
+    train_paths = {path for subset in training for path in subset.images} - atlases
     train_digests = {get_digest(stats_by_file, path): path for path in train_paths}
-    titles: dict[Path, list[str]] = {}
-    for dataset_split in evaluation:
-        for path in dataset_split.images:
-            titles.setdefault(path, []).append(dataset_split.title)
-    for path, splits in titles.items():
+    titles = group_values((path, s.title) for s in evaluation for path in s.images)
+    for path, names in titles.items():
         duplicate = train_digests.get(get_digest(stats_by_file, path))
         if duplicate and path not in atlases:
-            reason = (
-                "is" if path in train_paths else f"has the same voxels as {duplicate}, which is"
-            )
+            same = "is" if path in train_paths else f"has the same voxels as {duplicate}, which is"
             yield (
-                f"{path}: {reason} used for training and also in {' and '.join(splits)}; "
+                f"{path}: {same} used for training and also in {' and '.join(names)}; "
                 "remove it from one of them."
             )
 
 
-def find_duplicate_images(
-    dataset_splits: Sequence[DatasetSplit], stats_by_file: StatsByFile
-) -> Iterator[str]:
+def find_duplicate_images(subsets: Subsets, stats_by_file: StatsByFile) -> Iterator[str]:
     """Find images of one split that have the same voxels."""
-    images: dict[tuple[str, str], dict[Path, None]] = {}
-    for dataset_split in dataset_splits:
-        for path in dataset_split.images:
-            key = dataset_split.split, get_digest(stats_by_file, path)
-            images.setdefault(key, {})[path] = None
+    images = group_values(
+        ((s.split, get_digest(stats_by_file, path)), path) for s in subsets for path in s.images
+    )
     for paths in images.values():
         if len(paths) > 1:
             yield f"{format_examples(paths)}: have the same voxels."
 
 
-def collect_label_counts(
-    dataset_splits: Sequence[DatasetSplit], summaries: Summaries
-) -> dict[Path, dict[int, int]]:
+def collect_label_counts(subsets: Subsets, summaries: Summaries) -> dict[Path, dict[int, int]]:
     """Return the number of voxels of each label in the label maps of splits."""
-    cases = chain.from_iterable(dataset_split.cases for dataset_split in dataset_splits)
+    cases = chain.from_iterable(subset.cases for subset in subsets)
     labels = [(case.labels, summaries[case].labels) for case in cases]
     return {path: stats.counts for path, stats in labels if path and stats}
 
 
-def select_labels(labels: Iterable[int], dataset_split: DatasetSplit) -> list[int]:
+def select_labels(labels: set[int], subset: DatasetSplit) -> list[int]:
     """Return the labels that the preprocessing keeps, including those of label groups."""
-    selection = dataset_split.preprocessor.labels if dataset_split.preprocessor else None
-    if selection is None:
-        return sorted(labels)
-    groups = selection.values() if isinstance(selection, Mapping) else selection
-    selected = {label for group in groups for label in list_group_labels(group)}
-    return [label for label in sorted(labels) if label in selected]
+    selection = subset.preprocessor.labels if subset.preprocessor else None
+    if selection is not None:
+        groups = selection.values() if isinstance(selection, Mapping) else selection
+        labels = labels & set(chain.from_iterable(map(list_group_labels, groups)))
+    return sorted(labels)
 
 
-def find_inconsistent_labels(
-    dataset_splits: Sequence[DatasetSplit], summaries: Summaries
-) -> Iterator[str]:
+def find_inconsistent_labels(subsets: Subsets, summaries: Summaries) -> Iterator[str]:
     """Find selected labels that only some of the label maps of a data set contain."""
-    for part in dict.fromkeys(dataset_split.part for dataset_split in dataset_splits):
-        in_part = [dataset_split for dataset_split in dataset_splits if dataset_split.part == part]
+    for part in dict.fromkeys(subset.part for subset in subsets):
+        in_part = [subset for subset in subsets if subset.part == part]
         maps = collect_label_counts(in_part, summaries)
         for label in select_labels(set().union(*maps.values()) - {0}, in_part[0]):
             present = [path for path, counts in maps.items() if label in counts]
             missing = [path for path, counts in maps.items() if label not in counts]
-            few, where = (
-                (present, "only in") if len(present) < len(missing) else (missing, "missing from")
-            )
+            fewer = len(present) < len(missing)
+            few, where = (present, "only in") if fewer else (missing, "missing from")
             if few:
                 share = f"{len(few)} of {len(maps)} label maps"
                 yield f"label {label} is {where} {share}: {format_examples(few)}."
@@ -154,15 +143,15 @@ def find_unlisted_files(cases: Sequence[Case]) -> Iterator[str]:
         yield f"{format_examples(sorted(unlisted))}: belong to no case of the data set."
 
 
-def estimate_cache_megabytes(dataset_split: DatasetSplit, summaries: Summaries) -> float:
+def estimate_cache_megabytes(subset: DatasetSplit, summaries: Summaries) -> float:
     """Estimate the memory that the preprocessed pairs without errors take in a cache.
 
     Decoded files that several entries share are included.
     """
-    preprocessor = dataset_split.preprocessor
-    in_world = preprocessor is not None and preprocessor.needs_fixed
-    depends_on_fixed = in_world or (preprocessor is not None and preprocessor.shared_range)
-    pairs = [p for p in dataset_split.case_pairs if not any(summaries[case].errors for case in p)]
+    preprocessor = subset.preprocessor
+    in_world = getattr(preprocessor, "needs_fixed", False)
+    depends_on_fixed = in_world or getattr(preprocessor, "shared_range", False)
+    pairs = [p for p in subset.case_pairs if not any(summaries[case].errors for case in p)]
     entries = {(case, p[0] if depends_on_fixed else case) for p in pairs for case in p}
     decoded: dict[Path, int] = {}
     size = 0.0

@@ -7,8 +7,7 @@ as long as the file's size and modification time do.
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,16 +16,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 
 from regnet_lab.data.io.images import Volume, decode_image, validate_labels
 from regnet_lab.errors import UserError
 from regnet_lab.spatial.header_checks import list_image_files
+from regnet_lab.utils.atomic_io import write_text
 
 CACHE_VERSION = 1  # increase it whenever the statistics change
 MAX_CACHE_ENTRIES = 50_000
 PERCENTILE_SAMPLE_SIZE = 2**20  # voxels from which percentiles are computed
 
-ProgressWrapper = Callable[[Iterable[Any], int], Iterable[Any]]
 CaseFile = tuple[str, Path]  # kind ("image" or "labels") and path
 
 
@@ -43,11 +44,11 @@ class ImageStats:
         counts: Number of voxels of each value, for a label map or mask.
     """
 
-    shape: tuple[int, ...]
-    affine: tuple[tuple[float, ...], ...]
+    shape: list[int]
+    affine: list[list[float]]
     nbytes: int
     digest: str
-    quantiles: tuple[float, ...]
+    quantiles: list[float]
     counts: dict[int, int]
 
     @property
@@ -59,14 +60,11 @@ class ImageStats:
 StatsByFile = dict[CaseFile, ImageStats | UserError]
 
 
-def compute_quantiles(array: NDArray) -> tuple[float, ...]:
-    """Compute minimum, 0.5th and 99.5th percentile and maximum.
-
-    Percentiles come from about ``PERCENTILE_SAMPLE_SIZE`` voxels.
-    """
+def compute_quantiles(array: NDArray) -> list[float]:
+    """Compute minimum, 0.5th and 99.5th percentile (of about a million voxels) and maximum."""
     flat = array.ravel(order="K")
-    low, high = np.percentile(flat[:: flat.size // PERCENTILE_SAMPLE_SIZE | 1], (0.5, 99.5))
-    return float(flat.min()), float(low), float(high), float(flat.max())
+    sample = flat[:: flat.size // PERCENTILE_SAMPLE_SIZE | 1]
+    return [float(x) for x in (flat.min(), *np.percentile(sample, (0.5, 99.5)), flat.max())]
 
 
 def compute_digest(array: NDArray) -> str:
@@ -80,8 +78,7 @@ def compute_image_stats(kind: str, path: Path) -> ImageStats:
     """Read a file as an ``image`` or as ``labels`` and compute its statistics.
 
     Raises:
-        UserError: The file is missing or damaged, an image is constant, or labels are not
-            integers.
+        UserError: Also if an image is constant.
     """
     volume = decode_image(path)
     array = volume.array
@@ -95,12 +92,12 @@ def compute_image_stats(kind: str, path: Path) -> ImageStats:
     elif array.min() == array.max():
         raise UserError(f"{path}: is constant, all voxels are {array.min():g}; replace the file.")
     return ImageStats(
-        shape=array.shape,
-        affine=tuple(tuple(map(float, row)) for row in volume.affine),
-        nbytes=volume.array.nbytes,
-        digest=compute_digest(array),
-        quantiles=compute_quantiles(array),
-        counts=counts,
+        list(array.shape),
+        volume.affine.tolist(),
+        volume.array.nbytes,
+        compute_digest(array),
+        compute_quantiles(array),
+        counts,
     )
 
 
@@ -108,11 +105,6 @@ def get_cache_path() -> Path:
     """Return the path of the statistics cache in the user's cache directory."""
     directory = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(directory) / "regnet_lab" / "image_stats.json"
-
-
-def make_cache_key(file: CaseFile) -> str:
-    """Return the key of a file in the cache."""
-    return f"{file[0]} {file[1].absolute()}"
 
 
 def read_timestamps(path: Path) -> list[list[int]]:
@@ -134,65 +126,53 @@ def load_cache() -> dict[str, dict[str, Any]]:
 def save_cache(entries: dict[str, dict[str, Any]]) -> None:
     """Write the last ``MAX_CACHE_ENTRIES`` entries; do nothing if the cache cannot be written."""
     latest = dict(list(entries.items())[-MAX_CACHE_ENTRIES:])
-    path = get_cache_path()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"version": CACHE_VERSION, "files": latest}, file)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
+    with suppress(UserError):
+        write_text(get_cache_path(), json.dumps({"version": CACHE_VERSION, "files": latest}))
 
 
-def restore_stats(entry: dict[str, Any] | None, timestamps: list[list[int]]) -> ImageStats | None:
-    """Return the statistics of a cache entry; None if the file has changed."""
+def restore_stats(entry: Any, timestamps: list[list[int]]) -> ImageStats | None:
+    """Return the statistics of a cache entry; None if it is damaged or the file has changed."""
     with suppress(TypeError, ValueError, KeyError, AttributeError):
-        if entry and timestamps and entry["timestamps"] == timestamps:
-            stats = dict(entry["stats"])
-            stats["affine"] = tuple(map(tuple, stats["affine"]))
-            stats["counts"] = {int(value): count for value, count in stats["counts"].items()}
-            stats |= {name: tuple(stats[name]) for name in ("shape", "quantiles")}
-            return ImageStats(**stats)
+        if timestamps and entry["timestamps"] == timestamps:
+            counts = {int(value): count for value, count in entry["stats"]["counts"].items()}
+            return ImageStats(**{**entry["stats"], "counts": counts})
     return None
 
 
-def collect_image_stats(
-    files: Iterable[CaseFile], show_progress: ProgressWrapper | None = None
-) -> StatsByFile:
+def try_compute_stats(file: CaseFile) -> ImageStats | UserError:
+    """Return the statistics of a file, or the error that reading it raised."""
+    try:
+        return compute_image_stats(*file)
+    except UserError as error:
+        return error
+
+
+def collect_image_stats(files: Iterable[CaseFile]) -> StatsByFile:
     """Return the statistics of files, or the error that reading one raised.
 
-    Args:
-        files: Kind and path of each file.
-        show_progress: ``show_progress(results, total)`` passes the results through.
+    A progress bar is shown on a terminal.
     """
-    files = list(dict.fromkeys(files))
+    keys = {file: f"{file[0]} {file[1].absolute()}" for file in files}
+    timestamps = {file: read_timestamps(file[1]) for file in keys}
     cache = load_cache()
-    timestamps = {file: read_timestamps(file[1]) for file in files}
-    cached: StatsByFile = {
-        file: stats
-        for file in files
-        if (stats := restore_stats(cache.get(make_cache_key(file)), timestamps[file])) is not None
-    }
-    remaining = [file for file in files if file not in cached]
-
-    def read(file: CaseFile) -> tuple[CaseFile, ImageStats | UserError]:
-        try:
-            return file, compute_image_stats(*file)
-        except UserError as error:
-            return file, error
-
+    restored = {file: restore_stats(cache.get(key), timestamps[file]) for file, key in keys.items()}
+    remaining = [file for file, stats in restored.items() if stats is None]
+    console = Console(stderr=True)
     with ThreadPoolExecutor(2) as pool:
-        results = pool.map(read, remaining)
-        computed: StatsByFile = dict(
-            show_progress(results, len(remaining)) if show_progress else results
+        results = track(
+            pool.map(try_compute_stats, remaining),
+            "reading files",
+            len(remaining),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
+        computed = dict(zip(remaining, results, strict=True))
     new_entries = {
-        make_cache_key(file): {"timestamps": timestamps[file], "stats": asdict(stats)}
+        keys[file]: {"timestamps": timestamps[file], "stats": asdict(stats)}
         for file, stats in computed.items()
         if isinstance(stats, ImageStats)
     }
     if new_entries:
         save_cache({**load_cache(), **new_entries})
-    return cached | computed
+    return {file: stats or computed[file] for file, stats in restored.items()}

@@ -8,6 +8,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,7 @@ def format_cell(value: object) -> str:
     return str(value)
 
 
-def make_table(title: str, frame: pd.DataFrame) -> dict[str, Any]:
-    """Convert a data frame to the content of a table."""
-    rows = [[format_cell(value) for value in row] for row in frame.itertuples(index=False)]
-    columns = [tables.format_header(name) for name in frame]
-    return {"title": title, "columns": columns, "rows": rows}
-
-
-def make_text_table(title: str, rows: tables.TextTable) -> dict[str, Any]:
+def make_table(title: str, rows: tables.TextTable) -> dict[str, Any]:
     """Convert rows of text, the header first, to the content of a table."""
     return {"title": title, "columns": rows[0], "rows": rows[1:]}
 
@@ -54,17 +48,19 @@ def make_ranking_tables(
 ) -> list[dict[str, Any]]:
     """Make the leaderboard and its statistics; only means if evaluations cannot be compared."""
     try:
-        board = rank_evaluations(make_comparable(evaluations))
+        leaderboard = rank_evaluations(make_comparable(evaluations))
     except UserError:
         summary = tables.summarize(cases.to_dict("records"))
-        return [make_text_table("Summary", tables.format_summary(summary))]
-    overview = make_text_table("Leaderboard", leaderboard_tables.make_overview_table(board))
+        return [make_table("Summary", tables.format_summary(summary))]
+    overview = make_table("Leaderboard", leaderboard_tables.make_overview_table(leaderboard))
+    metrics = [m for m in tables.list_metrics(leaderboard) if m in RANKED_METRICS]
     return [
-        overview | {"note": leaderboard_tables.make_footnote(board)},
+        overview | {"note": leaderboard_tables.make_footnote(leaderboard)},
         *(
-            make_text_table(tables.format_header(m), leaderboard_tables.make_metric_table(board, m))
-            for m in tables.list_metrics(board)
-            if m in RANKED_METRICS
+            make_table(
+                tables.format_header(m), leaderboard_tables.make_metric_table(leaderboard, m)
+            )
+            for m in metrics
         ),
     ]
 
@@ -80,14 +76,11 @@ def draw_label_boxes(evaluations: Sequence[Evaluation]) -> list[dict[str, str]]:
     """Draw box plots by label of each metric that all evaluations of the same cases have."""
     figures = []
     for metric in LABEL_METRICS:
-        try:
+        with suppress(UserError):
             scores = per_label.collect_label_scores(evaluations, metric)
-            table = per_label.average_by_structure(scores)
-        except UserError:
-            continue
-        if len(table):
-            figure = per_label_plots.draw_box_plots(table, metric)
-            figures.append(encode_figure(f"{metric} by label", figure))
+            if len(table := per_label.average_by_structure(scores)):
+                figure = per_label_plots.draw_box_plots(table, metric)
+                figures.append(encode_figure(f"{metric} by label", figure))
     return figures
 
 
@@ -95,10 +88,8 @@ def draw_training_curves(runs: Sequence[Path]) -> list[dict[str, str]]:
     """Draw the curve of each validation metric that every run logged."""
     figures = []
     for name in TRAINING_METRICS if runs else ():
-        try:
+        with suppress(UserError):
             figures.append(encode_figure(name, plot_training_curves(runs, name)))
-        except UserError:
-            continue
     return figures
 
 
@@ -110,18 +101,16 @@ def collect_content(
     Args:
         sources: Evaluation folders or folders above them; ``name=folder`` names the method.
         max_voxels: Larger example cases are subsampled.
-
-    Raises:
-        UserError: A source holds no evaluation, or an example case is damaged.
     """
     evaluations = read_evaluations(sources)
     cases = pd.concat([e.cases for e in evaluations]).drop_duplicates(["case", "method"])
+    rows = [[*map(tables.format_header, cases)], *cases.map(format_cell).to_numpy().tolist()]
     runs = list(dict.fromkeys(e.run for e in evaluations if e.run))
     examples = [(e, e.folder / "gallery" / f"{rank}.npz") for e in evaluations for rank in RANKS]
     figures = {"By label": draw_label_boxes(evaluations), "Training": draw_training_curves(runs)}
     texts = [(run, run / name) for run in runs for name in ("config.yaml", "environment.json")]
     return {
-        "tables": [*make_ranking_tables(evaluations, cases), make_table("All cases", cases)],
+        "tables": [*make_ranking_tables(evaluations, cases), make_table("All cases", rows)],
         "cases": [
             make_case_content(path, max_voxels, e.run_info.get("method"))
             for e, path in examples
@@ -140,10 +129,9 @@ def collect_content(
 
 def render_page(content: dict[str, Any]) -> str:
     """Render the HTML file, with style, script and content inside."""
-    parts = {name: (files(__package__) / "page" / name).read_text("utf-8") for name in PAGE_FILES}
+    page = files(__package__) / "page"
+    html, style, script = ((page / name).read_text("utf-8") for name in PAGE_FILES)
     encoded = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-    inserted = {"style": parts["page.css"], "script": parts["page.js"], "content": encoded}
-    html = parts["page.html"]
-    for name, text in inserted.items():
+    for name, text in (("style", style), ("script", script), ("content", encoded)):
         html = html.replace(f"/* {name} */", text)
     return html

@@ -15,7 +15,7 @@ from regnet_lab.visualization.slices import Array, compute_grid_steps, find_cent
 
 MAX_VOXELS = 1_500_000  # of a case; larger ones are subsampled
 DISPLACEMENT_SCALE = 100  # displacements are rounded to 1/100 voxel
-READ_ERRORS = (OSError, ValueError, KeyError, EOFError)
+IMAGES = ("fixed", "moving", "warped")
 
 
 def pack_array(array: Array) -> dict[str, str]:
@@ -54,55 +54,40 @@ def subsample_case(case: dict[str, Array], max_voxels: int) -> tuple[dict[str, A
 
 
 def read_example_case(path: Path) -> dict[str, Any]:
-    """Read the ``.npz`` of an example case.
-
-    Raises:
-        UserError: The file is damaged.
-    """
+    """Read the ``.npz`` of an example case."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except READ_ERRORS as error:
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path}: is damaged; evaluate the run again.") from error
 
 
 def make_case_content(
     path: Path, max_voxels: int = MAX_VOXELS, display_name: str | None = None
 ) -> dict[str, Any]:
-    """Make everything that the page needs to show an example case.
+    """Make everything that the page needs to show an example case, subsampled if it is larger.
 
-    Args:
-        path: The ``.npz`` of the case.
-        max_voxels: A larger case is subsampled.
-        display_name: Name of its method on the page; None: the one in the file.
-
-    Raises:
-        UserError: The file is damaged.
+    ``display_name`` is the name of its method on the page; None: the one in the file.
     """
     stored = read_example_case(path)
     case, method, metric = (str(stored.pop(key)) for key in ("case", "method", "metric"))
     score = float(stored.pop("score"))
-    shape = stored["fixed"].shape
     coarse, stride = subsample_case(stored, max_voxels)
-    fixed, moving, warped = (
-        coarse[key].astype(np.float32) for key in ("fixed", "moving", "warped")
-    )
+    fixed, moving, warped = (coarse[key].astype(np.float32) for key in IMAGES)
     low, high = limits = compute_intensity_limits(fixed, moving)
     span = compute_symmetric_limits(fixed - moving, fixed - warped)[1] / max(high - low, 1e-6) * 255
     determinant = coarse["determinant"].astype(np.float32)
-    log_limit = max(
-        round(compute_symmetric_limits(np.log(determinant[determinant > 0]))[1], 2), 0.01
-    )
+    _, log_limit = compute_symmetric_limits(np.log(determinant[determinant > 0]))
+    log_limit = max(round(log_limit, 2), 0.01)
     weight = coarse["fixed_labels"] != 0 if "fixed_labels" in coarse else fixed - np.nanmin(fixed)
-    voxels = " x ".join(map(str, shape))
+    voxels = " x ".join(map(str, stored["fixed"].shape))
     folds = 100 * np.mean(stored["determinant"] <= 0)
     note = f"{voxels} voxels; folds in {folds:.3g} % of them"
     note += f"; shown is one voxel in {stride} along each axis" if stride > 1 else ""
+    title = f"{display_name or method}, {path.stem}: {case}, {format_header(metric)} {score:.4g}"
     volumes = _encode_volumes(coarse, limits, log_limit)
     return {
-        "title": (
-            f"{display_name or method}, {path.stem}: {case}, {format_header(metric)} {score:.4g}"
-        ),
+        "title": title,
         "note": note,
         "shape": list(fixed.shape),
         "spacing": coarse["spacing"].tolist(),
@@ -118,12 +103,10 @@ def _encode_volumes(
     case: dict[str, Array], limits: tuple[float, float], log_limit: float
 ) -> dict[str, Array]:
     """Convert images, displacement, Jacobian and labels to uint8 or int16."""
-    volumes = {name: window_to_uint8(case[name], limits) for name in ("fixed", "moving", "warped")}
     u = np.rint(case["u"].astype(np.float32) * DISPLACEMENT_SCALE)
-    volumes |= {
+    return {
+        **{name: window_to_uint8(case[name], limits) for name in IMAGES},
         "u": np.clip(u, -32768, 32767).astype(np.int16),
         "jacobian": encode_jacobian(case["determinant"], log_limit),
-    }
-    return volumes | {
-        name: case[name] for name in ("fixed_labels", "warped_labels") if name in case
+        **{name: case[name] for name in ("fixed_labels", "warped_labels") if name in case},
     }

@@ -64,11 +64,7 @@ def list_zip_files(path: Path) -> FileReaders:
 
 
 def list_files(path: Path) -> FileReaders:
-    """List the files of a submission.
-
-    Raises:
-        UserError: There is no such folder or zip.
-    """
+    """List the files of a submission."""
     if not path.exists():
         raise UserError(f"submission={path}: there is no such folder or zip, and it is no year.")
     if not path.is_dir():
@@ -78,11 +74,7 @@ def list_files(path: Path) -> FileReaders:
 
 
 def move_displacements(source: Path, folder: Path) -> None:
-    """Move displacements into another folder, replacing those in the same subfolders.
-
-    Raises:
-        UserError: ``folder`` cannot be written to.
-    """
+    """Move displacements into another folder, replacing those in the same subfolders."""
     paths = {p.relative_to(source) for p in source.rglob(DISPLACEMENT_PATTERN) if p.is_file()}
     try:
         for subfolder in {path.parent for path in paths}:
@@ -97,11 +89,7 @@ def move_displacements(source: Path, folder: Path) -> None:
 
 
 def write_zip(folder: Path, path: Path) -> None:
-    """Write the displacements in a folder into a zip, sorted by name.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write the displacements in a folder into a zip, sorted by name."""
     with atomic_path(path) as part, zipfile.ZipFile(part, "x", zipfile.ZIP_STORED) as archive:
         for file in sorted(folder.rglob(DISPLACEMENT_PATTERN)):
             archive.write(file, file.relative_to(folder).as_posix())

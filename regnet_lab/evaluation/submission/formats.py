@@ -16,12 +16,12 @@ References:
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
 from regnet_lab.errors import UserError
@@ -38,20 +38,14 @@ FILE_NAME_STYLES = ("auto", "short", "long", "both")
 class ChallengeTask:
     """A data set of the challenges.
 
-    Args:
-        title: Name of the data set in messages.
-        pattern: Regular expression of the names of its cases; the first group is the patient, the
-            second the modality (0 where there is none).
-        shape: Shape of its images; None: that in the image files.
-        folders: Folder of its files in a submission, by year.
-        is_padded: Whether images may be smaller than ``shape``, in whose centre they then lie;
-            their displacements are never halved.
+    If it ``is_padded``, images may be smaller than ``shape``, in whose centre they then lie; their
+    displacements are never halved.
     """
 
-    title: str
-    pattern: str
-    shape: Shape | None = None
-    folders: Mapping[int, str] = field(default_factory=dict)
+    title: str  # in messages
+    pattern: str  # of the names of its cases; groups: patient and modality (0 where there is none)
+    shape: Shape | None = None  # of its images; None: that in the image files
+    folders: Mapping[int, str] = field(default_factory=dict)  # of its files, by year
     is_padded: bool = False
 
 
@@ -70,11 +64,7 @@ CHALLENGE_TASKS = (
 
 
 def identify_task(name: str) -> tuple[ChallengeTask, ImageId]:
-    """Identify the task of a case, its patient and its modality by the name of the case.
-
-    Raises:
-        UserError: It is no name of a case of Learn2Reg.
-    """
+    """Identify the task of a case, its patient and its modality by the name of the case."""
     for task in CHALLENGE_TASKS:
         if match := re.fullmatch(task.pattern, name):
             patient, *modality = map(int, match.groups())
@@ -88,19 +78,12 @@ def identify_task(name: str) -> tuple[ChallengeTask, ImageId]:
 def make_file_stems(fixed: ImageId, moving: ImageId, style: str = "short") -> list[str]:
     """Return the names of the file of a pair, without suffix.
 
-    Args:
-        fixed: Patient and modality of the fixed image.
-        moving: Patient and modality of the moving image.
-        style: ``short`` (disp_0001_0002), ``long`` (disp_0001_0000_0002_0000, patient and modality
-            of each), ``both``, or ``auto``: short for modalities that are equal or 0 and 1, as the
-            servers of the challenges expect, and long for others.
+    The style is ``short`` (disp_0001_0002), ``long`` (disp_0001_0000_0002_0000, patient and
+    modality of each), ``both``, or ``auto``: short for modalities that are equal or 0 and 1, as the
+    servers of the challenges expect, and long for others.
 
-    Raises:
-        UserError: The style is unknown.
-
-    Example:
-        >>> make_file_stems((1, 0), (2, 2), "auto")
-        ['disp_0001_0000_0002_0002']
+    >>> make_file_stems((1, 0), (2, 2), "auto")
+    ['disp_0001_0000_0002_0002']
     """
     if style not in FILE_NAME_STYLES:
         raise UserError(
@@ -113,113 +96,76 @@ def make_file_stems(fixed: ImageId, moving: ImageId, style: str = "short") -> li
     return stems.get(style, [short] if is_short else [long])
 
 
-def halve_resolution(u: Field) -> Field:
-    """Resample each component to (3, X/2, Y/2, Z/2); values stay in full-resolution voxels."""
-    return np.stack([zoom(component, 0.5, order=2) for component in u])
-
-
-def double_resolution(array: NDArray) -> Field:
-    """Resample to (3, X, Y, Z), as the evaluator does."""
-    return np.stack([zoom(component, 2, order=2) for component in array.astype(np.float32)])
-
-
-def compute_half_shape(task: ChallengeTask, shape: Shape) -> Shape:
-    """Return the shape of an array of 2020 and 2021 for images of ``shape``.
-
-    Raises:
-        UserError: An odd shape cannot be halved.
-    """
-    if not task.is_padded and any(n % 2 for n in shape):
-        raise UserError(f"images of {' x '.join(map(str, shape))} voxels have no half resolution.")
-    return (3, *shape) if task.is_padded else (3, *(n // 2 for n in shape))
-
-
-def pack_half(task: ChallengeTask, u: Field) -> NDArray[np.float16]:
-    """Convert a displacement to an array of 2020 and 2021."""
-    with np.errstate(over="ignore"):
-        return (u if task.is_padded else halve_resolution(u)).astype(np.float16)
-
-
-def unpack_half(task: ChallengeTask, array: NDArray) -> Field:
-    """Convert an array of 2020 and 2021 to a displacement, as the evaluator does."""
-    return array.astype(np.float32) if task.is_padded else double_resolution(array)
-
-
-def compute_full_shape(task: ChallengeTask, shape: Shape) -> Shape:
-    """Return the shape of an array since 2022 for images of ``shape``."""
-    return (*shape, 3)
-
-
-def pack_full(task: ChallengeTask, u: Field) -> NDArray[np.float32]:
-    """Convert a displacement to an array since 2022."""
-    return np.moveaxis(u, 0, -1).astype(np.float32)
-
-
-def unpack_full(task: ChallengeTask, array: NDArray) -> Field:
-    """Convert an array since 2022 to a displacement."""
-    return np.moveaxis(array, -1, 0).astype(np.float32)
+def _zoom(u: Field, factor: float) -> Field:
+    """Resample each component as the evaluator does; values stay in full-resolution voxels."""
+    return np.stack([zoom(component, factor, order=2) for component in u])
 
 
 @dataclass(frozen=True)
 class SubmissionFormat:
     """Format of the displacements of a challenge.
 
-    Args:
-        year: First year of the format.
-        suffixes: Suffixes of its files; the first is written.
-        dtype: Type of its arrays; None: any numbers.
-        compute_shape: Returns the shape of the array for a task and the shape of its images.
-        pack: Converts a displacement to an array.
-        unpack: Converts an array to a displacement.
-        has_task_folders: Whether every task has a folder in which all names are short; else there
-            is one task, without a folder.
+    If it ``is_half``, arrays are float16 at half resolution, and every task has a folder in which
+    all names are short; else they are float32, and there is one task, without a folder.
     """
 
-    year: int
-    suffixes: tuple[str, ...]
-    dtype: DTypeLike | None
-    compute_shape: Callable[[ChallengeTask, Shape], Shape]
-    pack: Callable[[ChallengeTask, Field], NDArray]
-    unpack: Callable[[ChallengeTask, NDArray], Field]
-    has_task_folders: bool
+    year: int  # the first one of the format
+    suffixes: tuple[str, ...]  # of its files; the first is written
+    is_half: bool
+
+    def compute_shape(self, task: ChallengeTask, shape: Shape) -> Shape:
+        """Return the shape of the array for images of ``shape``."""
+        if not self.is_half:
+            return (*shape, 3)
+        if task.is_padded:
+            return (3, *shape)
+        if any(n % 2 for n in shape):
+            size = " x ".join(map(str, shape))
+            raise UserError(f"images of {size} voxels have no half resolution.")
+        return (3, *(n // 2 for n in shape))
+
+    def pack(self, task: ChallengeTask, u: Field) -> NDArray:
+        """Convert a displacement to the array that is stored."""
+        if not self.is_half:
+            return np.moveaxis(u, 0, -1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return (u if task.is_padded else _zoom(u, 0.5)).astype(np.float16)
+
+    def unpack(self, task: ChallengeTask, array: NDArray) -> Field:
+        """Convert a stored array to a displacement, as the evaluator does."""
+        if not self.is_half:
+            return np.moveaxis(array, -1, 0).astype(np.float32)
+        u = array.astype(np.float32)
+        return u if task.is_padded else _zoom(u, 2)
 
     def get_folder_prefix(self, task: ChallengeTask) -> str:
-        """Return what precedes the name of a file: ``task_04/``, or nothing.
-
-        Raises:
-            UserError: The challenge of that year had no such task.
-        """
-        if self.has_task_folders and self.year not in task.folders:
+        """Return what precedes the name of a file: ``task_04/``, or nothing."""
+        if not self.is_half:
+            return ""
+        if self.year not in task.folders:
             raise UserError(
                 f"submission={self.year}: {task.title} was no task of that year; give another year."
             )
-        return f"{task.folders[self.year]}/" if self.has_task_folders else ""
+        return f"{task.folders[self.year]}/"
 
     def encode(self, task: ChallengeTask, u: Field) -> bytes:
-        """Encode a displacement as the content of a file.
-
-        Raises:
-            UserError: A number is not finite, or too large for float16.
-        """
+        """Encode a displacement as the content of a file."""
         array = self.pack(task, u)
         if not np.isfinite(array).all():
             raise UserError("the displacement is NaN, infinite or beyond its number format.")
         return CODECS[self.suffixes[0]][0](array)
 
     def decode(self, task: ChallengeTask, shape: Shape, file: str, content: bytes) -> Field:
-        """Decode the displacement in a file, for images of ``shape``.
-
-        Raises:
-            UserError: It is damaged, or has a wrong type, shape or value.
-        """
+        """Decode and check the displacement in a file, for images of ``shape``."""
         expected = self.compute_shape(task, shape)
         decode = next(decode for suffix, (_, decode) in CODECS.items() if file.endswith(suffix))
         try:
             array = decode(content, 8 * prod(expected) + 2**16)
         except READ_ERRORS as error:
             raise UserError(f"{file}: cannot be read ({error}).") from error
-        if array.dtype.kind not in "iuf" or self.dtype not in (None, array.dtype):
-            raise UserError(f"{file}: is {array.dtype}, but must be {self.dtype or 'numbers'}.")
+        if array.dtype.kind not in "iuf" or (self.is_half and array.dtype != np.float16):
+            kind = "float16" if self.is_half else "numbers"
+            raise UserError(f"{file}: is {array.dtype}, but must be {kind}.")
         if array.shape != expected:
             raise UserError(f"{file}: has shape {array.shape}, but must have {expected}.")
         if num_invalid := int(array.size - np.isfinite(array).sum()):
@@ -227,21 +173,15 @@ class SubmissionFormat:
         return self.unpack(task, array)
 
 
-HALF = (np.dtype(np.float16), compute_half_shape, pack_half, unpack_half)
-FULL = (None, compute_full_shape, pack_full, unpack_full)
 FORMATS = (
-    SubmissionFormat(2020, (".npz",), *HALF, has_task_folders=True),
-    SubmissionFormat(2021, (".npz",), *HALF, has_task_folders=True),
-    SubmissionFormat(2022, (".nii.gz", ".npz"), *FULL, has_task_folders=False),
+    SubmissionFormat(2020, (".npz",), is_half=True),
+    SubmissionFormat(2021, (".npz",), is_half=True),
+    SubmissionFormat(2022, (".nii.gz", ".npz"), is_half=False),
 )
 
 
 def find_format(year: int) -> SubmissionFormat:
-    """Return the format of the challenge of a year.
-
-    Raises:
-        UserError: There was no challenge in that year.
-    """
+    """Return the format of the challenge of a year."""
     formats = [form for form in FORMATS if form.year <= year]
     if not formats:
         raise UserError(f"submission={year}: the first challenge was that of {FORMATS[0].year}.")

@@ -20,21 +20,13 @@ from regnet_lab import ops
 from regnet_lab.data.case import Case
 from regnet_lab.data.datasets.base import as_pair_dataset, collect_errors
 from regnet_lab.data.io.images import IMAGE_READ_ERRORS
-from regnet_lab.data.preprocessing.functional import (
-    Matrix,
-    find_integer_shift,
-    shift_array_with_border,
-)
+from regnet_lab.data.preprocessing import functional
+from regnet_lab.data.preprocessing.functional import Matrix
 from regnet_lab.data.preprocessing.grids import CropOrPad, PairPreprocessor
 from regnet_lab.data.worker_monitor import WorkerMonitor
 from regnet_lab.errors import UserError
-from regnet_lab.evaluation.submission.formats import (
-    ChallengeTask,
-    Field,
-    ImageId,
-    Shape,
-    identify_task,
-)
+from regnet_lab.evaluation.submission import formats
+from regnet_lab.evaluation.submission.formats import Field, Shape
 from regnet_lab.types import Pair, update_pair
 
 MAX_ERRORS_SHOWN = 8
@@ -70,20 +62,15 @@ def resample_displacement(
 
 def sample_field(u: NDArray, matrix: Matrix, shape: Shape) -> NDArray[np.float32]:
     """Sample each component of u at the points to which ``matrix`` maps the voxels of a grid."""
-    offset = find_integer_shift(matrix)
-    if offset is not None:
-        return np.stack([shift_array_with_border(component, offset, shape) for component in u])
+    if (offset := functional.find_integer_shift(matrix)) is not None:
+        return np.stack([functional.shift_array_with_border(c, offset, shape) for c in u])
     points = matrix[:-1, :-1] @ np.indices(shape).reshape(len(u), -1) + matrix[:-1, -1:]
     points_tensor = torch.from_numpy(points.reshape(1, len(u), *shape)).float()
     return ops.sample(torch.from_numpy(u)[None], points_tensor)[0].numpy()
 
 
 def read_shape(path: str | Path) -> Shape:
-    """Read the shape in the header of an image.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
+    """Read the shape in the header of an image."""
     try:
         return nibabel.load(path).shape  # type: ignore[attr-defined]
     except FileNotFoundError as error:
@@ -94,27 +81,16 @@ def read_shape(path: str | Path) -> Shape:
 
 @dataclass(frozen=True)
 class ChallengePair:
-    """A pair of a challenge.
+    """A pair of a challenge; ``preprocessor`` makes the pair that a model sees."""
 
-    Args:
-        task: Data set of the pair.
-        image_ids: Patient and modality of the fixed and of the moving image.
-        cases: Files of the fixed and of the moving image.
-        preprocessor: Makes the pair that a model sees.
-    """
-
-    task: ChallengeTask
-    image_ids: tuple[ImageId, ImageId]
+    task: formats.ChallengeTask
+    image_ids: tuple[formats.ImageId, formats.ImageId]  # of the fixed and the moving image
     cases: tuple[Case, Case]
     preprocessor: PairPreprocessor
 
     @cached_property
     def shape(self) -> Shape:
-        """Shape of the original grid.
-
-        Raises:
-            UserError: The files are not as released, or differ in shape.
-        """
+        """Shape of the original grid."""
         expected = self.task.shape or read_shape(self.cases[0].image)
         for case in self.cases:
             actual = read_shape(case.image)
@@ -153,24 +129,16 @@ class ChallengePair:
 
 
 def make_challenge_pair(fixed: Case, moving: Case, preprocessor: PairPreprocessor) -> ChallengePair:
-    """Identify a pair of cases as one of a challenge.
-
-    Raises:
-        UserError: The names are not those of one task.
-    """
-    fixed_task, fixed_id = identify_task(fixed.name)
-    moving_task, moving_id = identify_task(moving.name)
+    """Identify a pair of cases as one of a challenge."""
+    fixed_task, fixed_id = formats.identify_task(fixed.name)
+    moving_task, moving_id = formats.identify_task(moving.name)
     if fixed_task != moving_task:
         raise UserError(f"{fixed.name} and {moving.name} belong to two tasks of Learn2Reg.")
     return ChallengePair(fixed_task, (fixed_id, moving_id), (fixed, moving), preprocessor)
 
 
 def list_challenge_pairs(dataset: Dataset[Pair]) -> dict[str, ChallengePair]:
-    """Return the challenge pairs of a data set or a mixture, by the name of the pair in it.
-
-    Raises:
-        UserError: Some pairs belong to no challenge.
-    """
+    """Return the challenge pairs of a data set or a mixture, by the name of the pair in it."""
     if isinstance(dataset, WorkerMonitor):
         dataset = dataset.dataset
     pairs = as_pair_dataset(dataset)

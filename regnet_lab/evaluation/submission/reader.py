@@ -8,13 +8,9 @@ import torch
 from torch import nn
 
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation.submission import formats
 from regnet_lab.evaluation.submission.archive import FileReaders, list_files
-from regnet_lab.evaluation.submission.formats import (
-    FORMATS,
-    Field,
-    SubmissionFormat,
-    make_file_stems,
-)
+from regnet_lab.evaluation.submission.formats import FORMATS, SubmissionFormat
 from regnet_lab.evaluation.submission.original_grid import ChallengePair, check_pairs
 from regnet_lab.metrics.tables import COST_COLUMNS
 from regnet_lab.ops.pairs import apply_displacement
@@ -24,9 +20,9 @@ from regnet_lab.types import Pair, Registration
 
 def list_candidate_files(form: SubmissionFormat, pair: ChallengePair) -> list[str]:
     """Return the files that may hold the displacement of a pair, the usual one first."""
-    if form.has_task_folders and form.year not in pair.task.folders:
+    if form.is_half and form.year not in pair.task.folders:
         return []
-    stems = make_file_stems(*pair.image_ids, "short" if form.has_task_folders else "both")
+    stems = formats.make_file_stems(*pair.image_ids, "short" if form.is_half else "both")
     prefix = form.get_folder_prefix(pair.task)
     return [prefix + stem + suffix for stem in stems for suffix in form.suffixes]
 
@@ -34,11 +30,7 @@ def list_candidate_files(form: SubmissionFormat, pair: ChallengePair) -> list[st
 def detect_format(
     path: Path, files: Iterable[str], pairs: Iterable[ChallengePair]
 ) -> SubmissionFormat:
-    """Return the format in which most of the pairs have a file.
-
-    Raises:
-        UserError: No pair has a file in any format.
-    """
+    """Return the format in which most of the pairs have a file."""
     files, pairs = set(files), list(pairs)
     candidates = {form: [list_candidate_files(form, pair) for pair in pairs] for form in FORMATS}
     counts = {form: sum(not files.isdisjoint(c) for c in candidates[form]) for form in FORMATS}
@@ -50,16 +42,9 @@ def detect_format(
 
 
 class Submission:
-    """The displacements in a folder or a zip for the pairs of a data set.
+    """The displacements in a folder or a zip for the pairs of a data set, by name.
 
     All files are read and checked by the constructor.
-
-    Args:
-        path: Folder or zip.
-        challenge_pairs: Pairs of the data set by name.
-
-    Raises:
-        UserError: Files are missing, damaged, or have a wrong type, shape or value.
     """
 
     def __init__(self, path: str | Path, challenge_pairs: Mapping[str, ChallengePair]) -> None:
@@ -68,12 +53,8 @@ class Submission:
         self.format = detect_format(self.path, self.files, challenge_pairs.values())
         check_pairs(f"{self.path}: cannot be scored", challenge_pairs.values(), self.read)
 
-    def read(self, pair: ChallengePair) -> Field:
-        """Read the displacement of a pair, (3, *original grid).
-
-        Raises:
-            UserError: It is missing or damaged.
-        """
+    def read(self, pair: ChallengePair) -> formats.Field:
+        """Read the displacement of a pair, (3, *original grid)."""
         candidates = list_candidate_files(self.format, pair)
         file = next((name for name in candidates if name in self.files), None)
         if file is None:
@@ -82,13 +63,7 @@ class Submission:
 
 
 class SubmissionModule(RegistrationModule):
-    """Module that returns the submitted displacement of every pair.
-
-    Args:
-        submission: The displacements.
-        score: Scorer of a pair.
-        name: Name of the submission in tables.
-    """
+    """Module that returns the submitted displacement of every pair."""
 
     def __init__(self, submission: Submission, score: Scorer, name: str) -> None:
         super().__init__(nn.Identity(), {}, None, metrics=score, name=name)  # type: ignore[arg-type]
@@ -101,8 +76,7 @@ class SubmissionModule(RegistrationModule):
     def test_step(self, pair: Pair, index: int) -> dict[str, Any]:
         """Score as for a model, without the costs: reading a file is no registration."""
         outputs = super().test_step(pair, index)
-        records = [
-            {key: value for key, value in record.items() if key not in COST_COLUMNS}
-            for record in outputs["records"]
-        ]
-        return {**outputs, "records": records}
+        for record in outputs["records"]:
+            for cost in COST_COLUMNS:
+                record.pop(cost, None)
+        return outputs

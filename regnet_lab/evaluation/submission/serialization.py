@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from regnet_lab.data.io.images import IMAGE_READ_ERRORS
 
-READ_ERRORS = (
-    *IMAGE_READ_ERRORS,
-    BadZipFile,
-    KeyError,
-    WrapStructError,
-)  # of damaged files
+READ_ERRORS = (*IMAGE_READ_ERRORS, BadZipFile, KeyError, WrapStructError)  # of damaged files
 
 
 def encode_npz(array: NDArray) -> bytes:

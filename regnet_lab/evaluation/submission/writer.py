@@ -8,18 +8,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation.submission import formats, original_grid
 from regnet_lab.evaluation.submission.archive import move_displacements, write_zip
-from regnet_lab.evaluation.submission.formats import (
-    CHALLENGE_TASKS,
-    SubmissionFormat,
-    find_format,
-    make_file_stems,
-)
-from regnet_lab.evaluation.submission.original_grid import (
-    ChallengePair,
-    check_pairs,
-    list_challenge_pairs,
-)
 from regnet_lab.training.callbacks.base import CaseCallback
 from regnet_lab.types import Pair
 from regnet_lab.utils.atomic_io import write_bytes
@@ -47,19 +37,19 @@ class SubmissionWriter(CaseCallback):
     def __init__(self, year: int, folder: str, file_names: str = "auto") -> None:
         self.year, self.folder, self.file_names = year, Path(folder), file_names
         self.staging_folder = self.folder.with_name(f".{self.folder.name}.part")
-        self.challenge_pairs: dict[str, ChallengePair] = {}
-        make_file_stems((0, 0), (0, 0), self.file_names)  # raises if the style is unknown
+        self.challenge_pairs: dict[str, original_grid.ChallengePair] = {}
+        formats.make_file_stems((0, 0), (0, 0), self.file_names)  # raises if the style is unknown
 
     @property
-    def format(self) -> SubmissionFormat:
+    def format(self) -> formats.SubmissionFormat:
         """Format of the challenge of the year."""
-        return find_format(self.year)
+        return formats.find_format(self.year)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.challenge_pairs = list_challenge_pairs(trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
+        self.challenge_pairs = original_grid.list_challenge_pairs(trainer.test_dataloaders.dataset)  # type: ignore[union-attr]
         pairs = self.challenge_pairs.values()
-        check_pairs("These data cannot be submitted", pairs, self._check_pair)
-        if not self.format.has_task_folders and len({pair.task for pair in pairs}) > 1:
+        original_grid.check_pairs("These data cannot be submitted", pairs, self._check_pair)
+        if not self.format.is_half and len({pair.task for pair in pairs}) > 1:
             raise UserError(
                 f"submission={self.format.year} takes one data set: evaluate each alone."
             )
@@ -67,7 +57,7 @@ class SubmissionWriter(CaseCallback):
             shutil.rmtree(self.staging_folder, ignore_errors=True)
         trainer.strategy.barrier()
 
-    def _check_pair(self, pair: ChallengePair) -> None:
+    def _check_pair(self, pair: original_grid.ChallengePair) -> None:
         self.format.get_folder_prefix(pair.task)
         self.format.compute_shape(pair.task, pair.shape)
 
@@ -82,8 +72,8 @@ class SubmissionWriter(CaseCallback):
             content = self.format.encode(task, challenge_pair.resample_to_original(u))
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        style = "short" if self.format.has_task_folders else self.file_names
-        for stem in make_file_stems(*challenge_pair.image_ids, style):
+        style = "short" if self.format.is_half else self.file_names
+        for stem in formats.make_file_stems(*challenge_pair.image_ids, style):
             file = f"{self.format.get_folder_prefix(task)}{stem}{self.format.suffixes[0]}"
             write_bytes(self.staging_folder / file, content)
 
@@ -99,7 +89,7 @@ class SubmissionWriter(CaseCallback):
         log.info("Submission of %d pairs: %s", written, archive)
         if written < total:
             log.warning("%d pairs are missing: the submission is incomplete.", total - written)
-        folders = {task.folders.get(self.format.year, "") for task in CHALLENGE_TASKS}
+        folders = {task.folders.get(self.format.year, "") for task in formats.CHALLENGE_TASKS}
         if missing := sorted(f for f in folders if not (self.folder / f).is_dir()):
             log.warning(
                 "The challenge of %d also wants %s: evaluate those data with "

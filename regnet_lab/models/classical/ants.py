@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from regnet_lab.models.classical.base import Array, ClassicalMethod
+from regnet_lab.models.classical.base import Array, ClassicalMethod, Masks
 from regnet_lab.models.classical.subprocess import run_in_child_process
 
 
@@ -24,8 +23,6 @@ class ANTs(ClassicalMethod):
             information, then the symmetric normalisation.
         options: Options of ``ants.registration``, such as ``reg_iterations``, the iterations at
             each level of the normalisation, the last at full resolution.
-        seed: Seed of the sampled voxels.
-        mask_background: Use only voxels brighter than the minimum of each image.
     """
 
     def __init__(
@@ -39,19 +36,13 @@ class ANTs(ClassicalMethod):
         self.type_of_transform, self.options, self.seed = type_of_transform, options, seed
 
     def register(self, fixed: Array, moving: Array) -> Array:
-        options = {"type_of_transform": self.type_of_transform, "random_seed": self.seed + 1} | {
-            **self.options
-        }
-        return run_in_child_process(
-            "antspyx", register_with_ants, fixed, moving, self.make_masks(fixed, moving), options
-        )
+        options = {"type_of_transform": self.type_of_transform, "random_seed": self.seed + 1}
+        masks, options = self.make_masks(fixed, moving), options | {**self.options}
+        return run_in_child_process("antspyx", register_with_ants, fixed, moving, masks, options)
 
 
 def register_with_ants(
-    fixed: Array,
-    moving: Array,
-    masks: list[NDArray[np.uint8]] | None,
-    options: Mapping[str, Any],
+    fixed: Array, moving: Array, masks: Masks, options: Mapping[str, Any]
 ) -> Array:
     """Return the displacement (D, *spatial) in voxels; runs in the child process."""
     import ants

@@ -1,4 +1,4 @@
-"""Base class of classical methods, and conversion to ITK images in voxel coordinates.
+"""Base class of classical methods.
 
 ITK gets the grid's voxels as physical space: spacing 1, origin 0, axes in array order.  Its
 displacements are then in voxels, component k along array axis k.
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import ImageGrid
 
 Array = NDArray[np.floating]
+Masks = list[NDArray[np.uint8]] | None
 VOXEL_AFFINE = coordinates.RAS_TO_LPS  # affine of a grid whose voxel indices are LPS+ millimetres
 MIN_LEVEL_SIZE = 8  # voxels along an axis of the coarsest level
 
@@ -36,41 +36,24 @@ class ClassicalMethod(nn.Module):
         """Return the displacement (D, *spatial) in voxels of two images (*spatial), float32."""
         raise NotImplementedError
 
-    def make_masks(self, *images: Array) -> list[NDArray[np.uint8]] | None:
+    def make_masks(self, *images: Array) -> Masks:
         """Return a mask of each image; None if one would be empty or masks are disabled."""
         masks = [(image > image.min()).astype(np.uint8) for image in images]
         return masks if self.masked and all(mask.any() for mask in masks) else None
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
-        fields = [
-            self.register(a, b) for a, b in zip(to_arrays(fixed), to_arrays(moving), strict=True)
-        ]
-        u = torch.from_numpy(np.stack(fields).astype(np.float32))
-        return [u.to(fixed.device)]
+        images = (x.detach()[:, 0].float().cpu().numpy() for x in (fixed, moving))
+        fields = [self.register(a, b) for a, b in zip(*images, strict=True)]
+        return [torch.from_numpy(np.stack(fields).astype(np.float32)).to(fixed.device)]
 
 
-def to_arrays(images: Tensor) -> Array:
-    """Convert images (B, 1, *spatial) on any device to (B, *spatial) float32."""
-    return images.detach()[:, 0].float().cpu().numpy()
-
-
-def to_itk_image(array: NDArray) -> sitk.Image:
-    """Convert an array (*spatial) to an ITK image in voxel coordinates."""
-    return coordinates.array_to_sitk(array, VOXEL_AFFINE)
-
-
-def make_image_grid(shape: Sequence[int]) -> ImageGrid:
-    """Return an image grid whose physical coordinates are its voxel indices."""
-    return ImageGrid(tuple(shape), VOXEL_AFFINE)
-
-
-def limit_levels(shape: Sequence[int], wanted: int) -> int:
-    """Return the number of pyramid levels a grid has room for, ``wanted`` at most.
+def limit_levels(shape: Sequence[int], max_levels: int) -> int:
+    """Return the number of pyramid levels a grid has room for, ``max_levels`` at most.
 
     Each level halves the grid; the coarsest has ``MIN_LEVEL_SIZE`` voxels an axis.
 
-    >>> limit_levels((48, 64, 48), wanted=5)
+    >>> limit_levels((48, 64, 48), max_levels=5)
     3
     """
-    return max(1, min(wanted, int(np.log2(min(shape) / MIN_LEVEL_SIZE) + 1)))
+    return max(1, min(max_levels, int(np.log2(min(shape) / MIN_LEVEL_SIZE) + 1)))

@@ -31,20 +31,17 @@ def smooth_twice(u: Tensor, window: int) -> Tensor:
 
 
 def compute_dissimilarity(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
-    """Compute d_o(x) - t for every offset o of the cost volume.
+    """Compute d_o(x) - t for every offset o of the cost volume, (B, (2 radius + 1)^D, *spatial).
 
     d_o(x) = mean_c (f_c(x) - m_c(x + o))^2 and t is the mean of d_0 over the grid, so that the
     value is 0, the average, beyond the moving image's border.  The square is expanded to an inner
     product of maps with two more channels, for :func:`regnet_lab.ops.cost_volume.cost_volume`.
-
-    Returns:
-        (B, (2 radius + 1)^D, *spatial).
     """
     f, m = (x.square().sum(1, keepdim=True) for x in (fixed, moving))
     baseline = (fixed - moving).square().sum(1, keepdim=True).flatten(1).mean(1)
-    one, baseline = torch.ones_like(f), baseline.view(-1, *[1] * (f.ndim - 1))
+    ones, baseline = torch.ones_like(f), baseline.view(-1, *[1] * (f.ndim - 1))
     cost = cost_volume(
-        torch.cat([-2 * fixed, one, f - baseline], 1), torch.cat([moving, m, one], 1), radius
+        torch.cat([-2 * fixed, ones, f - baseline], 1), torch.cat([moving, m, ones], 1), radius
     )
     return cost * (1 + 2 / fixed.shape[1])
 
@@ -52,19 +49,12 @@ def compute_dissimilarity(fixed: Tensor, moving: Tensor, radius: int) -> Tensor:
 def solve_coupled_convex(
     cost: Tensor, radius: int, couplings: Sequence[float], window: int
 ) -> Tensor:
-    """Find a smooth field u of low cost (WBIR 2014, equations 3 to 5).
+    """Find a smooth field u (B, D, *spatial) of low cost (WBIR 2014, equations 3 to 5).
 
     Minimises sum_x cost_v(x) + theta |v(x) - u(x)|^2 alternately over offsets v, by a search at
-    every voxel, and over u, the smoothed v, with increasing theta.
-
-    Args:
-        cost: (B, (2 radius + 1)^D, *spatial).
-        radius: Radius of the offsets.
-        couplings: Values of theta, cost per squared voxel; the first search has none.
-        window: Window of the smoothing.
-
-    Returns:
-        (B, D, *spatial) voxels.
+    every voxel, and over u, the smoothed v, with increasing theta.  ``cost`` is (B,
+    (2 radius + 1)^D, *spatial); ``couplings`` are the values of theta, cost per squared voxel; the
+    first search has none.
     """
     ndim = cost.ndim - 2
     steps = cost.new_tensor(list(iterate_offsets(ndim, radius)))  # (K, D)
@@ -124,21 +114,17 @@ class ConvexAdam(nn.Module):
         mind_dilation: int = 2,
     ) -> None:
         super().__init__()
-        self.grid_spacing = grid_spacing
-        self.search_radius = search_radius
-        self.smoothing_window = smoothing_window
-        self.coupling_weights = list(coupling_weights)
-        self.adam_steps = adam_steps
-        self.adam_grid_spacing = adam_grid_spacing
+        self.grid_spacing, self.search_radius = grid_spacing, search_radius
+        self.coupling_weights, self.smoothing_window = list(coupling_weights), smoothing_window
+        self.adam_steps, self.adam_grid_spacing = adam_steps, adam_grid_spacing
         self.lr, self.smoothness_weight = lr, smoothness_weight
         self.mind_radius, self.mind_dilation = mind_radius, mind_dilation
 
     @ops.full_precision
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            images = [
-                mind_ssc(image, self.mind_radius, self.mind_dilation) for image in (fixed, moving)
-            ]
+            options = self.mind_radius, self.mind_dilation
+            images = [mind_ssc(image, *options) for image in (fixed, moving)]
             u = self.search(*(downsample(image, self.grid_spacing) for image in images))
             fine = [downsample(image, self.adam_grid_spacing) for image in images]
         if not self.adam_steps:
@@ -148,13 +134,9 @@ class ConvexAdam(nn.Module):
 
     def search(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Return the discrete result (B, D, *control grid) in its voxels, from both directions."""
+        options = self.search_radius, self.coupling_weights, self.smoothing_window
         forward, backward = (
-            solve_coupled_convex(
-                compute_dissimilarity(*images, self.search_radius),
-                self.search_radius,
-                self.coupling_weights,
-                self.smoothing_window,
-            )
+            solve_coupled_convex(compute_dissimilarity(*images, self.search_radius), *options)
             for images in ((fixed, moving), (moving, fixed))
         )
         return make_inverse_consistent(forward, backward)
@@ -167,9 +149,8 @@ class ConvexAdam(nn.Module):
             smooth_u = smooth_twice(u, 3)
             difference = (fixed - ops.warp(moving, smooth_u)).square().flatten(1).mean(1)
             slope = ops.forward_difference(smooth_u).square().sum((1, 2)).flatten(1).mean(1)
+            energy = difference + self.smoothness_weight * slope
             optimizer.zero_grad()
-            (
-                difference + self.smoothness_weight * slope
-            ).sum().backward()  # a sum: cases do not mix
+            energy.sum().backward()  # a sum: cases do not mix
             optimizer.step()
         return smooth_twice(u, 3).detach()

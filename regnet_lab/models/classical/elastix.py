@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regnet_lab.models.classical.base import Array, ClassicalMethod, limit_levels
+from regnet_lab.models.classical.base import Array, ClassicalMethod, Masks, limit_levels
 from regnet_lab.models.classical.subprocess import run_in_child_process
 
 ParameterMaps = Mapping[str, Mapping[str, Any]]
@@ -25,8 +25,6 @@ class Elastix(ClassicalMethod):
         parameter_maps: Changed entries of each map, such as ``affine`` or ``bspline``, by elastix'
             names; lengths are in voxels.
         resolutions: Levels of each map, each half the next; fewer on small grids.
-        seed: Seed of the sampled voxels.
-        mask_background: Use only voxels brighter than the minimum of each image.
     """
 
     def __init__(
@@ -48,26 +46,12 @@ class Elastix(ClassicalMethod):
         )
 
 
-def format_value(value: object) -> str:
-    """Format a number or a word as elastix writes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def register_with_elastix(
-    fixed: Array,
-    moving: Array,
-    masks: list[NDArray[np.uint8]] | None,
-    stages: ParameterMaps,
-    count: int,
+    fixed: Array, moving: Array, masks: Masks, stages: ParameterMaps, count: int
 ) -> Array:
     """Return the displacement (D, *spatial) in voxels; runs in the child process.
 
-    Args:
-        fixed: (*spatial).
-        moving: (*spatial).
-        masks: Of both images, or none.
-        stages: Changed entries of each parameter map.
-        count: Levels of each map.
+    ``stages`` are the changed entries of the parameter maps, ``count`` is the levels of each map.
     """
     import itk
 
@@ -79,7 +63,7 @@ def register_with_elastix(
         parameter_map = parameters.GetDefaultParameterMap(name, count)
         for key, value in changes.items():
             values = value if isinstance(value, list) else [value]
-            parameter_map[key] = [format_value(one) for one in values]
+            parameter_map[key] = [str(v).lower() if isinstance(v, bool) else str(v) for v in values]
         parameters.AddParameterMap(parameter_map)
     mask_options = dict(zip(("fixed_mask", "moving_mask"), map(image, masks or []), strict=False))
     with TemporaryDirectory() as folder:
@@ -89,9 +73,8 @@ def register_with_elastix(
                 image(fixed), image(moving), parameter_object=parameters, **mask_options, **log
             )
         except RuntimeError as error:
-            raise RuntimeError(
-                find_failure_reason((Path(folder) / "log").read_text("utf-8"))
-            ) from error
+            log_text = (Path(folder) / "log").read_text("utf-8")
+            raise RuntimeError(find_failure_reason(log_text)) from error
         field = itk.transformix_deformation_field(image(moving), transform, output_directory=folder)
         return np.array(field).T
 

@@ -7,16 +7,13 @@ registration, NeuroImage 45 (2009).
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
+from numpy.typing import NDArray
 
 from regnet_lab import ops
-from regnet_lab.models.classical.base import (
-    Array,
-    ClassicalMethod,
-    limit_levels,
-    make_image_grid,
-    to_itk_image,
-)
+from regnet_lab.models.classical.base import VOXEL_AFFINE, Array, ClassicalMethod, limit_levels
+from regnet_lab.spatial import coordinates
 from regnet_lab.spatial.image_grid import (
+    ImageGrid,
     matrix_to_transform,
     transform_to_field,
     vectors_from_image,
@@ -24,13 +21,13 @@ from regnet_lab.spatial.image_grid import (
 from regnet_lab.spatial.linear_alignment import ImagePair, LinearAlignment
 
 
-class AffineMI(ClassicalMethod):
-    """Affine alignment that maximises Mattes' mutual information, from several starts.
+def to_itk_image(array: NDArray) -> sitk.Image:
+    """Convert an array (*spatial) to an ITK image in voxel coordinates."""
+    return coordinates.array_to_sitk(array, VOXEL_AFFINE)
 
-    Args:
-        align: Finds a linear map between two images and their masks.
-        mask_background: Use only voxels brighter than the minimum of each image.
-    """
+
+class AffineMI(ClassicalMethod):
+    """Affine alignment that maximises Mattes' mutual information, from several starts."""
 
     def __init__(self, align: LinearAlignment, mask_background: bool = True) -> None:
         super().__init__(mask_background)
@@ -38,13 +35,10 @@ class AffineMI(ClassicalMethod):
 
     def register(self, fixed: Array, moving: Array) -> Array:
         masks = self.make_masks(fixed, moving) or []
-        images = ImagePair(
-            to_itk_image(fixed),
-            to_itk_image(moving),
-            *(to_itk_image(m.astype(np.float32)) for m in masks),
-        )
-        linear = matrix_to_transform(self.align(images), fixed.ndim)
-        return vectors_from_image(transform_to_field(linear, make_image_grid(fixed.shape)))
+        arrays = fixed, moving, *(mask.astype(np.float32) for mask in masks)
+        matrix = self.align(ImagePair(*map(to_itk_image, arrays)))
+        linear = matrix_to_transform(matrix, fixed.ndim)
+        return vectors_from_image(transform_to_field(linear, ImageGrid(fixed.shape, VOXEL_AFFINE)))
 
 
 class Demons(ClassicalMethod):
@@ -53,7 +47,6 @@ class Demons(ClassicalMethod):
     The histogram of the moving image is matched to the fixed one's, as demons compare intensities.
 
     Args:
-        initial_alignment: The initial alignment.
         iterations: Iterations at each level, coarse to fine; each level is half the next.
         smoothing_sigma: Sigma of the Gaussian that smooths the displacement after every step, in
             voxels of the level.
@@ -67,8 +60,7 @@ class Demons(ClassicalMethod):
     ) -> None:
         super().__init__()
         self.initial_alignment = initial_alignment
-        self.iterations = iterations
-        self.smoothing_sigma = smoothing_sigma
+        self.iterations, self.smoothing_sigma = iterations, smoothing_sigma
 
     def register(self, fixed: Array, moving: Array) -> Array:
         ndim, count = fixed.ndim, limit_levels(fixed.shape, len(self.iterations))
@@ -88,17 +80,14 @@ class Demons(ClassicalMethod):
         demons = sitk.DiffeomorphicDemonsRegistrationFilter()
         demons.SetNumberOfIterations(steps)
         demons.SetStandardDeviations(self.smoothing_sigma)
-        initial = make_image_grid(fixed.shape).to_vector_image(u[0].double().numpy())
+        grid = ImageGrid(fixed.shape, VOXEL_AFFINE)
+        initial = grid.to_vector_image(u[0].double().numpy())
         field = demons.Execute(to_itk_image(fixed), to_itk_image(moving), initial)
         return torch.from_numpy(np.ascontiguousarray(vectors_from_image(field), np.float32))[None]
 
 
 def match_histogram(moving: Array, fixed: Array) -> Array:
     """Match the histogram of the moving image to the fixed one's, above their means."""
-    matched = sitk.HistogramMatching(
-        to_itk_image(moving),
-        to_itk_image(fixed),
-        numberOfHistogramLevels=128,
-        numberOfMatchPoints=10,
-    )
+    options = {"numberOfHistogramLevels": 128, "numberOfMatchPoints": 10}
+    matched = sitk.HistogramMatching(to_itk_image(moving), to_itk_image(fixed), **options)
     return np.ascontiguousarray(vectors_from_image(matched), np.float32)

@@ -29,22 +29,13 @@ def _start_child_process() -> ProcessPoolExecutor:
 
 
 def run_in_child_process(package: str, function: Callable[..., R], *arguments: object) -> R:
-    """Run ``function(*arguments)`` in the child process and return its result.
-
-    Args:
-        package: The package that must be installed for it.
-        function: A module-level function of arrays and plain values.
-        arguments: Its arguments.
-
-    Raises:
-        MissingPackageError: ``package`` is not installed.
-        UserError: The library failed or crashed.
-    """
+    """Run a module-level function of arrays and plain values in the child process."""
     try:
         version(package)
     except PackageNotFoundError as error:
         raise MissingPackageError(
-            f"{package} is not installed: pip install 'regnet-lab[baselines]'."
+            f"{package} is not installed: run "
+            "pip install --constraint constraints.txt '.[baselines]' in the project folder."
         ) from error
     try:
         return _start_child_process().submit(function, *arguments).result()

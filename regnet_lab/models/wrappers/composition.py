@@ -1,9 +1,4 @@
-"""Models that transform or compose the displacement fields of other models.
-
-One model: ``DiffeomorphicModel`` integrates its fields, ``ResidualRefinement`` adds a learned
-correction.  Several passes: ``Chain`` and ``MultiStage`` run different models one after another,
-``IterativeRefinement`` repeats one.
-"""
+"""Models that transform or compose the displacement fields of other models."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -36,8 +31,6 @@ class ResidualRefinement(nn.Module):
     2,611 parameters in 3D (published with FAIM, Kuang and Schmah).
 
     Args:
-        model: Predicts u.
-        ndim: 2 or 3.
         channels: Channels n of the correction.
         detach_field: Do not propagate the gradient of u' to the model, which then needs a loss on
             its own field.
@@ -67,9 +60,6 @@ class Chain(nn.Module):
 
     Returns the last model's fields, each composed with the previous displacement: an affine network
     followed by a deformable one gives their total displacement.
-
-    Args:
-        models: By name, in order.
     """
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
@@ -95,12 +85,8 @@ class MultiStage(nn.Module):
     Returns one field for each stage, in voxels of its grid.
 
     Args:
-        stages: Models by name, coarse to fine.
         shrink_factors: Downsampling factor of each stage, coarse to fine.
         compose: Compose the residual; false: add it.
-
-    Raises:
-        UserError: The numbers of stages and factors differ.
     """
 
     def __init__(
@@ -116,8 +102,7 @@ class MultiStage(nn.Module):
                 "give one factor for each stage."
             )
         self.stages = nn.ModuleDict(stages)
-        self.shrink_factors = list(shrink_factors)
-        self.compose = compose
+        self.shrink_factors, self.compose = list(shrink_factors), compose
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         fields: list[Tensor] = []
@@ -133,7 +118,7 @@ class MultiStage(nn.Module):
         return fields
 
 
-def residual_std(fixed: Tensor, warped: Tensor) -> Tensor:
+def compute_residual_std(fixed: Tensor, warped: Tensor) -> Tensor:
     """Compute the standard deviation of the residual image of every case, (B,)."""
     return (fixed - warped).float().flatten(1).std(1)
 
@@ -147,7 +132,6 @@ class IterativeRefinement(nn.Module):
 
     Args:
         model: Any model whose fields have the same grids in every pass.
-        max_passes: Maximum number of passes.
         stopping_measure: Stopping measure of (fixed, warped), one number a case as in
             :mod:`regnet_lab.ops.similarity`; null: the standard deviation of the residual image.
         stop_batch_together: Stop all cases of a batch at once, by the mean of the measure.
@@ -165,10 +149,9 @@ class IterativeRefinement(nn.Module):
             raise UserError(
                 f"max_passes={max_passes}: IterativeRefinement needs at least one pass."
             )
-        self.model = model
-        self.max_passes = max_passes
+        self.model, self.max_passes = model, max_passes
+        self.stopping_measure = stopping_measure or compute_residual_std
         self.stop_batch_together = stop_batch_together
-        self.stopping_measure = stopping_measure or residual_std
 
     def iterate_passes(
         self, fixed: Tensor, moving: Tensor
@@ -188,10 +171,8 @@ class IterativeRefinement(nn.Module):
         best, lowest = next(passes)
         running = torch.ones_like(lowest, dtype=torch.bool)
         for _, (fields, level) in zip(range(1, self.max_passes), passes, strict=False):
-            if self.stop_batch_together:
-                running = running & (level.mean() <= lowest.mean())
-            else:
-                running = running & (level <= lowest)
+            together = self.stop_batch_together
+            running = running & (level.mean() <= lowest.mean() if together else level <= lowest)
             if not running.any():
                 break
             mask = running.view(-1, *[1] * (fixed.ndim - 1))

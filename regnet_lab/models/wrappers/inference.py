@@ -1,8 +1,4 @@
-"""Models that apply another model to other inputs, or with other weights.
-
-``TiledModel`` bounds the memory for large images, ``SliceWiseModel`` applies a 2D model to volumes,
-``PretrainedModel`` loads the weights of a run.
-"""
+"""Models that apply another model to other inputs, or with other weights."""
 
 from itertools import product
 from pathlib import Path
@@ -27,39 +23,27 @@ class TiledModel(nn.Module):
     Args:
         model: A :class:`regnet_lab.models.regnet_2017.PatchNetwork`.
         tile_size: Voxels along each axis; null: the whole image at once.
-
-    Raises:
-        UserError: A tile is smaller than the model's stride.
     """
 
     def __init__(self, model: PatchNetwork, tile_size: int | None = None) -> None:
         super().__init__()
-        self.model = model
-        self.stride = model.stride
-        self.influence_radius = -(-model.influence_radius // self.stride) * self.stride
-        self.step = tile_size and tile_size // self.stride * self.stride
+        self.model, stride = model, model.stride
+        self.influence_radius = -(-model.influence_radius // stride) * stride
+        self.step = tile_size and tile_size // stride * stride
         if self.step == 0:
-            raise UserError(
-                f"tile_size={tile_size} is too small: give {self.stride} voxels at least."
-            )
+            raise UserError(f"tile_size={tile_size} is too small: give {stride} voxels at least.")
 
     def forward(self, fixed: Tensor, moving: Tensor) -> list[Tensor]:
         if self.training or self.step is None:
             return self.model(fixed, moving)
-        shape = fixed.shape[2:]
+        shape, radius = fixed.shape[2:], self.influence_radius
         u = fixed.new_empty(len(fixed), len(shape), *shape, dtype=torch.float32)
         for corner in product(*(range(0, n, self.step) for n in shape)):
             tile = [slice(c, min(c + self.step, n)) for c, n in zip(corner, shape, strict=True)]
-            extended = [
-                slice(
-                    max(t.start - self.influence_radius, 0), min(t.stop + self.influence_radius, n)
-                )
-                for t, n in zip(tile, shape, strict=True)
-            ]
-            inner = [
-                slice(t.start - e.start, t.stop - e.start)
-                for t, e in zip(tile, extended, strict=True)
-            ]
+            starts = [max(t.start - radius, 0) for t in tile]
+            sides = [*zip(tile, starts, shape, strict=True)]
+            extended = [slice(start, min(t.stop + radius, n)) for t, start, n in sides]
+            inner = [slice(t.start - start, t.stop - start) for t, start, _ in sides]
             field = self.model(ops.crop(fixed, extended), ops.crop(moving, extended))[-1]
             ops.crop(u, tile).copy_(ops.crop(field, inner))
         return [u]
@@ -72,7 +56,6 @@ class SliceWiseModel(nn.Module):
     along the last axis is zero.  Images with as many axes as ``model`` takes are passed on.
 
     Args:
-        model: Registers slices.
         ndim: Axes D of a slice.
         slices_per_batch: Slices registered at a time, to save memory; null: all of the batch.
     """
@@ -89,16 +72,10 @@ class SliceWiseModel(nn.Module):
         slices = [image.movedim(-1, 1).flatten(0, 1) for image in (fixed, moving)]  # (B n, 1, ...)
         size = self.slices_per_batch or len(slices[0])
         chunks = zip(*(s.split(size) for s in slices), strict=True)
-        results = [self.model(f, m) for f, m in chunks]
-        return [
-            self.stack_slices(torch.cat(fields), len(fixed))
-            for fields in zip(*results, strict=True)
-        ]
-
-    def stack_slices(self, fields: Tensor, batch: int) -> Tensor:
-        """Stack fields (B n, D, *grid) of slices to fields (B, D+1, *grid, n) of volumes."""
-        u = fields.unflatten(0, (batch, -1)).movedim(1, -1)
-        return torch.cat([u, torch.zeros_like(u[:, :1])], 1)
+        results = zip(*[self.model(f, m) for f, m in chunks], strict=True)
+        fields = [torch.cat(parts).unflatten(0, (len(fixed), -1)) for parts in results]
+        fields = [u.movedim(1, -1) for u in fields]  # (B, D, *grid, n)
+        return [torch.cat([u, torch.zeros_like(u[:, :1])], 1) for u in fields]
 
 
 class PretrainedModel(nn.Module):
@@ -107,9 +84,6 @@ class PretrainedModel(nn.Module):
     Args:
         model: The model of the run.
         checkpoint: A file in the run's ``checkpoints``; null: the model as it is.
-
-    Raises:
-        UserError: The file is missing, not a checkpoint, or of another model.
     """
 
     def __init__(self, model: nn.Module, checkpoint: str | None = None) -> None:

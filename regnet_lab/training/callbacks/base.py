@@ -17,6 +17,11 @@ def get_tensorboard(trainer: Trainer) -> SummaryWriter | None:
     return None
 
 
+def compute_case_index(trainer: Trainer, batch_idx: int) -> int:
+    """Return the index of this process' case among those of all processes."""
+    return batch_idx * trainer.world_size + trainer.global_rank
+
+
 class CaseCallback(Callback):
     """Callback with a hook for every validated or tested case.
 
@@ -34,26 +39,14 @@ class CaseCallback(Callback):
     ) -> None:
         """Process a case of a test."""
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        index = batch_idx * trainer.world_size + trainer.global_rank
-        self.on_validation_case_end(pl_module, outputs, batch, index)
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self.on_validation_case_end(*_identify_case(trainer, *args, **kwargs))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Pair,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        index = batch_idx * trainer.world_size + trainer.global_rank
-        self.on_test_case_end(pl_module, outputs, batch, index)
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self.on_test_case_end(*_identify_case(trainer, *args, **kwargs))
+
+
+def _identify_case(
+    trainer: Trainer, pl_module: Any, outputs: Any, batch: Pair, index: int, dataloader_idx: int = 0
+) -> tuple[LightningModule, Any, Pair, int]:
+    return pl_module, outputs, batch, compute_case_index(trainer, index)

@@ -4,7 +4,7 @@ import io
 import logging
 import signal
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -23,13 +23,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def save_atomically(content: object, path: str | Path, *remedy: str) -> None:
     """Save an object with ``torch.save`` so that the file is complete or unchanged.
 
-    Args:
-        content: What ``torch.load`` will return.
-        path: The file.
-        remedy: What the user can do if it cannot be written.
-
-    Raises:
-        UserError: The disk is full or the folder is not writable.
+    ``remedy`` is what the user can do if the disk is full or the folder not writable.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -47,11 +41,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Save a checkpoint.
-
-        Raises:
-            UserError: The disk is full or the folder is not writable.
-        """
         run = Path(path).parent.parent
         remedy = f"make room and continue from the previous checkpoint, train.py resume={run}"
         save_atomically(checkpoint, path, remedy)
@@ -86,13 +75,6 @@ class LastCheckpoint(Checkpoint):
         self.saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
 
-    def save_and_stop(self, trainer: Trainer) -> NoReturn:
-        """Save the checkpoint and stop the training as an interrupt would."""
-        self.save(trainer)
-        run = Path(self.path).parent.parent
-        log.info("Stopped; continue with python train.py resume=%s", run)
-        raise KeyboardInterrupt
-
     def request_stop(self, *_: object) -> None:
         """Stop after the running step; handler of the signals."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -110,7 +92,10 @@ class LastCheckpoint(Checkpoint):
         if (index + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
             return  # further batches are accumulated for this step
         if any(all_gather(self.stop_requested)):
-            self.save_and_stop(trainer)
+            self.save(trainer)
+            run = Path(self.path).parent.parent
+            log.info("Stopped; continue with python train.py resume=%s", run)
+            raise KeyboardInterrupt
         if trainer.global_step % self.every_n_steps == 0 and trainer.global_step != self.saved_step:
             self.save(trainer)
 

@@ -1,6 +1,7 @@
 """Figures of a DIRV-Net in TensorBoard while it trains."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from regnet_lab.training.callbacks.base import get_tensorboard
-from regnet_lab.types import Pair, Registration
+from regnet_lab.types import Registration
 from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.visualization import dirvnet, field_of_experts
 
@@ -23,13 +24,12 @@ class DIRVNetFigures(Callback):
     Args:
         folder: Run directory.
         num_cases: Number of pairs, all of one size.
-        every_n_epochs: Epochs between figures.
     """
 
     def __init__(self, folder: str, num_cases: int = 8, every_n_epochs: int = 5) -> None:
         self.folder, self.levels_csv = Path(folder), Path(folder) / "levels.csv"
         self.num_cases, self.every_n_epochs = num_cases, every_n_epochs
-        self.pair: Pair | None = None  # the same batch for the whole training
+        self.pair: Any = None  # the same batch for the whole training
         self.gradients: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
@@ -37,15 +37,15 @@ class DIRVNetFigures(Callback):
         dataset = trainer.datamodule.make_dataset("val")  # type: ignore[attr-defined]
         pair = dirvnet.collate_first_pairs(dataset, self.num_cases)
         self.pair = trainer.strategy.batch_to_device(pair)
-        has_history = self.levels_csv.is_file()  # of the run that is resumed
-        rows = pd.read_csv(self.levels_csv).to_dict("records") if has_history else []
-        self.history = [row for row in rows if row["step"] < trainer.global_step]
-        self.record_errors(trainer, pl_module, self.pair)
+        if self.levels_csv.is_file():  # of the run that is resumed
+            rows = pd.read_csv(self.levels_csv).to_dict("records")
+            self.history = [row for row in rows if row["step"] < trainer.global_step]
+        self.record_errors(trainer, pl_module)
 
-    def record_errors(self, trainer: Trainer, module: LightningModule, pair: Pair) -> Registration:
+    def record_errors(self, trainer: Trainer, module: LightningModule) -> Registration:
         """Register the pairs and add the errors of every level to the table."""
-        registration = dirvnet.register_without_grad(module, pair)
-        rows = dirvnet.compute_level_errors(pair, registration)
+        registration = dirvnet.register_without_grad(module, self.pair)
+        rows = dirvnet.compute_level_errors(self.pair, registration)
         self.history += [{"step": trainer.global_step} | row for row in rows]
         if trainer.is_global_zero:
             write_text(self.levels_csv, pd.DataFrame(self.history).to_csv(index=False))
@@ -62,9 +62,7 @@ class DIRVNetFigures(Callback):
             self.gradients = field_of_experts.collect_gradients(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.pair is None:
-            return
-        out = self.record_errors(trainer, pl_module, self.pair)
+        out = self.record_errors(trainer, pl_module)
         writer = get_tensorboard(trainer)
         if writer is None or not self.is_due(trainer):
             return

@@ -25,7 +25,6 @@ class EnergyCurve(CaseCallback):
 
     Args:
         folder: Folder for the files of a test.
-        every_n_validations: Validations between two figures.
         num_pictures: Number of cases of a test of which a figure is written.
         measure: Energy to compute; None: the model's own, or the mean square if it has none.
     """
@@ -60,10 +59,6 @@ class EnergyCurve(CaseCallback):
         case = {"method": module.name, "case": pair["name"][0]}
         self.curves.append([case | row for row in iterations.add_learned_steps(rows, steps)])
 
-    def gather_rows(self) -> list[dict[str, Any]]:
-        """Return the curves of all cases of all processes, one below the other."""
-        return list(chain(*gather_interleaved(self.curves)))
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.curves = []
         self.is_due = self.validations % self.every_n_validations == 0
@@ -79,7 +74,7 @@ class EnergyCurve(CaseCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.hooks.close()
-        rows = self.gather_rows()
+        rows = list(chain(*gather_interleaved(self.curves)))
         writer = get_tensorboard(trainer)
         if rows and writer:
             figure = iterations.plot_energy_curves(iterations.average_energy_curves(rows))
@@ -99,7 +94,7 @@ class EnergyCurve(CaseCallback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.hooks.close()
-        rows = self.gather_rows()
+        rows = list(chain(*gather_interleaved(self.curves)))
         if rows and trainer.is_global_zero:
             curve = iterations.average_energy_curves(rows)
             figure = iterations.plot_energy_curves(curve)

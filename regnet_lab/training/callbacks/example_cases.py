@@ -49,10 +49,11 @@ class ExampleCases(CaseCallback):
             pair = trainer.strategy.batch_to_device(default_collate([loader.dataset[index]]))
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 registration = pl_module(pair)
-            info = {"case": record["case"], "method": record["method"]}
-            info |= {"metric": metric, "score": record[metric]}
+            arrays = convert_to_arrays(pair, registration)
+            arrays |= {"case": record["case"], "method": record["method"]}
+            arrays |= {"metric": metric, "score": record[metric]}
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **convert_to_arrays(pair, registration), **info)
+            np.savez_compressed(buffer, **arrays)
             write_bytes(self.folder / f"{rank}.npz", buffer.getvalue())
 
 
@@ -76,16 +77,16 @@ def select_examples(
 def convert_to_arrays(pair: Pair, registration: Registration) -> dict[str, Any]:
     """Return the first case as arrays without batch and channel axis, real values as float16."""
 
-    def to_half(tensor: Tensor) -> np.ndarray:
+    def to_float16(tensor: Tensor) -> np.ndarray:
         return tensor[0].detach().float().cpu().numpy().astype(np.float16)
 
     u = registration.displacement
     arrays: dict[str, Any] = {
-        "fixed": to_half(pair["fixed"])[0],
-        "moving": to_half(pair["moving"])[0],
-        "warped": to_half(registration.warped)[0],
-        "u": to_half(u),
-        "determinant": to_half(ops.jacobian_determinant(u)),
+        "fixed": to_float16(pair["fixed"])[0],
+        "moving": to_float16(pair["moving"])[0],
+        "warped": to_float16(registration.warped)[0],
+        "u": to_float16(u),
+        "determinant": to_float16(ops.jacobian_determinant(u)),
         "spacing": pair["spacing"][0].cpu().numpy(),
     }
     if "fixed_labels" in pair and "moving_labels" in pair:

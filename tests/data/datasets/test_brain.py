@@ -178,7 +178,7 @@ def test_an_atlas_is_always_fixed_and_never_moved(atlas, tmp_path):
     write_slices(tmp_path)
     save(tmp_path / "mean.nii.gz", (12, 14))
     save(tmp_path / "mean_labels.nii.gz", (12, 14), (4, 1005))
-    given = (
+    options = (
         {
             "atlas": str(tmp_path / "mean.nii.gz"),
             "atlas_labels": str(tmp_path / "mean_labels.nii.gz"),
@@ -193,7 +193,7 @@ def test_an_atlas_is_always_fixed_and_never_moved(atlas, tmp_path):
     moved = {}
     for split in ("train", "val"):
         pairs = list_inter_subject_pairs(
-            split, str(tmp_path), listed, layout, COUNTS, **given
+            split, str(tmp_path), listed, layout, COUNTS, **options
         ).case_pairs
         assert {f.name for f, _ in pairs} == {"atlas" if atlas == "file" else atlas}
         assert all(f.labels.is_file() for f, _ in pairs)
@@ -217,8 +217,8 @@ def test_a_slice_of_a_volume_is_that_slice(tmp_path, composed):
 @pytest.mark.parametrize("group", ["{}_volumes/", ""])
 def test_subjects_may_lie_in_folders_of_groups(group, tmp_path):
     write_mindboggle(tmp_path, group)
-    found = find_subjects(tmp_path, "{}/t1weighted_brain.MNI152.nii.gz")
-    assert list(found) == [
+    subjects = find_subjects(tmp_path, "{}/t1weighted_brain.MNI152.nii.gz")
+    assert list(subjects) == [
         group.format(g) + f"{g}-{n}"
         for g in ("NKI-RS-22", "NKI-TRT-20", "OASIS-TRT-20")
         for n in (1, 2)
@@ -231,8 +231,8 @@ def test_subjects_may_lie_in_folders_of_groups(group, tmp_path):
 
 def test_subjects_in_folders_of_splits_are_split_by_them(tmp_path, composed):
     write_camcan(tmp_path, ("train", "val", "test"))
-    given = [f"data.dataset.splits.{split}=['{split}/*']" for split in ("train", "val", "test")]
-    cfg = composed("train", "data=brain_camcan", f"data.dataset.root={tmp_path}", *given)
+    overrides = [f"data.dataset.splits.{split}=['{split}/*']" for split in ("train", "val", "test")]
+    cfg = composed("train", "data=brain_camcan", f"data.dataset.root={tmp_path}", *overrides)
     for split in ("train", "val", "test"):
         pairs = instantiate_config(cfg.data.dataset)(split).case_pairs
         assert {case.image.parent.parent.name for pair in pairs for case in pair} == {split}
@@ -283,7 +283,7 @@ def test_splits_that_do_not_fit_are_named(splits, message, tmp_path):
         select_subjects("train", TEN, splits, tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_and_subjects_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no file in this folder is named \{\}/T1.nii.gz"):
         find_subject_images(str(tmp_path), "{}/T1.nii.gz")
     with pytest.raises(UserError, match=r"nowhere does not exist"):
@@ -326,16 +326,16 @@ def test_a_table_without_a_needed_column_or_none_at_all_is_named(tmp_path):
 
 def test_a_table_may_leave_labels_out_and_name_a_moving_image(tmp_path):
     write_table(tmp_path, ["p1,scans/s1.nii,scans/s1_labels.nii", "p2,scans/s2.nii,"])
-    found = read_subject_table(str(tmp_path))
-    assert [s.fixed.labels and s.fixed.labels.name for s in found.values()] == [
+    subjects = read_subject_table(str(tmp_path))
+    assert [s.fixed.labels and s.fixed.labels.name for s in subjects.values()] == [
         "s1_labels.nii",
         None,
     ]
     (tmp_path / "subjects.csv").write_text(
         "subject,image,moving\np1,scans/s1.nii,scans/s3.nii\np2,scans/s2.nii,scans/s4.nii\n"
     )
-    found = read_subject_table(str(tmp_path))
-    assert [s.moving.image.name for s in found.values()] == ["s3.nii", "s4.nii"]
+    subjects = read_subject_table(str(tmp_path))
+    assert [s.moving.image.name for s in subjects.values()] == ["s3.nii", "s4.nii"]
 
 
 @pytest.mark.parametrize("path", sorted(LABELS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -87,21 +87,21 @@ def write_acdc(root, split="training", numbers=(1, 9, 10)):
         (folder / "Info.cfg").write_text("ED: 1\nES: 3\nGroup: DCM\nHeight: 184.0\nNbFrame: 4\n")
 
 
-def write_acdc_both(root):
+def write_acdc_training_and_testing(root):
     write_acdc(root)
     write_acdc(root, "testing", (101, 102))
 
 
-def write_sunnybrook(root, both=(1, 2, 4)):
+def write_sunnybrook(root, labelled_slices=(1, 2, 4)):
     for n in (101, 201, 301):
         name = f"SCD0000{n}"
         save(root / f"{name}_cine4d.nii.gz", cine(n), SPACING)
         ed, es = heart_labels(n, (1, 2)), heart_labels(n + 1, (1,))
-        unseen = np.setdiff1d(np.arange(DEPTH), both)
+        unseen = np.setdiff1d(np.arange(DEPTH), labelled_slices)
         ed[..., unseen[1:]] = es[..., unseen] = 0
         save(root / f"{name}_ed_label.nii.gz", ed)
         save(root / f"{name}_es_label.nii.gz", es)
-        notes = {"patient": name, "ed": 3, "es": 1, "slices_with_both": list(both)}
+        notes = {"patient": name, "ed": 3, "es": 1, "slices_with_both": list(labelled_slices)}
         (root / f"{name}.json").write_text(json.dumps(notes))
 
 
@@ -110,7 +110,7 @@ LAYOUTS = {
     "cardiac_ukbb": write_ukbb,
     "cardiac_mnms2": write_mm,
     "cardiac_mnms2_gradirn": write_renamed,
-    "cardiac_acdc": write_acdc_both,
+    "cardiac_acdc": write_acdc_training_and_testing,
 }
 
 
@@ -142,7 +142,7 @@ def test_a_published_layout_is_listed_and_read_by_its_yaml(name, tmp_path, compo
 
 
 def test_acdc_tests_on_its_own_test_set(tmp_path, composed):
-    write_acdc_both(tmp_path)
+    write_acdc_training_and_testing(tmp_path)
     dataset = instantiate_config(
         composed("train", "data=cardiac_acdc", f"data.dataset.root={tmp_path}").data
     ).dataset
@@ -176,8 +176,8 @@ def test_end_diastole_is_fixed_and_end_systole_moves_slice_by_slice(
     write, layout, ed, es, tmp_path
 ):
     write(tmp_path)
-    plain = CropOrPad(PLANE, intensity=lambda image: image)
-    options = {"root": str(tmp_path), "prepare": plain, "layout": layout, "splits": COUNTS}
+    prepare = CropOrPad(PLANE, intensity=lambda image: image)
+    options = {"root": str(tmp_path), "prepare": prepare, "layout": layout, "splits": COUNTS}
     volume = list_cardiac_pairs("val", **options)[0]
     whole = sorted(layout(str(tmp_path)).items())[-1][1]
     slices = whole.slices or range(DEPTH)
@@ -223,9 +223,9 @@ def test_slices_are_chosen_by_relative_position(tmp_path):
     )[0]
     assert val["fixed"].amin((0, 1, 2)).int().tolist() == [2, 4, 6]
     assert val["spacing"].tolist() == [1.5, 1.5, 16.0]
-    one = list_cardiac_pairs("val", str(tmp_path), GRID, layout, COUNTS, eval_slices=[0.5])[0]
-    assert one["fixed"].shape == (1, 8, 16)
-    assert one["spacing"].tolist() == [1.5, 1.5]
+    pair = list_cardiac_pairs("val", str(tmp_path), GRID, layout, COUNTS, eval_slices=[0.5])[0]
+    assert pair["fixed"].shape == (1, 8, 16)
+    assert pair["spacing"].tolist() == [1.5, 1.5]
 
 
 def test_a_volume_is_its_slices_prepared_as_in_training(tmp_path):

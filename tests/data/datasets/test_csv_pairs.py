@@ -99,8 +99,8 @@ def test_images_of_different_size_spacing_and_orientation_meet_in_the_world(endi
     y = coordinates.world_to_voxel(MOVING, x)
     inside = ((y >= 0) & (y <= np.array([29, 27, 16]))).all(1).reshape(16, 14, 18)
     assert 200 < inside.sum() < inside.size
-    wanted = ranged(fixed, moving)
-    np.testing.assert_allclose(pair["moving"][0][inside], wanted[inside], atol=0.02)
+    expected = ranged(fixed, moving)
+    np.testing.assert_allclose(pair["moving"][0][inside], expected[inside], atol=0.02)
 
 
 @pytest.mark.parametrize("space", ["voxel", "ras", "lps"])
@@ -118,9 +118,9 @@ def test_landmarks_of_any_space_come_in_voxels_of_the_fixed_grid(space, tmp_path
     table = write_table(tmp_path, "fixed.nii.gz,moving.mha,fixed.csv,moving.csv", header=header)
     columns = {"fixed_points_columns": ["x", "y", "z"], "moving_points_columns": [1, 2, 3]}
     pair = list_csv_pairs("val", GRID, table, points_space=space, **columns)[0]
-    wanted = coordinates.world_to_voxel(FIXED, MARKS)
-    np.testing.assert_allclose(pair["fixed_points"], wanted, atol=1e-3)
-    np.testing.assert_allclose(pair["moving_points"], wanted, atol=1e-3)
+    expected = coordinates.world_to_voxel(FIXED, MARKS)
+    np.testing.assert_allclose(pair["fixed_points"], expected, atol=1e-3)
+    np.testing.assert_allclose(pair["moving_points"], expected, atol=1e-3)
 
 
 def test_a_landmark_stays_in_its_label_and_masks_and_names_come_along(tmp_path):

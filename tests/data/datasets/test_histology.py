@@ -153,8 +153,8 @@ def test_one_section_at_two_scales_is_ambiguous(tmp_path):
         (tmp_path / "lung" / scale / "He.jpg").touch()
     with pytest.raises(UserError, match=r"are the same section: narrow image"):
         find_sections(str(tmp_path), "{tissue}/*/{stain}.jpg")
-    found = find_sections(str(tmp_path), "{tissue}/scale-5pc/{stain}.jpg")
-    assert found == {"lung": {"He": tmp_path / "lung" / "scale-5pc" / "He.jpg"}}
+    sections = find_sections(str(tmp_path), "{tissue}/scale-5pc/{stain}.jpg")
+    assert sections == {"lung": {"He": tmp_path / "lung" / "scale-5pc" / "He.jpg"}}
 
 
 def patches(root, split="train", size=(12, 10), **options):
@@ -220,20 +220,20 @@ def test_patches_for_validation_come_from_images_that_are_held_out(tmp_path):
         SectionPatches("train", str(tmp_path), "**/*.npy", (12, 10), splits)
 
 
-def test_plain_patches_are_drawn_again(tmp_path):
+def test_patches_without_tissue_are_drawn_again(tmp_path):
     image = np.zeros((60, 60), np.float32)
     image[:, 40:] = np.random.default_rng(0).random((60, 20))
     for name in ("a", "b", "c"):
         np.save(tmp_path / f"{name}.npy", image)
     splits = {"train": 2, "val": 1}
-    data, plain = (
+    data, without_redraw = (
         SectionPatches(
             "train", str(tmp_path), "*.npy", (8, 8), splits, min_std=c, intensity=lambda a: a
         )
         for c in (0.1, 0)
     )
     assert all(data[i]["fixed"].std() >= 0.1 for i in range(40))
-    assert sum(float(plain[i]["fixed"].std()) == 0 for i in range(40)) > 10
+    assert sum(float(without_redraw[i]["fixed"].std()) == 0 for i in range(40)) > 10
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_real_patches_become_pairs_with_a_known_displacement(composed):
     cfg = composed("train", "data=histology_patches")
     cfg.data.dataset.images.patch_size = [64, 64]
     batch = next(iter(instantiate_config(cfg.data).val_dataloader()))
-    seen = ops.warp(batch["moving"], batch["displacement"])
+    warped = ops.warp(batch["moving"], batch["displacement"])
     assert batch["fixed"].shape == (1, 1, 64, 64)
-    assert (seen - batch["fixed"]).abs().max() < 1e-4
+    assert (warped - batch["fixed"]).abs().max() < 1e-4
     assert batch["displacement"].abs().max() > 2

@@ -28,12 +28,12 @@ def save(path, array):
 def write_files(root, image, also=(), shape=SHAPE):
     rng = np.random.default_rng(sum(map(ord, image)))
     save(root / f"imagesTr/{image}.nii.gz", rng.integers(-1000, 1000, shape).astype(np.int16))
-    for what, values in (("label", 5), ("mask", 2)):
-        if what in also:
+    for annotation, values in (("label", 5), ("mask", 2)):
+        if annotation in also:
             array = rng.integers(0, values, shape).astype(np.uint8)
-            save(root / f"{what}sTr/{image}.nii.gz", array)
-    for what in set(also) - {"label", "mask"}:
-        path = root / f"{what}Tr/{image}.csv"
+            save(root / f"{annotation}sTr/{image}.nii.gz", array)
+    for annotation in set(also) - {"label", "mask"}:
+        path = root / f"{annotation}Tr/{image}.csv"
         path.parent.mkdir(exist_ok=True)
         np.savetxt(path, POINTS + int(image[-4:]), delimiter=",", fmt="%.3f")
 
@@ -41,7 +41,8 @@ def write_files(root, image, also=(), shape=SHAPE):
 def entry(image, also=()):
     folders = {"label": "labels", "mask": "masks"}
     return {"image": f"./imagesTr/{image}.nii.gz"} | {
-        what: f"./{folders.get(what, what)}Tr/{image}.nii.gz" for what in also
+        annotation: f"./{folders.get(annotation, annotation)}Tr/{image}.nii.gz"
+        for annotation in also
     }
 
 

@@ -72,12 +72,14 @@ def test_task01_pairs_flair_with_ultrasound(tmp_path):
     ]
 
 
-def test_task02_is_exhaled_first_and_both_ways_if_wanted(tmp_path):
+def test_task02_fixes_expiration_and_adds_the_opposite_direction_on_request(tmp_path):
     write_task02(tmp_path)
-    one = names(learn2reg_2020.list_task02_pairs("train", tmp_path, listed))
-    both = names(learn2reg_2020.list_task02_pairs("train", tmp_path, listed, both_directions=True))
-    assert one == [(f"case_{n:03d}_exp", f"case_{n:03d}_insp") for n in (1, 2, 3)]
-    assert both == one + [(moving, fixed) for fixed, moving in one]
+    forward = names(learn2reg_2020.list_task02_pairs("train", tmp_path, listed))
+    both_directions = names(
+        learn2reg_2020.list_task02_pairs("train", tmp_path, listed, both_directions=True)
+    )
+    assert forward == [(f"case_{n:03d}_exp", f"case_{n:03d}_insp") for n in (1, 2, 3)]
+    assert both_directions == forward + [(moving, fixed) for fixed, moving in forward]
     val = names(learn2reg_2020.list_task02_pairs("val", tmp_path, listed, both_directions=True))
     assert val == [("case_004_exp", "case_004_insp")]
 

@@ -36,8 +36,8 @@ def test_every_format_gives_the_same_voxels_at_the_same_place(tmp_path, shape, n
     volume = images.read_volume(path)
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array, array)
-    kept = [*range(len(shape)), 3]
-    np.testing.assert_allclose(volume.affine[:2, kept], AFFINE[:2, kept], atol=1e-5)
+    columns = [*range(len(shape)), 3]
+    np.testing.assert_allclose(volume.affine[:2, columns], AFFINE[:2, columns], atol=1e-5)
     np.testing.assert_allclose(volume.spacing, [1.5, 2, 2.5][: len(shape)], rtol=1e-6)
 
 

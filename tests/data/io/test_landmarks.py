@@ -63,8 +63,8 @@ def test_every_published_form_gives_the_same_landmarks(tmp_path, name):
 @pytest.mark.parametrize("space", ["ras", "lps"])
 def test_landmarks_in_millimetres_become_voxels(tmp_path, space):
     ras = coordinates.voxel_to_world(AFFINE, VOXELS)
-    given = ras * [-1, -1, 1] if space == "lps" else ras
-    (tmp_path / "mm.csv").write_text(rows(given, ","))
+    written = ras * [-1, -1, 1] if space == "lps" else ras
+    (tmp_path / "mm.csv").write_text(rows(written, ","))
     read = read_landmarks(LandmarkFile(tmp_path / "mm.csv", space=space), AFFINE)
     np.testing.assert_allclose(read, VOXELS, atol=1e-5)
 

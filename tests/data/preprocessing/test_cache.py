@@ -45,11 +45,11 @@ def arrays_of(seed=0):
     }
 
 
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype
-        np.testing.assert_array_equal(found[name], array)
+        assert actual[name].dtype == array.dtype
+        np.testing.assert_array_equal(actual[name], array)
 
 
 class Made:
@@ -199,8 +199,8 @@ def test_two_processes_fill_one_folder_together(tmp_path):
     assert [filler.wait(120) for filler in fillers] == [0, 0]
     assert len(list(tmp_path.iterdir())) == 60
     for number in range(60):
-        kept = FolderCache(tmp_path).get_or_create(f"{number}", pytest.fail)
-        np.testing.assert_array_equal(kept["image"], np.arange(5000) + number)
+        cached = FolderCache(tmp_path).get_or_create(f"{number}", pytest.fail)
+        np.testing.assert_array_equal(cached["image"], np.arange(5000) + number)
 
 
 def test_memory_is_limited_and_the_least_recent_entry_is_dropped():
@@ -293,15 +293,15 @@ def test_a_detached_header_stands_for_its_voxels_too(tmp_path):
 
 def test_the_fingerprint_of_a_case_depends_on_its_files_and_not_on_its_name(tmp_path):
     image = image_file(tmp_path / "a.nii")
-    other = image_file(tmp_path / "b.nii", seed=1)
+    second_image = image_file(tmp_path / "b.nii", seed=1)
     copy = image_file(tmp_path / "copy.nii")
     table = tmp_path / "p.csv"
     table.write_text("1,2\n")
     cases = [
         Case("a", image),
-        Case("a", other),
-        Case("a", image, labels=other),
-        Case("a", image, mask=other),
+        Case("a", second_image),
+        Case("a", image, labels=second_image),
+        Case("a", image, mask=second_image),
         Case("a", image, phase=0),
         Case("a", image, slice=0),
         Case("a", image, slice=0.0),
@@ -319,37 +319,37 @@ def entries(folder):
 
 
 def test_a_changed_file_or_setting_is_another_entry(tmp_path):
-    kept = tmp_path / "cache"
+    cache_folder = tmp_path / "cache"
     case = Case("a", image_file(tmp_path / "a.nii"))
-    options = {"shape": (6, 6), "cache": str(kept)}
+    options = {"shape": (6, 6), "cache": str(cache_folder)}
     first = CropOrPad(**options)(case, case)["fixed"]
-    assert len(entries(kept)) == 1
+    assert len(entries(cache_folder)) == 1
     for number, more in enumerate(
         [{"shape": (5, 5)}, {"spacing": 2.0}, {"labels": [1]}, {"intensity": normalize_min_max}],
         start=2,
     ):
         CropOrPad(**{**options, **more})(case, case)
-        assert len(entries(kept)) == number
-    before = entries(kept)
+        assert len(entries(cache_folder)) == number
+    before = entries(cache_folder)
     CropOrPad(**options)(case, case)
-    assert entries(kept) == before
+    assert entries(cache_folder) == before
     image_file(case.image, seed=3)
     os.utime(case.image, ns=(5, 5))
     assert not np.array_equal(CropOrPad(**options)(case, case)["fixed"], first)
-    assert len(entries(kept)) == len(before) + 1
+    assert len(entries(cache_folder)) == len(before) + 1
 
 
 def test_resample_to_fixed_caches_the_moving_side_for_each_fixed_image(tmp_path):
-    kept = tmp_path / "cache"
+    cache_folder = tmp_path / "cache"
     a, b, c = (Case(n, image_file(tmp_path / f"{n}.nii", i)) for i, n in enumerate("abc"))
-    prepare = ResampleToFixed(cache=str(kept))
+    prepare = ResampleToFixed(cache=str(cache_folder))
     prepare(a, b)
-    assert len(entries(kept)) == 4  # two decoded files, fixed a, b on a's grid
+    assert len(entries(cache_folder)) == 4  # two decoded files, fixed a, b on a's grid
     prepare(c, b)
-    assert len(entries(kept)) == 7
+    assert len(entries(cache_folder)) == 7
     prepare(a, b)
     prepare(a, c)
-    assert len(entries(kept)) == 8
+    assert len(entries(cache_folder)) == 8
 
 
 @pytest.fixture

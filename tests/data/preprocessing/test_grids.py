@@ -132,11 +132,11 @@ def test_the_order_in_which_axes_were_stored_makes_no_difference(tmp_path, codes
     nibabel.save(image.as_reoriented(turn), tmp_path / "other.nii")
     assert nibabel.load(tmp_path / "other.nii").shape != image.shape or codes in ("LPS", "RPI")
     prepare = ResampleToFixed(intensity=as_it_is)
-    straight, other = (
+    straight, reoriented = (
         prepare(fixed, Case(name, tmp_path / f"{name}.nii"))["moving"] for name in ("ras", "other")
     )
     assert straight.std() > 0.05
-    torch.testing.assert_close(other, straight, atol=2e-5, rtol=0)
+    torch.testing.assert_close(reoriented, straight, atol=2e-5, rtol=0)
 
 
 def preparations(ndim):
@@ -168,18 +168,18 @@ def test_a_point_and_its_label_stay_together(tmp_path, shape, space):
         )
         for name, angle in (("f", 4), ("m", -5))
     )
-    for how, prepare in preparations(ndim).items():
+    for preprocessing, prepare in preparations(ndim).items():
         pair = prepare(fixed, moving)
         for side in ("fixed", "moving"):
             labels, points = pair[f"{side}_labels"][0], pair[f"{side}_points"]
             assert points.shape == corners.shape
             for value, point in enumerate(points, start=1):
-                held = (labels == value).nonzero().float()
-                assert len(held), (how, side, value)
-                distance = (held.mean(0) - point).abs().max()
-                assert distance <= 0.51, (how, side, value, distance)
+                label_voxels = (labels == value).nonzero().float()
+                assert len(label_voxels), (preprocessing, side, value)
+                distance = (label_voxels.mean(0) - point).abs().max()
+                assert distance <= 0.51, (preprocessing, side, value, distance)
                 nearest = tuple(torch.floor(point + 0.5).long().tolist())
-                assert labels[nearest] == value, (how, side, value)
+                assert labels[nearest] == value, (preprocessing, side, value)
 
 
 @SHAPES
@@ -288,7 +288,7 @@ def test_the_slices_of_a_leaning_stack_begin_where_they_begin(tmp_path):
     np.testing.assert_allclose(pair["moving"][0, 2:], image[:4, :, 2], atol=1e-6)
 
 
-def test_a_slice_that_is_not_there_is_refused(tmp_path):
+def test_a_missing_slice_is_refused(tmp_path):
     case = Case("a", save(tmp_path, "a", texture((6, 7, 8))), slice=8)
     with pytest.raises(UserError, match=r"a\.nii: has 8 slices, so there is no slice 8"):
         ResampleToFixed()(case, case)
@@ -305,15 +305,15 @@ def test_two_phases_of_one_cine_make_a_pair(tmp_path):
 
 
 @SHAPES
-def test_labels_are_kept_or_grouped(tmp_path, shape):
+def test_labels_are_selected_or_grouped(tmp_path, shape):
     labels = (texture(shape) * 6).astype(np.int16)
     case = Case("a", save(tmp_path, "a", texture(shape)), save(tmp_path, "l", labels))
-    kept = CropOrPad(shape, labels=[2, 5])(case, case)["fixed_labels"][0].numpy()
-    np.testing.assert_array_equal(kept, np.where(np.isin(labels, [2, 5]), labels, 0))
+    selected = CropOrPad(shape, labels=[2, 5])(case, case)["fixed_labels"][0].numpy()
+    np.testing.assert_array_equal(selected, np.where(np.isin(labels, [2, 5]), labels, 0))
     grouped = ResampleToFixed(labels={1: [2, 3], 7: 4})(case, case)["moving_labels"][0].numpy()
     expected = np.select([(labels == 2) | (labels == 3), labels == 4], [1, 7], 0)
     np.testing.assert_array_equal(grouped, expected)
-    assert kept.dtype == grouped.dtype == np.int16
+    assert selected.dtype == grouped.dtype == np.int16
 
 
 @pytest.mark.parametrize("kind", [CropOrPad, Resize, ResampleToFixed])

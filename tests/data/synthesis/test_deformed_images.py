@@ -17,7 +17,7 @@ FIELDS = LowFrequency(max_deform=2.5, sigma=4.0, border=3.0)
 SPLITS = ("train", "val", "test")
 
 
-def picture(shape, number, **more):
+def make_image(shape, number, **more):
     image = torch.from_numpy(np.random.default_rng(number).random((1, *shape), np.float32))
     return {**make_self_pair(image, f"picture{number}", spacing_of(shape)), **more}
 
@@ -26,15 +26,15 @@ def spacing_of(shape):
     return [1.0, 0.7, 1.5][: len(shape)]
 
 
-def pictures(shape, count=3, **more):
+def make_images(shape, count=3, **more):
     def images(split):
         first = 100 * SPLITS.index(split)
-        return [picture(shape, first + i, **more) for i in range(count)]
+        return [make_image(shape, first + i, **more) for i in range(count)]
 
     return images
 
 
-def blocks(shape):
+def make_slab_labels(shape):
     """Labels 1, 2, ... in slabs, with a frame of background."""
     labels = torch.zeros(1, *shape, dtype=torch.int16)
     inner = (0, *[slice(3, -3)] * len(shape))
@@ -42,29 +42,29 @@ def blocks(shape):
     return labels
 
 
-def deformed(shape, split="train", fields=FIELDS, images=None, **options):
-    return DeformedImages(split, images or pictures(shape), fields, **options)
+def make_deformed_images(shape, split="train", fields=FIELDS, images=None, **options):
+    return DeformedImages(split, images or make_images(shape), fields, **options)
 
 
-def seen(volume, u, order):
+def warp_with_scipy(volume, u, order):
     coordinates = np.indices(u.shape[1:]) + u.numpy()
     mode = "nearest" if order else "grid-constant"
     return map_coordinates(volume[0].double().numpy(), coordinates, order=order, mode=mode)
 
 
 @shapes
-def test_fixed_image_is_the_moving_one_at_x_plus_u(shape):
-    for pair in (deformed(shape)[i] for i in range(3)):
-        expected = seen(pair["moving"], pair["displacement"], order=1)
+def test_fixed_image_is_the_moving_image_at_x_plus_u(shape):
+    for pair in (make_deformed_images(shape)[i] for i in range(3)):
+        expected = warp_with_scipy(pair["moving"], pair["displacement"], order=1)
         np.testing.assert_allclose(pair["fixed"][0], expected, atol=2e-4)
         assert pair["displacement"].shape == (len(shape), *shape)
-        opposite = seen(pair["moving"], -pair["displacement"], order=1)
+        opposite = warp_with_scipy(pair["moving"], -pair["displacement"], order=1)
         assert np.abs(pair["fixed"][0].numpy() - opposite).max() > 0.2
 
 
 @shapes
 def test_field_is_drawn_for_the_spacing_of_its_image(shape):
-    pair = deformed(shape)[0]
+    pair = make_deformed_images(shape)[0]
     assert pair["spacing"].tolist() == pytest.approx(spacing_of(shape))
     largest = pair["displacement"].flatten(1).abs().amax(1) * pair["spacing"]
     assert (largest > 1.8).all()
@@ -72,8 +72,8 @@ def test_field_is_drawn_for_the_spacing_of_its_image(shape):
 
 
 @shapes
-def test_noise_is_added_to_the_deformed_image_alone(shape):
-    clean, noisy = deformed(shape)[1], deformed(shape, noise=0.05)[1]
+def test_noise_is_added_only_to_the_deformed_image(shape):
+    clean, noisy = make_deformed_images(shape)[1], make_deformed_images(shape, noise=0.05)[1]
     assert torch.equal(clean["displacement"], noisy["displacement"])
     assert torch.equal(clean["moving"], noisy["moving"])
     assert (noisy["fixed"] - clean["fixed"]).std() == pytest.approx(0.05, rel=0.1)
@@ -82,10 +82,10 @@ def test_noise_is_added_to_the_deformed_image_alone(shape):
 @shapes
 def test_labels_masks_and_landmarks_follow_the_displacement(shape):
     mask = torch.ones(1, *shape)
-    images = pictures(shape, moving_labels=blocks(shape), moving_mask=mask)
-    pair = deformed(shape, images=images, num_points=40)[0]
+    images = make_images(shape, moving_labels=make_slab_labels(shape), moving_mask=mask)
+    pair = make_deformed_images(shape, images=images, num_points=40)[0]
     u = pair["displacement"]
-    labels = seen(pair["moving_labels"], u, order=0)
+    labels = warp_with_scipy(pair["moving_labels"], u, order=0)
     assert (pair["fixed_labels"][0].numpy() == labels).mean() > 0.999  # ties of rounding
     assert pair["fixed_labels"].dtype == torch.int16
     assert not torch.equal(pair["fixed_labels"], pair["moving_labels"])
@@ -97,59 +97,71 @@ def test_labels_masks_and_landmarks_follow_the_displacement(shape):
     at = fixed.long().T.numpy()
     assert fixed.shape == (40, len(shape))
     np.testing.assert_allclose(moving.T, at + u.numpy()[:, *at], atol=1e-5)
-    there = np.floor(moving.T.numpy() + 0.5).astype(int)
-    ours, theirs = pair["fixed_labels"][0].numpy()[*at], pair["moving_labels"][0].numpy()[*there]
-    np.testing.assert_array_equal(ours, theirs)
-    assert len(set(ours)) > 1
+    moving_voxels = np.floor(moving.T.numpy() + 0.5).astype(int)
+    fixed_labels, moving_labels = (
+        pair["fixed_labels"][0].numpy()[*at],
+        pair["moving_labels"][0].numpy()[*moving_voxels],
+    )
+    np.testing.assert_array_equal(fixed_labels, moving_labels)
+    assert len(set(fixed_labels)) > 1
 
 
 @shapes
 def test_images_without_labels_have_no_landmarks(shape):
-    pair = deformed(shape, num_points=40)[0]
+    pair = make_deformed_images(shape, num_points=40)[0]
     assert not {"fixed_points", "fixed_labels", "fixed_mask"} & pair.keys()
     empty = torch.zeros(1, *shape, dtype=torch.int16)
-    images = pictures(shape, moving_labels=empty)
-    assert "fixed_points" not in deformed(shape, images=images, num_points=4)[0]
+    images = make_images(shape, moving_labels=empty)
+    assert "fixed_points" not in make_deformed_images(shape, images=images, num_points=4)[0]
 
 
 @shapes
-def test_without_the_swap_the_original_is_fixed_and_the_answer_leads_back(shape):
-    swapped, plain = deformed(shape)[0], deformed(shape, deformed_is_fixed=False)[0]
-    assert torch.equal(plain["fixed"], swapped["moving"])
-    assert torch.equal(plain["moving"], swapped["fixed"])
-    there, back = swapped["displacement"], plain["displacement"]
-    total = back.numpy() + np.stack([seen(c[None], back, order=1) for c in there])
+def test_the_displacement_is_inverted_if_the_original_is_fixed(shape):
+    deformed_fixed, original_fixed = (
+        make_deformed_images(shape)[0],
+        make_deformed_images(shape, deformed_is_fixed=False)[0],
+    )
+    assert torch.equal(original_fixed["fixed"], deformed_fixed["moving"])
+    assert torch.equal(original_fixed["moving"], deformed_fixed["fixed"])
+    u, inverse = deformed_fixed["displacement"], original_fixed["displacement"]
+    total = inverse.numpy() + np.stack([warp_with_scipy(c[None], inverse, order=1) for c in u])
     assert np.abs(total).max() < 1e-2
-    assert back.abs().max() > 1
+    assert inverse.abs().max() > 1
 
 
 @shapes
-def test_disturbance_changes_the_image_and_not_the_answer(shape):
-    clean, disturbed = deformed(shape)[0], deformed(shape, displacement_noise=WhiteNoise(0.3))[0]
+def test_displacement_noise_changes_the_image_but_not_the_true_displacement(shape):
+    clean, disturbed = (
+        make_deformed_images(shape)[0],
+        make_deformed_images(shape, displacement_noise=WhiteNoise(0.3))[0],
+    )
     assert torch.equal(clean["displacement"], disturbed["displacement"])
     assert (clean["fixed"] - disturbed["fixed"]).abs().mean() > 0.01
 
 
 @shapes
-def test_pair_depends_on_seed_split_and_index_alone(shape):
+def test_pairs_depend_only_on_seed_split_and_index(shape):
     def pairs(split="train", seed=0, order=(0, 1, 2)):
-        data = deformed(shape, split, seed=seed, noise=0.01, num_pairs=3)
-        found = {i: data[i] for i in order}
-        return [found[i] for i in range(3)]
+        data = make_deformed_images(shape, split, seed=seed, noise=0.01, num_pairs=3)
+        items = {i: data[i] for i in order}
+        return [items[i] for i in range(3)]
 
-    one, again = pairs(), pairs(order=(2, 0, 1))
-    for a, b in zip(one, again, strict=True):
+    first, again = pairs(), pairs(order=(2, 0, 1))
+    for a, b in zip(first, again, strict=True):
         assert a["name"] == b["name"]
         assert all(torch.equal(a[key], b[key]) for key in a if key != "name")
-    everyone = [*one, *pairs("val"), *pairs("test"), *pairs(seed=1)]
-    for i, a in enumerate(everyone):
-        for b in everyone[:i]:
+    all_pairs = [*first, *pairs("val"), *pairs("test"), *pairs(seed=1)]
+    for i, a in enumerate(all_pairs):
+        for b in all_pairs[:i]:
             assert not torch.allclose(a["displacement"], b["displacement"], atol=0.2)
 
 
 def test_every_image_of_a_split_is_used_equally_often_and_none_of_another():
     names = {
-        split: [pair["name"].split("-")[0] for pair in deformed((20, 20), split, num_pairs=9)]
+        split: [
+            pair["name"].split("-")[0]
+            for pair in make_deformed_images((20, 20), split, num_pairs=9)
+        ]
         for split in SPLITS
     }
     for split, used in names.items():
@@ -157,23 +169,27 @@ def test_every_image_of_a_split_is_used_equally_often_and_none_of_another():
         assert {name: used.count(name) for name in used} == dict.fromkeys(expected, 3)
 
 
-def test_size_may_differ_from_split_to_split_and_pairs_collate():
+def test_sizes_may_differ_between_splits_and_pairs_collate():
     size = {"train": 7, "val": 2, "test": 3}
-    assert [len(deformed((20, 20), split, num_pairs=size)) for split in SPLITS] == [7, 2, 3]
-    batch = next(iter(DataLoader(deformed((20, 22), num_pairs=2), batch_size=2)))
+    assert [len(make_deformed_images((20, 20), split, num_pairs=size)) for split in SPLITS] == [
+        7,
+        2,
+        3,
+    ]
+    batch = next(iter(DataLoader(make_deformed_images((20, 22), num_pairs=2), batch_size=2)))
     assert batch["displacement"].shape == (2, 2, 20, 22)
     assert batch["name"][1].endswith("-train-00001")
     with pytest.raises(IndexError):
-        deformed((20, 20), num_pairs=2)[2]
+        make_deformed_images((20, 20), num_pairs=2)[2]
 
 
-def test_what_cannot_be_deformed_is_refused():
+def test_invalid_images_and_settings_are_refused():
     with pytest.raises(UserError, match="split='training'"):
-        deformed((20, 20), "training")
+        make_deformed_images((20, 20), "training")
     with pytest.raises(UserError, match="no images to deform for 'val'"):
-        deformed((20, 20), "val", images=pictures((20, 20), count=0))
+        make_deformed_images((20, 20), "val", images=make_images((20, 20), count=0))
     with pytest.raises(UserError, match="border=33 mm"):
-        deformed((40, 40), fields=HighFrequency())[0]
+        make_deformed_images((40, 40), fields=HighFrequency())[0]
 
 
 @pytest.fixture
@@ -212,7 +228,7 @@ def test_files_of_any_layout_are_divided_into_splits(folder):
         list_images("train", **{**options, "pattern": "x_{}.nii"})
 
 
-def test_published_settings_are_at_hand_for_files(folder, composed):
+def test_published_settings_apply_to_image_files(folder, composed):
     where = ["data=synthetic_dvf_2017", f"data.dataset.images.root={folder}/scans"]
     data = instantiate_config(composed("train", *where).data).make_dataset("val")
     published = [(f.max_deform, f.sigma, f.border) for f in data.displacement.fields]
@@ -222,7 +238,7 @@ def test_published_settings_are_at_hand_for_files(folder, composed):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_phantoms_need_nothing_on_disk(ndim, composed):
+def test_phantom_images_need_no_files(ndim, composed):
     size = ["data.dataset.images.shape=24", "data.dataset.images.num_pairs=2"]
     pair = instantiate_config(
         composed("train", "data=synthetic_dvf", f"ndim={ndim}", *size).data

@@ -25,28 +25,30 @@ shapes = pytest.mark.parametrize("shape", [(33, 40), (20, 24, 22)])
 full_sizes = pytest.mark.parametrize("shape", [(128, 128), (48, 56, 52)])
 
 
-def cases(shape, split="train", count=3, **options):
+def make_phantom_pairs(shape, split="train", count=3, **options):
     return PhantomPairs(split, len(shape), list(shape), num_pairs=count, **options)
 
 
-def same(one, other):
-    return one["name"] == other["name"] and all(
-        torch.equal(one[key], other[key]) for key in one if key != "name"
+def are_equal(first, second):
+    return first["name"] == second["name"] and all(
+        torch.equal(first[key], second[key]) for key in first if key != "name"
     )
 
 
-def dice(one, other):
+def compute_dice(reference, labels):
     """Of every label of ``one``, counted by numpy."""
-    one, other = one.numpy(), other.numpy()
+    reference, labels = reference.numpy(), labels.numpy()
     return [
-        2 * np.sum((one == k) & (other == k)) / (np.sum(one == k) + np.sum(other == k))
-        for k in range(1, one.max() + 1)
+        2
+        * np.sum((reference == k) & (labels == k))
+        / (np.sum(reference == k) + np.sum(labels == k))
+        for k in range(1, reference.max() + 1)
     ]
 
 
 @shapes
-def test_pair_has_the_promised_shapes_types_and_ranges(shape):
-    ndim, data = len(shape), cases(shape, num_points=17)
+def test_pairs_have_the_documented_shapes_types_and_ranges(shape):
+    ndim, data = len(shape), make_phantom_pairs(shape, num_points=17)
     pair = data[2]
     assert len(data) == 3
     assert pair["name"] == "synthetic-train-0002"
@@ -66,19 +68,24 @@ def test_pair_has_the_promised_shapes_types_and_ranges(shape):
 
 
 @shapes
-def test_case_depends_on_seed_split_and_index_alone(shape):
-    forward, backward = cases(shape), cases(shape, cache_gigabytes=0)
+def test_pairs_depend_only_on_seed_split_and_index(shape):
+    forward, backward = make_phantom_pairs(shape), make_phantom_pairs(shape, cache_gigabytes=0)
     expected = [forward[i] for i in range(3)]
-    assert all(same(backward[i], expected[i]) for i in (2, 0, 1))
-    assert all(same(forward[i], expected[i]) for i in range(3))
-    others = [*cases(shape, "val"), *cases(shape, "test"), *cases(shape, seed=1), *expected]
-    for i, one in enumerate(others):
-        for other in others[:i]:
-            assert not torch.allclose(one["displacement"], other["displacement"], atol=0.5)
-            assert not torch.equal(one["moving_labels"], other["moving_labels"])
+    assert all(are_equal(backward[i], expected[i]) for i in (2, 0, 1))
+    assert all(are_equal(forward[i], expected[i]) for i in range(3))
+    pairs = [
+        *make_phantom_pairs(shape, "val"),
+        *make_phantom_pairs(shape, "test"),
+        *make_phantom_pairs(shape, seed=1),
+        *expected,
+    ]
+    for i, pair in enumerate(pairs):
+        for earlier in pairs[:i]:
+            assert not torch.allclose(pair["displacement"], earlier["displacement"], atol=0.5)
+            assert not torch.equal(pair["moving_labels"], earlier["moving_labels"])
 
 
-def test_another_process_makes_the_same_case():
+def test_another_process_makes_the_same_pair():
     program = (
         "from regnet_lab.data.synthesis.phantom_pairs import PhantomPairs\n"
         "print(PhantomPairs('val', 2, 32)[5]['fixed'].double().sum().item())"
@@ -89,16 +96,16 @@ def test_another_process_makes_the_same_case():
     assert float(answer.stdout) == PhantomPairs("val", 2, 32)[5]["fixed"].double().sum().item()
 
 
-def test_only_as_many_cases_are_kept_as_memory_holds():
+def test_only_as_many_pairs_are_cached_as_memory_allows():
     data = PhantomPairs("train", 2, 32, num_pairs=5, cache_gigabytes=2.5 * 32 * 32 * 32 / 1e9)
     pairs = [data[i] for i in range(5)]
-    kept = [data[i]["fixed"] is pairs[i]["fixed"] for i in range(5)]
-    assert kept == [True, True, False, False, False]
+    is_cached = [data[i]["fixed"] is pairs[i]["fixed"] for i in range(5)]
+    assert is_cached == [True, True, False, False, False]
 
 
 @full_sizes
-def test_true_displacement_carries_moving_labels_onto_fixed_ones(shape):
-    pair = cases(shape)[0]
+def test_true_displacement_warps_moving_labels_to_fixed_labels(shape):
+    pair = make_phantom_pairs(shape)[0]
     fixed, moving = pair["fixed_labels"], pair["moving_labels"]
     u = pair["displacement"].numpy()
     coordinates = np.indices(shape) + u
@@ -108,17 +115,19 @@ def test_true_displacement_carries_moving_labels_onto_fixed_ones(shape):
     ]
     pulled = torch.from_numpy(np.argmax(shares, 0))[None]
     opposite = map_coordinates(moving[0].numpy(), np.indices(shape) - u, order=0, mode="nearest")
-    assert np.mean(dice(fixed, pulled)) > {2: 0.95, 3: 0.9}[len(shape)]  # half a voxel at edges
-    assert np.mean(dice(fixed, moving)) < 0.75
-    assert np.mean(dice(fixed, torch.from_numpy(opposite)[None])) < 0.6
+    assert (
+        np.mean(compute_dice(fixed, pulled)) > {2: 0.95, 3: 0.9}[len(shape)]
+    )  # half a voxel at edges
+    assert np.mean(compute_dice(fixed, moving)) < 0.75
+    assert np.mean(compute_dice(fixed, torch.from_numpy(opposite)[None])) < 0.6
     surely = torch.from_numpy(np.max(shares, 0) > 0.999)[None]
     assert surely.float().mean() > 0.5
     assert (pulled == fixed)[surely].float().mean() > 0.998
 
 
 @full_sizes
-def test_fixed_image_is_the_moving_anatomy_pulled_back(shape):
-    pair = cases(shape, noise=0, bias_field=0)[1]
+def test_fixed_image_is_the_moving_anatomy_at_x_plus_u(shape):
+    pair = make_phantom_pairs(shape, noise=0, bias_field=0)[1]
     fixed, moving = pair["fixed"], pair["moving"]
     warped = ops.warp(moving[None], pair["displacement"][None])[0]
     error, identity = ((image - fixed).square().mean().sqrt() for image in (warped, moving))
@@ -128,7 +137,7 @@ def test_fixed_image_is_the_moving_anatomy_pulled_back(shape):
 
 
 @shapes
-def test_anatomy_is_the_same_whatever_grid_looks_at_it(shape):
+def test_anatomy_does_not_depend_on_the_sampling_grid(shape):
     anatomy = PhantomAnatomy(np.random.default_rng(0), shape, labels=8)
     x = ops.identity_grid(shape, torch.empty(0))
     image, labels = anatomy(x)
@@ -139,10 +148,10 @@ def test_anatomy_is_the_same_whatever_grid_looks_at_it(shape):
 
 @full_sizes
 def test_scanners_make_the_images_differ_where_the_anatomy_agrees(shape):
-    clean, scan = cases(shape, noise=0, bias_field=0)[0], cases(shape)[0]
+    clean, scan = make_phantom_pairs(shape, noise=0, bias_field=0)[0], make_phantom_pairs(shape)[0]
     assert torch.equal(clean["displacement"], scan["displacement"])
     change = [(scan[side] - clean[side]).flatten() for side in ("fixed", "moving")]
-    assert all(0.02 < one.std() < 0.2 for one in change)
+    assert all(0.02 < values.std() < 0.2 for values in change)
     outside = (clean["fixed"] == 0) & (clean["moving"] == 0)
     noise = torch.stack([scan[side][outside] for side in ("fixed", "moving")])
     assert abs(torch.corrcoef(noise)[0, 1]) < 0.05
@@ -157,7 +166,7 @@ def test_noise_is_rician():
 
 @shapes
 def test_points_move_with_the_displacement(shape):
-    pair = cases(shape)[0]
+    pair = make_phantom_pairs(shape)[0]
     at = pair["fixed_points"].numpy().T
     u = [map_coordinates(c, at, order=1) for c in pair["displacement"].numpy()]
     np.testing.assert_allclose(pair["moving_points"].numpy().T, at + u, atol=0.05)
@@ -166,16 +175,16 @@ def test_points_move_with_the_displacement(shape):
 
 @shapes
 def test_points_lie_inside_structures_of_every_kind(shape):
-    pair = cases(shape)[0]
+    pair = make_phantom_pairs(shape)[0]
     index = tuple(pair["fixed_points"].long().T)
-    found = pair["fixed_labels"][0][index].bincount(minlength=9)
-    assert found[0] == 0
-    assert (found[1:] > 0).all()
+    counts = pair["fixed_labels"][0][index].bincount(minlength=9)
+    assert counts[0] == 0
+    assert (counts[1:] > 0).all()
 
 
 @shapes
 @pytest.mark.parametrize("amplitude", [0.04, 0.1])
-def test_displacement_folds_nowhere_and_stays_in_the_grid(shape, amplitude):
+def test_displacements_have_no_folds_and_stay_in_the_grid(shape, amplitude):
     u = sample_diffeomorphism(np.random.default_rng(3), shape, amplitude, 0.17)
     slope = np.stack([np.stack(np.gradient(c)) for c in u[0].double().numpy()])
     matrix = np.moveaxis(slope, (0, 1), (-2, -1)) + np.eye(len(shape))
@@ -201,15 +210,15 @@ def test_smoother_displacements_change_less_from_voxel_to_voxel(shape):
 
 @shapes
 @pytest.mark.parametrize("labels", [5, 8, 11])
-def test_every_structure_is_in_both_images(shape, labels):
-    pair = cases(shape, num_labels=labels)[0]
+def test_every_structure_is_in_fixed_and_moving_image(shape, labels):
+    pair = make_phantom_pairs(shape, num_labels=labels)[0]
     for side in ("fixed", "moving"):
         assert pair[f"{side}_labels"].unique().tolist() == list(range(labels + 1))
 
 
 @full_sizes
 def test_every_structure_has_texture_away_from_its_edges(shape):
-    pair = cases(shape, noise=0, bias_field=0)[0]
+    pair = make_phantom_pairs(shape, noise=0, bias_field=0)[0]
     for side in ("fixed", "moving"):
         for k in range(1, 9):
             inside = binary_erosion(pair[f"{side}_labels"][0].numpy() == k)
@@ -239,7 +248,7 @@ def test_depth_of_a_ball_is_the_distance_to_its_surface(radii):
 
 
 def test_pairs_collate_into_batches():
-    batch = default_collate([*cases((33, 40), count=2)])
+    batch = default_collate([*make_phantom_pairs((33, 40), count=2)])
     assert batch["fixed"].shape == (2, 1, 33, 40)
     assert batch["moving_points"].shape == (2, 64, 2)
     assert batch["name"] == ["synthetic-train-0000", "synthetic-train-0001"]
@@ -257,18 +266,18 @@ def test_pairs_collate_into_batches():
         ({"num_labels": 4}, "num_labels=4"),
     ],
 )
-def test_impossible_values_are_named(options, word):
+def test_invalid_settings_are_named(options, word):
     with pytest.raises(UserError, match=word):
         PhantomPairs(**{"split": "train", "ndim": 2, **options})
 
 
-def test_more_structures_than_the_grid_can_show_is_an_error():
+def test_more_structures_than_the_grid_resolves_are_refused():
     with pytest.raises(UserError, match="enlarge shape"):
         PhantomPairs("train", 2, 16, num_labels=60)[0]
 
 
-def test_index_past_the_end_stops_iteration():
-    data = cases((16, 16), count=2)
+def test_an_index_past_the_end_raises_index_error():
+    data = make_phantom_pairs((16, 16), count=2)
     assert len(list(data)) == 2
     with pytest.raises(IndexError):
         data[2]

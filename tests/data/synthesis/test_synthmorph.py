@@ -38,7 +38,7 @@ def inside(u, margin):
 
 
 @GRIDS
-def test_the_known_displacement_brings_labels_together(shape):
+def test_the_true_displacement_aligns_the_labels(shape):
     pairs = SynthMorphPairs(
         "train",
         shape,
@@ -57,26 +57,26 @@ def test_the_known_displacement_brings_labels_together(shape):
 
 
 @GRIDS
-def test_a_flow_and_its_inverse_cancel_and_do_not_fold(shape):
-    there, back = RandomDiffeomorphism(amplitude=(0.05, 0.05), smoothness=(0.2, 0.3))(rng(), shape)
-    assert there.abs().mean() > 0.5
-    assert inside(ops.compose(there, back), 5).abs().max() < 0.2
-    assert (ops.jacobian_determinant(there) > 0).all()
-
-
-@GRIDS
-def test_without_a_velocity_a_flow_is_affine_about_the_middle(shape):
-    there, _ = RandomDiffeomorphism(amplitude=(0, 0), affine_std=0.1, max_translation=0.0)(
+def test_a_diffeomorphism_and_its_inverse_cancel_and_do_not_fold(shape):
+    forward, inverse = RandomDiffeomorphism(amplitude=(0.05, 0.05), smoothness=(0.2, 0.3))(
         rng(), shape
     )
-    slope = ops.gradient(there)
-    assert slope.abs().max() > 0.05
-    assert (slope - slope.mean(tuple(range(3, slope.ndim)), keepdim=True)).abs().max() < 1e-3
-    assert there.mean(tuple(range(2, there.ndim))).abs().max() < 1e-3
+    assert forward.abs().mean() > 0.5
+    assert inside(ops.compose(forward, inverse), 5).abs().max() < 0.2
+    assert (ops.jacobian_determinant(forward) > 0).all()
 
 
 @GRIDS
-def test_an_anatomy_is_a_function_of_the_point(shape):
+def test_without_velocity_a_diffeomorphism_is_affine_about_the_center(shape):
+    u, _ = RandomDiffeomorphism(amplitude=(0, 0), affine_std=0.1, max_translation=0.0)(rng(), shape)
+    slope = ops.gradient(u)
+    assert slope.abs().max() > 0.05
+    assert (slope - slope.mean(tuple(range(3, slope.ndim)), keepdim=True)).abs().max() < 1e-3
+    assert u.mean(tuple(range(2, u.ndim))).abs().max() < 1e-3
+
+
+@GRIDS
+def test_shape_anatomies_are_functions_of_the_point(shape):
     anatomy = RandomShapes(
         num_regions=(6, 6), wall_probability=1.0, body_probability=1.0, body_radius=(0.7, 0.8)
     )(rng(), shape)
@@ -84,10 +84,12 @@ def test_an_anatomy_is_a_function_of_the_point(shape):
     labels, texture = anatomy(x)
     step = torch.tensor([2.0, 1.0, 3.0][: len(shape)]).view(1, -1, *[1] * len(shape))
     shifted, moved = anatomy(x + step)
-    here = tuple(slice(int(s), None) for s in step.flatten())
-    there = tuple(slice(None, n - int(s)) for n, s in zip(shape, step.flatten(), strict=True))
-    assert torch.equal(shifted[0, 0][there], labels[0, 0][here])
-    assert torch.allclose(moved[0, :, *there], texture[0, :, *here], atol=1e-4)
+    original_part = tuple(slice(int(s), None) for s in step.flatten())
+    shifted_part = tuple(
+        slice(None, n - int(s)) for n, s in zip(shape, step.flatten(), strict=True)
+    )
+    assert torch.equal(shifted[0, 0][shifted_part], labels[0, 0][original_part])
+    assert torch.allclose(moved[0, :, *shifted_part], texture[0, :, *original_part], atol=1e-4)
     assert set(labels.unique().tolist()) <= set(range(anatomy.num_labels + 1))
     assert labels.max() > 6  # some walls are seen
     corners = labels[0, 0][tuple([0, -1] for _ in shape)]
@@ -95,13 +97,13 @@ def test_an_anatomy_is_a_function_of_the_point(shape):
     assert labels.any()
 
 
-def test_shapes_obey_their_ranges():
-    plain = RandomShapes(num_regions=(3, 3), wall_probability=0.0, body_probability=0.0)(
+def test_random_shapes_stay_within_their_ranges():
+    regions_only = RandomShapes(num_regions=(3, 3), wall_probability=0.0, body_probability=0.0)(
         rng(), (32, 32)
     )
-    assert plain.num_labels == 6
-    assert not plain.wall.any()
-    labels, _ = plain(ops.identity_grid((32, 32), torch.zeros(())))
+    assert regions_only.num_labels == 6
+    assert not regions_only.wall.any()
+    labels, _ = regions_only(ops.identity_grid((32, 32), torch.zeros(())))
     assert set(labels.unique().tolist()) <= {1, 2, 3}
     several = [
         len(RandomShapes(num_regions=(2, 5))(rng(seed), (16, 16)).wall) for seed in range(40)
@@ -109,7 +111,7 @@ def test_shapes_obey_their_ranges():
     assert set(several) == {2, 3, 4, 5}
 
 
-def test_a_faultless_scanner_shows_each_label_as_it_looks():
+def test_without_artifacts_each_label_has_its_own_intensity():
     labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
     look = LabelAppearance(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
     image = RandomContrast(**FAULTLESS)(rng(), look, labels, torch.zeros(1, 2, 20, 30))
@@ -128,7 +130,7 @@ def test_a_faultless_scanner_shows_each_label_as_it_looks():
         ("crop_probability", 1),
     ],
 )
-def test_every_fault_shows_and_stays_in_range(fault, value):
+def test_every_artifact_changes_the_image_and_keeps_its_range(fault, value):
     labels = torch.from_numpy(rng().integers(0, 4, (1, 1, 20, 30)))
     look = LabelAppearance(torch.tensor([0.0, 0.25, 0.5, 1.0]), torch.zeros(4, 2))
     made = RandomContrast(**{**FAULTLESS, fault: value})
@@ -137,7 +139,7 @@ def test_every_fault_shows_and_stays_in_range(fault, value):
     assert all(image.min() >= 0 and image.max() <= 1 for image in images)
 
 
-def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
+def test_inversion_reverses_intensities_and_cropping_leaves_a_box():
     labels = torch.ones(1, 1, 20, 30, dtype=torch.int64)
     labels[..., :15] = 2
     look = LabelAppearance(torch.tensor([0.0, 0.0, 1.0]), torch.zeros(3, 2))
@@ -145,15 +147,15 @@ def test_inversion_turns_an_image_and_a_cut_leaves_a_box():
         rng(), look, labels, torch.zeros(1, 2, 20, 30)
     )
     assert torch.allclose(turned, 1 - look.intensity[labels])
-    seen = RandomContrast(crop_probability=1, crop_margin=(0.2, 0.2)).sample_field_of_view(
+    cropped = RandomContrast(crop_probability=1, crop_margin=(0.2, 0.2)).sample_field_of_view(
         rng(), (20, 30)
     )
     expected = torch.zeros(20, 30)
     expected[4:16, 6:24] = 1
-    assert torch.equal(seen, expected)
+    assert torch.equal(cropped, expected)
 
 
-def test_percentiles_become_zero_and_one():
+def test_percentiles_are_mapped_to_zero_and_one():
     image = torch.linspace(-3, 7, 1001)[None, None]
     assert torch.allclose(
         normalize_percentiles(image), ((image + 2.95) / 9.9).clamp(0, 1), atol=1e-4
@@ -165,7 +167,7 @@ def levels(image, labels):
     return np.array([float(image[labels == k].mean()) for k in labels.unique() if k])
 
 
-def test_contrasts_are_independent_unless_alike():
+def test_contrasts_are_independent_unless_they_are_shared():
     def correlation(alike):
         pairs = SynthMorphPairs(
             "train", (48, 48), same_contrast_probability=alike, contrast=RandomContrast(**FAULTLESS)
@@ -185,18 +187,18 @@ def test_contrasts_are_independent_unless_alike():
 
 
 @GRIDS
-def test_an_item_follows_from_seed_split_and_index(shape):
+def test_items_depend_only_on_seed_split_and_index(shape):
     first, again = (SynthMorphPairs("train", shape, seed=3)[5] for _ in range(2))
     others = SynthMorphPairs("train", shape, seed=4)[5], SynthMorphPairs("val", shape, seed=3)[5]
     for key in ("fixed", "moving", "displacement", "fixed_labels", "moving_labels"):
         assert torch.equal(first[key], again[key])
-    assert all(not torch.equal(first["fixed"], other["fixed"]) for other in others)
+    assert all(not torch.equal(first["fixed"], different["fixed"]) for different in others)
     assert first["fixed"].shape == (1, *shape)
     assert first["displacement"].shape == (len(shape), *shape)
     assert first["fixed"].dtype == torch.float32
 
 
-def test_only_so_many_labels_are_taught():
+def test_pairs_have_at_most_the_given_number_of_labels():
     pairs = SynthMorphPairs(
         "train", (48, 48), max_labels=3, anatomy=RandomShapes(num_regions=(9, 9))
     )
@@ -206,7 +208,7 @@ def test_only_so_many_labels_are_taught():
         assert set(pair["moving_labels"].unique().tolist()) <= {0, 1, 2, 3}
 
 
-def test_sizes_may_be_given_by_split():
+def test_sizes_may_differ_between_splits():
     assert len(SynthMorphPairs("val", (16, 16), num_pairs={"train": 9, "val": 2})) == 2
     with pytest.raises(IndexError):
         SynthMorphPairs("val", (16, 16), num_pairs=2)[2]
@@ -215,6 +217,6 @@ def test_sizes_may_be_given_by_split():
 @pytest.mark.parametrize(
     ("changed", "named"), [({"split": "all"}, "split='all'"), ({"shape": (16, 8)}, "16 voxels")]
 )
-def test_what_cannot_be_is_named(changed, named):
+def test_invalid_settings_are_named(changed, named):
     with pytest.raises(UserError, match=named):
         SynthMorphPairs(**{"split": "train", "shape": (16, 16)} | changed)

@@ -171,10 +171,10 @@ def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path)
     assert not re.search(r"(src|href)=.?(https?:)?//", page)
     assert "/* style */" not in page
     shown = read_content(page)
-    board, *statistics, cases = shown["tables"]
-    assert [row[0] for row in board["rows"]] == ["identity", "net"]
-    assert board["rows"][0][2] == "0.200 ± 0.082"
-    assert "Wilcoxon" in board["note"]
+    leaderboard, *statistics, cases = shown["tables"]
+    assert [row[0] for row in leaderboard["rows"]] == ["identity", "net"]
+    assert leaderboard["rows"][0][2] == "0.200 ± 0.082"
+    assert "Wilcoxon" in leaderboard["note"]
     assert [t["title"] for t in statistics] == ["Dice", "Dice30", "TRE (mm)"]
     assert statistics[0]["columns"][5:] == ["95 % from", "to", "p"]
     assert cases["columns"][:4] == ["case", "method", "Dice", "TRE (mm)"]
@@ -188,9 +188,9 @@ def test_the_page_holds_the_numbers_of_the_tables_and_needs_no_network(tmp_path)
 
 def test_methods_of_one_name_are_named_by_their_folders_and_identity_is_one_row(tmp_path):
     folders = [write_evaluation(tmp_path / name, (9, 11)) for name in ("one", "two")]
-    board, *_, cases = render.collect_content(folders)["tables"]
+    leaderboard, *_, cases = render.collect_content(folders)["tables"]
     names = ["identity", "net (one)", "net (two)"]
-    for rows, place in ((board["rows"], 0), (cases["rows"], 1)):
+    for rows, place in ((leaderboard["rows"], 0), (cases["rows"], 1)):
         assert [*dict.fromkeys(row[place] for row in rows)] == names
 
 
@@ -198,8 +198,8 @@ def test_the_display_name_of_a_method_is_used_everywhere(tmp_path):
     folder = write_evaluation(tmp_path / "one", (9, 11))
     (folder / "about.json").write_text('{"method": "net"}')
     shown = render.collect_content([f"ours={folder}"])
-    board, *_, cases = shown["tables"]
-    assert [row[0] for row in board["rows"]] == ["identity", "ours"]
+    leaderboard, *_, cases = shown["tables"]
+    assert [row[0] for row in leaderboard["rows"]] == ["identity", "ours"]
     assert {row[1] for row in cases["rows"]} == {"identity", "ours"}
     assert [case["title"].split(":")[0] for case in shown["cases"]] == ["ours, best", "ours, worst"]
 
@@ -216,7 +216,7 @@ def test_evaluations_of_different_cases_are_shown_without_ranking(tmp_path):
 
 def test_the_command_writes_the_page_and_names_errors(tmp_path, capsys):
     folder = write_evaluation(tmp_path / "run", (9, 11), labels=False)
-    arguments = ["html", str(folder), "--out", str(tmp_path / "report.html")]
+    arguments = ["html", str(folder), "--output", str(tmp_path / "report.html")]
     report.main(arguments)
     assert read_content((tmp_path / "report.html").read_text(encoding="utf-8"))["cases"]
     (folder / "gallery" / "best.npz").write_bytes(b"broken")

@@ -244,11 +244,11 @@ def test_a_half_resolution_array_is_in_full_resolution_voxels_and_decoded_as_by_
     content = serialization.encode_npz(submission_format.pack(task, u))
     with np.load(io.BytesIO(content)) as file:
         assert file.files == ["arr_0"]
-        half = file["arr_0"]
-    assert half.dtype == np.float16
-    assert half.shape == (3, 8, 6, 10)
-    assert (half[0] == 3).all()
-    expected = [ndimage.zoom(half[i].astype("float32"), 2, order=2) for i in range(3)]
+        half_resolution = file["arr_0"]
+    assert half_resolution.dtype == np.float16
+    assert half_resolution.shape == (3, 8, 6, 10)
+    assert (half_resolution[0] == 3).all()
+    expected = [ndimage.zoom(half_resolution[i].astype("float32"), 2, order=2) for i in range(3)]
     again = submission_format.decode(task, (16, 12, 20), "x.npz", content)
     np.testing.assert_array_equal(again, expected)
     assert abs(again - u)[:, 3:-3, 3:-3, 3:-3].max() < 0.03
@@ -268,8 +268,8 @@ def test_years_since_2022_share_a_format_and_before_2020_there_was_no_challenge(
 def test_a_crop_is_resampled_exactly_and_its_border_continued(shape):
     ndim = len(shape)
     u = np.random.default_rng(0).normal(size=(ndim, *shape)).astype(np.float32)
-    one, offset = np.ones(ndim), np.arange(2, 2 + ndim)
-    crop, whole = make_scaling_matrix(one, offset), make_scaling_matrix(one, 0 * one)
+    ones, offset = np.ones(ndim), np.arange(2, 2 + ndim)
+    crop, whole = make_scaling_matrix(ones, offset), make_scaling_matrix(ones, 0 * ones)
     outer = tuple(n + 6 for n in shape)
     resampled = resample_displacement(u, (crop, crop), (whole, whole), outer)
     expected = np.pad(u, [(0, 0), *((o, 6 - o) for o in offset)], mode="edge")
@@ -287,7 +287,7 @@ def test_an_affine_displacement_is_resampled_between_grids_as_in_closed_form(ndi
         return result
 
     prepared = matrix([0.6, 0.7, 0.8][:ndim]), matrix([0.8, 0.7, 0.6][:ndim])
-    wanted = matrix([1.0, 0.9, 1.1][:ndim]), matrix([1.2, 1.1, 1.0][:ndim])
+    original = matrix([1.0, 0.9, 1.1][:ndim]), matrix([1.2, 1.1, 1.0][:ndim])
     slope, shift = 0.05 * rng.normal(size=(ndim, ndim)), rng.normal(size=ndim)
     big, shape = (40,) * ndim, (12, 14, 10)[:ndim]
     grid = np.indices(big).reshape(ndim, -1)
@@ -297,12 +297,12 @@ def test_an_affine_displacement_is_resampled_between_grids_as_in_closed_form(ndi
         return m[:-1, :-1] @ x + m[:-1, -1:]
 
     y = np.indices(shape).reshape(ndim, -1)
-    x = apply(np.linalg.inv(prepared[0]) @ wanted[0], y)
+    x = apply(np.linalg.inv(prepared[0]) @ original[0], y)
     moving = apply(prepared[1], x + slope @ x + shift[:, None])
-    expected = apply(np.linalg.inv(wanted[1]), moving) - y
+    expected = apply(np.linalg.inv(original[1]), moving) - y
     inside = ((x > 1.5) & (x < 37)).all(0)
     assert inside.sum() > 20
-    resampled = resample_displacement(u, prepared, wanted, shape).reshape(ndim, -1)
+    resampled = resample_displacement(u, prepared, original, shape).reshape(ndim, -1)
     np.testing.assert_allclose(resampled[:, inside], expected[:, inside], atol=2e-3)
 
 
@@ -383,9 +383,9 @@ def test_task03_is_halved_and_scored_as_by_the_evaluator_of_2020(small, tmp_path
         score_submission(tmp_path / "mine.zip", data), ((7, 11), (11, 20)), strict=True
     ):
         with np.load(tmp_path / f"mine/task_03/disp_{fixed:04d}_{moving:04d}.npz") as file:
-            half = file["arr_0"].astype("float32")
-        assert half.shape == (3, 6, 7, 5)
-        u = np.array([ndimage.zoom(half[i], 2, order=2) for i in range(3)])
+            half_resolution = file["arr_0"].astype("float32")
+        assert half_resolution.shape == (3, 6, 7, 5)
+        u = np.array([ndimage.zoom(half_resolution[i], 2, order=2) for i in range(3)])
         labels = [
             np.asarray(nibabel.load(folder / f"Training/label/label{n:04d}.nii.gz").dataobj)
             for n in (fixed, moving)
@@ -567,9 +567,9 @@ def test_data_of_no_challenge_are_refused_before_anything_is_written(tmp_path, s
     with pytest.raises(UserError, match=r"\(70, 8, 8\), but \(64, 64, 64\) is the shape of"):
         write_submission(large, tmp_path / "mine", 2020)
     write_task(tmp_path / "c", "task_03", "img{:04d}.nii.gz", shape=(12, 14, 9))
-    other = learn2reg_2020.list_task03_pairs("val", tmp_path / "c", CropOrPad([8, 8, 8]))
+    pairs_2020 = learn2reg_2020.list_task03_pairs("val", tmp_path / "c", CropOrPad([8, 8, 8]))
     with pytest.raises(UserError, match=r"img0007.*\(12, 14, 9\), but \(12, 14, 10\).*img0011"):
-        write_submission(other, tmp_path / "mine", 2020)
+        write_submission(pairs_2020, tmp_path / "mine", 2020)
     odd = release("val", write_release(tmp_path / "d", shape=(12, 13, 10)), CropOrPad(SHAPE))
     with pytest.raises(UserError, match="12 x 13 x 10 voxels have no half"):
         write_submission(odd, tmp_path / "mine", 2021)

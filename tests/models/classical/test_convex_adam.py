@@ -22,33 +22,35 @@ from tests.helpers.images import smooth
 SMALL = pytest.mark.parametrize("shape", [(6, 7), (4, 5, 6)])
 
 
-def every(ndim, radius):
+def list_offsets(ndim, radius):
     return np.array(list(product(range(-radius, radius + 1), repeat=ndim)))
 
 
 @SMALL
 def test_dissimilarity_is_the_mean_square_between_shifted_maps(shape):
     fixed, moving = np.random.default_rng(0).random((2, 2, 3, *shape))
-    found = compute_dissimilarity(torch.from_numpy(fixed), torch.from_numpy(moving), 2).numpy()
-    assert found.shape == (2, 5 ** len(shape), *shape)
+    dissimilarity = compute_dissimilarity(
+        torch.from_numpy(fixed), torch.from_numpy(moving), 2
+    ).numpy()
+    assert dissimilarity.shape == (2, 5 ** len(shape), *shape)
     inside = 0
     for b, (f, m) in enumerate(zip(fixed, moving, strict=True)):
         typical = ((f - m) ** 2).mean()
-        for k, offset in enumerate(every(len(shape), 2)):
+        for k, offset in enumerate(list_offsets(len(shape), 2)):
             for x in np.ndindex(shape):
-                there = tuple(np.add(x, offset))
-                known = 0.0
-                if all(0 <= i < n for i, n in zip(there, shape, strict=True)):
-                    known = ((f[:, *x] - m[:, *there]) ** 2).mean() - typical
+                shifted = tuple(np.add(x, offset))
+                expected = 0.0
+                if all(0 <= i < n for i, n in zip(shifted, shape, strict=True)):
+                    expected = ((f[:, *x] - m[:, *shifted]) ** 2).mean() - typical
                     inside += 1
-                assert found[b, k, *x] == pytest.approx(known, abs=1e-9)
-    assert 0 < inside < found.size
+                assert dissimilarity[b, k, *x] == pytest.approx(expected, abs=1e-9)
+    assert 0 < inside < dissimilarity.size
 
 
 @SMALL
 def test_coupled_convex_search_equals_its_definition(shape):
     ndim, radius, couplings = len(shape), 1, (0.1, 0.5)
-    steps = every(ndim, radius)
+    steps = list_offsets(ndim, radius)
     cost = np.random.default_rng(0).random((1, len(steps), *shape))
     u = np.zeros((ndim, *shape))
     for theta in (0.0, *couplings):
@@ -57,18 +59,18 @@ def test_coupled_convex_search_equals_its_definition(shape):
         u = np.moveaxis(v, -1, 0).astype(float)
         for _ in range(2):
             u = np.stack([uniform_filter(c, 3, mode="nearest") for c in u])
-    found = solve_coupled_convex(torch.from_numpy(cost), radius, couplings, 3)
-    np.testing.assert_allclose(found[0].numpy(), u, atol=1e-9)
+    solution = solve_coupled_convex(torch.from_numpy(cost), radius, couplings, 3)
+    np.testing.assert_allclose(solution[0].numpy(), u, atol=1e-9)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_inverse_consistency_step_keeps_inverse_fields(ndim):
     shape = (18, 16, 17)[:ndim]
     bend = 3 * (smooth(shape, 0, channels=ndim, sigma=4.0) - 0.5)
-    back = ops.invert(bend, tolerance=1e-6)
+    inverse = ops.invert(bend, tolerance=1e-6)
     core = (..., *[slice(4, -4)] * ndim)
     assert bend[core].abs().mean() > 0.2
-    assert (make_inverse_consistent(bend, back) - bend)[
+    assert (make_inverse_consistent(bend, inverse) - bend)[
         core
     ].abs().mean() < 0.03  # of interpolation
     halfway = make_inverse_consistent(torch.ones_like(bend), torch.zeros_like(bend), 60)
@@ -101,10 +103,10 @@ def test_a_large_motion_is_recovered_and_adam_refines_it(shape):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_smoothing_keeps_constants_and_is_a_mean_applied_twice(ndim):
     u = torch.randn(1, ndim, *(7, 8, 6)[:ndim]).double()
-    known = u[0].numpy()
+    expected = u[0].numpy()
     for _ in range(2):
-        known = np.stack([uniform_filter(c, 3, mode="nearest") for c in known])
-    np.testing.assert_allclose(smooth_twice(u, 3)[0].numpy(), known, atol=1e-12)
+        expected = np.stack([uniform_filter(c, 3, mode="nearest") for c in expected])
+    np.testing.assert_allclose(smooth_twice(u, 3)[0].numpy(), expected, atol=1e-12)
     torch.testing.assert_close(smooth_twice(torch.ones_like(u), 3), torch.ones_like(u))
 
 

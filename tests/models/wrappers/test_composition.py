@@ -7,6 +7,7 @@ from torch import nn
 
 from regnet_lab import ops
 from regnet_lab.models import FAIM, Chain, ResidualRefinement
+from tests.helpers.fields import make_waves
 
 SMALL = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 
@@ -27,31 +28,26 @@ class Always(nn.Module):
         self.fields = fields
 
     def forward(self, fixed, moving):
-        self.seen = moving
+        self.moving = moving
         return list(self.fields)
-
-
-def waves(shape, size, phase):
-    x = ops.identity_grid(shape, torch.zeros(()))
-    return size * torch.sin(
-        x.sum(1, keepdim=True) / 4 + phase + torch.arange(len(shape)).view(1, -1, *[1] * len(shape))
-    )
 
 
 @pytest.mark.parametrize("shape", [(16, 18), (12, 14, 16)])
 def test_chain_warps_like_its_models_in_sequence(shape):
     ramp = ops.identity_grid(shape, torch.zeros(())).sum(1, keepdim=True)
-    first, second = waves(shape, 0.7, 0.0), waves(shape, 1.5, 1.0)
-    half = [n // 2 for n in shape]
-    after = Always(ops.resize_field(second, half), second)
+    first, second = make_waves(shape, 0.7, 0.0), make_waves(shape, 1.5, 1.0)
+    half_shape = [n // 2 for n in shape]
+    after = Always(ops.resize_field(second, half_shape), second)
     coarse, u = Chain({"one": Always(first), "two": after})(ramp, ramp)
-    assert torch.equal(after.seen, ops.warp(ramp, first))
+    assert torch.equal(after.moving, ops.warp(ramp, first))
     inner = (..., *[slice(3, -3)] * len(shape))
     one_by_one = ops.warp(ops.warp(ramp, first), second)  # exact: a warped ramp is linear in u
     torch.testing.assert_close(ops.warp(ramp, u)[inner], one_by_one[inner], atol=1e-4, rtol=0)
     wrong = ops.warp(ops.warp(ramp, second), first)
     assert (one_by_one - wrong)[inner].abs().max() > 0.1
-    expected = ops.compose(ops.resize_field(second, half), ops.resize_field(first, half))
+    expected = ops.compose(
+        ops.resize_field(second, half_shape), ops.resize_field(first, half_shape)
+    )
     assert torch.equal(coarse, expected)
 
 
@@ -62,7 +58,7 @@ def test_residual_refinement_has_the_published_size(ndim, parameters):
 
 @SMALL
 def test_residual_refinement_is_added_to_the_last_field(shape):
-    u, coarse = waves(shape, 1.0, 0.0), waves([4] * len(shape), 1.0, 0.0)
+    u, coarse = make_waves(shape, 1.0, 0.0), make_waves([4] * len(shape), 1.0, 0.0)
     model = ResidualRefinement(Always(coarse, u), len(shape), channels=5)
     fields = model(*images(shape))
     first, second = (layer for layer in model.refinement.modules() if hasattr(layer, "kernel_size"))

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models import IterativeRefinement
-from regnet_lab.models.wrappers.composition import residual_std
+from regnet_lab.models.wrappers.composition import compute_residual_std
 
 SHAPES = pytest.mark.parametrize("shape", [(18, 22), (14, 16, 12)])
 
@@ -24,10 +24,10 @@ class Constant(torch.nn.Module):
 
     def __init__(self, *fields):
         super().__init__()
-        self.fields, self.seen = fields, []
+        self.fields, self.moving_images = fields, []
 
     def forward(self, fixed, moving):
-        self.seen.append(moving)
+        self.moving_images.append(moving)
         return [u.expand(len(fixed), *u.shape[1:]) for u in self.fields]
 
 
@@ -57,17 +57,17 @@ def test_passes_are_composed_not_added(shape):
 @SHAPES
 def test_the_moving_image_is_warped_by_the_total_each_time(shape):
     u, moving = smooth(shape, 1, len(shape), 4.0), smooth(shape, 2)
-    plain = Constant(u)
-    total = IterativeRefinement(plain, 3, stopping_measure=lambda f, w: torch.zeros(len(f)))(
+    model = Constant(u)
+    total = IterativeRefinement(model, 3, stopping_measure=lambda f, w: torch.zeros(len(f)))(
         moving, moving
     )[-1]
-    grid, m, one = np.indices(shape), moving[0, 0].double().numpy(), u[0].double().numpy()
-    first = map_coordinates(m, grid + one, order=1, mode="nearest")
-    np.testing.assert_allclose(plain.seen[1][0, 0], first, atol=1e-4)
-    at = grid + one
-    two = one + np.stack([map_coordinates(c, at, order=1, mode="nearest") for c in one])
-    second = map_coordinates(m, grid + two, order=1, mode="nearest")
-    np.testing.assert_allclose(plain.seen[2][0, 0], second, atol=1e-3)
+    grid, m, once = np.indices(shape), moving[0, 0].double().numpy(), u[0].double().numpy()
+    first = map_coordinates(m, grid + once, order=1, mode="nearest")
+    np.testing.assert_allclose(model.moving_images[1][0, 0], first, atol=1e-4)
+    at = grid + once
+    twice = once + np.stack([map_coordinates(c, at, order=1, mode="nearest") for c in once])
+    second = map_coordinates(m, grid + twice, order=1, mode="nearest")
+    np.testing.assert_allclose(model.moving_images[2][0, 0], second, atol=1e-3)
     assert total.shape == u.shape
 
 
@@ -105,13 +105,13 @@ def test_the_first_pass_always_counts_and_one_pass_equals_the_model(shape):
 
 @SHAPES
 def test_coarse_fields_are_composed_on_their_own_grids(shape):
-    half = [n // 2 for n in shape]
-    coarse, fine = smooth(half, 1, len(shape), 3.0) / 2, smooth(shape, 2, len(shape), 4.0)
+    half_shape = [n // 2 for n in shape]
+    coarse, fine = smooth(half_shape, 1, len(shape), 3.0) / 2, smooth(shape, 2, len(shape), 4.0)
     model = IterativeRefinement(
         Constant(coarse, fine), 2, stopping_measure=lambda f, w: torch.zeros(len(f))
     )
     first, last = model(*torch.rand(2, 1, 1, *shape))
-    torch.testing.assert_close(first, ops.compose(coarse, ops.resize_field(fine, half)))
+    torch.testing.assert_close(first, ops.compose(coarse, ops.resize_field(fine, half_shape)))
     torch.testing.assert_close(last, ops.compose(fine, fine))
 
 
@@ -130,7 +130,7 @@ def test_gradients_reach_the_model_through_every_pass(shape, passes):
 def test_residual_std_is_the_standard_deviation_of_the_residual():
     a, b = torch.rand(2, 3, 1, 5, 6, generator=torch.Generator().manual_seed(0))
     expected = [np.std(residual.numpy(), ddof=1) for residual in a - b]
-    np.testing.assert_allclose(residual_std(a, b), expected, rtol=1e-5)
+    np.testing.assert_allclose(compute_residual_std(a, b), expected, rtol=1e-5)
 
 
 def test_zero_passes_are_refused():

@@ -32,8 +32,10 @@ def test_every_slice_is_registered_independently(plane, chunk):
     fixed, moving = volumes(plane)
     model = Coarse()
     fields = SliceWiseModel(model, len(plane), chunk)(fixed, moving)
-    half = tuple(-(-n // 2) for n in plane)
-    assert [f.shape for f in fields] == [(2, len(plane) + 1, *grid, 5) for grid in (half, plane)]
+    half_plane = tuple(-(-n // 2) for n in plane)
+    assert [f.shape for f in fields] == [
+        (2, len(plane) + 1, *grid, 5) for grid in (half_plane, plane)
+    ]
     for k in range(5):
         alone = Coarse()(fixed[..., k], moving[..., k])
         for whole, single in zip(fields, alone, strict=True):
@@ -46,10 +48,10 @@ def test_every_slice_is_registered_independently(plane, chunk):
 @planes
 def test_a_pair_of_slices_is_passed_to_the_model(plane):
     fixed, moving = volumes(plane)[..., 0]
-    for wrapped, plain in zip(
+    for wrapped, direct in zip(
         SliceWiseModel(Coarse(), len(plane))(fixed, moving), Coarse()(fixed, moving), strict=True
     ):
-        assert torch.equal(wrapped, plain)
+        assert torch.equal(wrapped, direct)
 
 
 def test_warping_a_volume_warps_its_slices():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
 
 from regnet_lab import losses
 from regnet_lab.errors import UserError
@@ -10,18 +9,7 @@ from regnet_lab.models import FAIM, ResidualRefinement
 from regnet_lab.ops import similarity
 from regnet_lab.training.callbacks import AlternatingTraining
 from regnet_lab.training.module import RegistrationModule
-
-
-class Steps(torch.utils.data.Dataset):
-    def __init__(self, n=2):
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, k):
-        f, m = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(k))
-        return {"fixed": f, "moving": m, "spacing": torch.ones(2), "name": str(k)}
+from tests.helpers.training import fit
 
 
 class Taught(AlternatingTraining):
@@ -36,21 +24,6 @@ class Taught(AlternatingTraining):
             k for k, p in pl_module.model.named_parameters() if not torch.equal(p, self.before[k])
         }
         self.taught = [*getattr(self, "taught", []), {k.split(".")[0] for k in changed}]
-
-
-def fit(module, epochs, *callbacks):
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        devices=1,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(Steps()))
-    return trainer
 
 
 def refined_module(detached=True):

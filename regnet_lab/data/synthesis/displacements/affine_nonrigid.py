@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from regnet_lab import ops
@@ -25,9 +26,7 @@ class WhiteNoise:
 
     maximum: float = 0.005
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         noise = sample_normal(rng, (1, len(shape), *shape))
         return noise * (self.maximum / noise.abs().max())
 
@@ -38,22 +37,17 @@ class Affine:
 
     M = T C (product of the three, shuffled) C^-1 with C the shift to the center; the field is
     M^-1 x - x, since it warps backward.
-
-    Args:
-        centre_shift: Range of the center's offset from the image center along each axis, voxels.
-        translation: Range along each axis, voxels.
-        rotation: Range of the angle in the plane of any two axes, degrees.
-        shear: Range of the off-diagonal elements of the shear matrix.
-        scales: Ranges of scale; one is drawn per field, then a scale per axis.
     """
 
+    # range of the center's offset from the image center along each axis, voxels
     centre_shift: Range = (-2.0, 2.0)
-    translation: Range = (-2.0, 2.0)
-    rotation: Range = (-1.5, 1.5)
-    shear: Range = (-0.04, 0.04)
+    translation: Range = (-2.0, 2.0)  # range along each axis, voxels
+    rotation: Range = (-1.5, 1.5)  # range of the angle in the plane of any two axes, degrees
+    shear: Range = (-0.04, 0.04)  # range of the off-diagonal elements of the shear matrix
+    # ranges of scale; one is drawn per field, then a scale per axis
     scales: Sequence[Range] = ((0.98, 1.04), (0.96, 1.02))
 
-    def sample_matrix(self, rng: np.random.Generator, shape: Sequence[int]) -> Tensor:
+    def sample_matrix(self, rng: Generator, shape: Sequence[int]) -> Tensor:
         """Sample the (1, D+1, D+1) matrix M, in voxels."""
         ndim = len(shape)
         angles = np.triu(np.radians(rng.uniform(*self.rotation, (ndim, ndim))), 1)
@@ -69,9 +63,7 @@ class Affine:
         matrix[:-1, -1] = center - linear @ center + rng.uniform(*self.translation, ndim)
         return torch.from_numpy(matrix)[None]
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         return ops.affine_field(torch.linalg.inv(self.sample_matrix(rng, shape)), shape).float()
 
 
@@ -85,17 +77,14 @@ def compute_stretch_matrix(n: int, size: int) -> Tensor:
 class NonRigid:
     """Uniform noise on a coarse grid, smoothed, interpolated and rescaled to its original maximum.
 
-    Args:
-        coarse_grid_size: Smallest and largest number of coarse grid points along an axis.
-        magnitude: Range of the largest component, voxels.
-        smoothing_kernels: (size, sigma) of successive smoothing Gaussians, with zero padding.
-
     The coarse grid extends beyond the image by about half the largest kernel, so that the border,
     where the zero padding takes effect, is cropped.
     """
 
+    # smallest and largest number of coarse grid points along an axis
     coarse_grid_size: tuple[int, int] = (30, 34)
-    magnitude: Range = (0.1, 6.0)
+    magnitude: Range = (0.1, 6.0)  # range of the largest component, voxels
+    # (size, sigma) of successive smoothing Gaussians, with zero padding
     smoothing_kernels: Sequence[tuple[int, float]] = ((9, 3.0), (5, 2.0))
 
     def compute_axis_matrix(self, n: int, size: int) -> Tensor:
@@ -107,15 +96,11 @@ class NonRigid:
         margin = (max((width for width, _ in self.smoothing_kernels), default=0) + 1) // 2
         return (compute_stretch_matrix(n + 2 * margin, size) @ matrix)[margin : margin + n].float()
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         smallest, largest = self.coarse_grid_size
         counts = rng.integers(smallest, largest, len(shape), endpoint=True)
         magnitude = rng.uniform(*self.magnitude)
         noise = rng.uniform(-magnitude, magnitude, (len(shape), *counts)).astype(np.float32)
-        field = apply_separable(
-            torch.from_numpy(noise),
-            [self.compute_axis_matrix(n, s) for n, s in zip(shape, counts, strict=True)],
-        )
+        matrices = [self.compute_axis_matrix(n, s) for n, s in zip(shape, counts, strict=True)]
+        field = apply_separable(torch.from_numpy(noise), matrices)
         return (field * (float(np.abs(noise).max()) / field.abs().max()))[None]

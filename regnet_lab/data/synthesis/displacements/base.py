@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 
 from regnet_lab.errors import UserError
@@ -16,8 +17,11 @@ class DisplacementGenerator(Protocol):
     """Samples a displacement (1, D, *shape) in voxels for a grid and its voxel size in mm."""
 
     def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
+        self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]
     ) -> Tensor: ...
+
+
+Generators = Mapping[str, DisplacementGenerator] | Sequence[DisplacementGenerator]
 
 
 def _to_named_dict(items: Mapping[str, T] | Sequence[T]) -> dict[str, T]:
@@ -28,16 +32,14 @@ def _to_named_dict(items: Mapping[str, T] | Sequence[T]) -> dict[str, T]:
 
 
 class Choice:
-    """A generator that samples each field from one of several generators.
+    """A generator that samples each field from one of several, by name or in a list.
 
-    Args:
-        fields: The generators, by name or in a list.
-        weights: Their relative frequencies, likewise; null for equal frequencies.
+    ``weights`` are their relative frequencies, likewise; null for equal frequencies.
     """
 
     def __init__(
         self,
-        fields: Mapping[str, DisplacementGenerator] | Sequence[DisplacementGenerator],
+        fields: Generators,
         weights: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
         named = _to_named_dict(fields)
@@ -50,39 +52,27 @@ class Choice:
         self.fields = list(named.values())
         self.probability = probability / probability.sum()
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         index = rng.choice(len(self.fields), p=self.probability)
         return self.fields[index](rng, shape, spacing)
 
 
 class Sum:
-    """The sum of one field from each generator.
+    """The sum of one field from each of several generators, by name or in a list."""
 
-    Args:
-        fields: The generators, by name or in a list.
-    """
-
-    def __init__(
-        self, fields: Mapping[str, DisplacementGenerator] | Sequence[DisplacementGenerator]
-    ) -> None:
+    def __init__(self, fields: Generators) -> None:
         self.fields = list(_to_named_dict(fields).values())
         if not self.fields:
             raise UserError("Sum: name at least one generator below 'fields'.")
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         return torch.stack([field(rng, shape, spacing) for field in self.fields]).sum(0)
 
 
 class Zero:
     """A displacement of zero."""
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         return torch.zeros(1, len(shape), *shape)
 
 

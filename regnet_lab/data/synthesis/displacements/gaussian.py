@@ -2,9 +2,6 @@
 
 Random vectors at random voxels, the peaks, are smoothed by a Gaussian and rescaled to their
 original magnitude. Settings are in mm, as published for images of 1 mm; fields are in voxels.
-
-All generators are a
-:class:`regnet_lab.data.synthesis.displacements.base.DisplacementGenerator`.
 """
 
 import math
@@ -14,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,18 +40,23 @@ def compute_blur_matrix(n: int, sigma: float) -> Tensor:
     return matrix.float()
 
 
+def compute_blur_matrices(
+    shape: Sequence[int], sigma: float, spacing: Sequence[float]
+) -> list[Tensor]:
+    """Compute the Gaussian smoothing matrix of every axis, ``sigma`` in mm."""
+    return [compute_blur_matrix(n, sigma / mm) for n, mm in zip(shape, spacing, strict=True)]
+
+
+def get_box(voxel: Sequence[int], radius: Sequence[int]) -> tuple[slice, ...]:
+    """Return the slices of a box around a voxel, clipped at the lower image border."""
+    return tuple(slice(max(x - r, 0), x + r + 1) for x, r in zip(voxel, radius, strict=True))
+
+
 def spread_peaks(voxels: Tensor, vectors: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Apply a matrix along each axis of an image that is zero except at P voxels.
+    """Apply a matrix (n_k, n_k) along each axis k of an image (C, *n) that is zero but at P voxels.
 
-    f_c(x) = sum_p v_pc prod_k M_k[x_k, voxels_pk].
-
-    Args:
-        voxels: (P, D) distinct voxels.
-        vectors: (P, C) their values.
-        matrices: (n_k, n_k) matrix of each axis.
-
-    Returns:
-        (C, *n).
+    f_c(x) = sum_p v_pc prod_k M_k[x_k, voxels_pk], with distinct voxels (P, D) and their vectors
+    (P, C).
     """
     *first, last = [m[:, index] for m, index in zip(matrices, voxels.T, strict=True)]  # (n_k, P)
     product = vectors.T
@@ -63,31 +66,24 @@ def spread_peaks(voxels: Tensor, vectors: Tensor, matrices: Sequence[Tensor]) ->
 
 
 def rescale_to_peaks(blurred: Tensor, voxels: Tensor, impulses: Tensor) -> Tensor:
-    """Rescale a blurred component to the range of its impulses.
+    """Rescale a blurred component (*shape) to the range of its impulses (P,) at voxels (P, D).
 
     Positive values are mapped linearly from [smallest, largest] to [0, largest impulse], negative
     values from [lowest, 0] to [lowest impulse among voxels with a negative blurred value, 0].
-
-    Args:
-        blurred: (*shape) blurred component.
-        voxels: (P, D) voxels of the impulses.
-        impulses: (P,) their values.
     """
     positive = blurred > 0
-    is_negative = blurred[tuple(voxels.T)] < 0
     lowest, largest = blurred.aminmax()
-    if positive.any():
-        smallest = torch.where(positive, blurred, torch.inf).min()
-        slope = impulses.max().clamp(min=0) / (largest - smallest).clamp(min=1e-30)
-        upper = (blurred - smallest) * slope
-    else:
-        upper = blurred
-    depth = torch.where(is_negative, impulses, 0.0).min()
-    return torch.where(positive, upper, blurred * (depth / lowest.clamp(max=-1e-30)))
+    depth = torch.where(blurred[tuple(voxels.T)] < 0, impulses, 0.0).min()
+    lower = blurred * (depth / lowest.clamp(max=-1e-30))
+    if not positive.any():
+        return lower
+    smallest = blurred[positive].min()
+    slope = impulses.max().clamp(min=0) / (largest - smallest).clamp(min=1e-30)
+    return torch.where(positive, (blurred - smallest) * slope, lower)
 
 
 def sample_spaced_voxels(
-    rng: np.random.Generator, shape: Sequence[int], distance: Sequence[int], count: int
+    rng: Generator, shape: Sequence[int], distance: Sequence[int], count: int
 ) -> NDArray[np.int64]:
     """Sample (P, D) voxels, any two of which are further apart than ``distance`` along some axis.
 
@@ -101,7 +97,7 @@ def sample_spaced_voxels(
         plane = rng.choice(len(remaining), p=remaining / remaining.sum())
         within = rng.choice(np.flatnonzero(rows[plane]))
         voxel = (int(plane), *(int(k) for k in np.unravel_index(within, free.shape[1:])))
-        box = tuple(slice(max(x - d, 0), x + d + 1) for x, d in zip(voxel, distance, strict=True))
+        box = get_box(voxel, distance)
         remaining[box[0]] -= free[box].reshape(len(free[box]), -1).sum(1)
         free[box] = False
         voxels.append(voxel)
@@ -118,20 +114,14 @@ class Peaks:
 
 @dataclass(frozen=True, kw_only=True)
 class PeakDisplacement:
-    """Base class of the three frequencies.
+    """Base class of the three frequencies."""
 
-    Args:
-        max_deform: Largest component of a peak, mm: each is drawn from U(-max_deform, max_deform).
-        sigma: Standard deviation of the smoothing Gaussian, mm.
-        num_peaks: Number of peaks; the first two have no displacement.
-        border: Smallest distance of a peak from the image border, mm.
-        planar: Set the displacement along the last axis to zero (the 2D mode of the paper).
-    """
-
+    # largest component of a peak, mm: each is drawn from U(-max_deform, max_deform)
     max_deform: float
-    sigma: float
-    num_peaks: int = 100
-    border: float = 33.0
+    sigma: float  # standard deviation of the smoothing Gaussian, mm
+    num_peaks: int = 100  # the first two have no displacement
+    border: float = 33.0  # smallest distance of a peak from the image border, mm
+    # set the displacement along the last axis to zero (the 2D mode of the paper)
     planar: bool = False
 
     def __post_init__(self) -> None:
@@ -140,20 +130,14 @@ class PeakDisplacement:
                 raise UserError(f"{type(self).__name__}: {name}={value} is too small; increase it.")
 
     def sample_voxels(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
+        self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]
     ) -> NDArray[np.int64]:
         """Sample (P, D) peak voxels in the box inside the border."""
         return rng.integers(0, shape, (self.num_peaks, len(shape)))
 
-    def sample_peaks(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Peaks:
-        """Sample peaks for an image; of peaks at the same voxel the last one is kept.
-
-        Raises:
-            UserError: The border covers the whole image.
-        """
-        border = np.array([math.ceil(self.border / mm) for mm in spacing])
+    def sample_peaks(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Peaks:
+        """Sample peaks for an image; of peaks at the same voxel the last one is kept."""
+        border = np.ceil(self.border / np.asarray(spacing)).astype(int)
         inner = np.array(shape) - 2 * border
         if inner.min() < 1:
             raise UserError(
@@ -166,16 +150,14 @@ class PeakDisplacement:
         if self.planar:
             vectors[:, -1] = 0
         _, last = np.unique(voxels[::-1], axis=0, return_index=True)
-        kept = np.sort(len(voxels) - 1 - last)
-        return Peaks(torch.from_numpy(voxels[kept]), torch.from_numpy(vectors[kept]))
+        indices = np.sort(len(voxels) - 1 - last)
+        return Peaks(torch.from_numpy(voxels[indices]), torch.from_numpy(vectors[indices]))
 
     def compute_displacement(
         self, peaks: Peaks, shape: Sequence[int], spacing: Sequence[float]
     ) -> Tensor:
         """Compute the displacement (1, D, *shape) of peaks, in voxels."""
-        matrices = [
-            compute_blur_matrix(n, self.sigma / mm) for n, mm in zip(shape, spacing, strict=True)
-        ]
+        matrices = compute_blur_matrices(shape, self.sigma, spacing)
         blurred = spread_peaks(peaks.voxels, peaks.vectors, matrices)
         components = [
             rescale_to_peaks(component, peaks.voxels, impulses) / mm
@@ -183,9 +165,7 @@ class PeakDisplacement:
         ]
         return torch.stack(components)[None]
 
-    def __call__(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
-    ) -> Tensor:
+    def __call__(self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> Tensor:
         return self.compute_displacement(self.sample_peaks(rng, shape, spacing), shape, spacing)
 
 
@@ -209,19 +189,16 @@ class MediumFrequency(PeakDisplacement):
 class HighFrequency(PeakDisplacement):
     """High frequency (D2 in the paper): up to 15 mm, sigma 20 mm, with separated peaks.
 
-    Args:
-        min_peak_distance: Any two peaks are further apart than this along some axis, mm.
-        deformed_area_half_width: Half the width of the boxes of :meth:`compute_deformed_area`, mm.
-        **more: As :class:`PeakField`; fewer than ``num_peaks`` are placed if no more fit.
+    Fewer than ``num_peaks`` are placed if no more fit.
     """
 
     max_deform: float = 15.0
     sigma: float = 20.0
-    min_peak_distance: float = 40.0
-    deformed_area_half_width: float = 20.0
+    min_peak_distance: float = 40.0  # any two peaks are further apart along some axis, mm
+    deformed_area_half_width: float = 20.0  # of the boxes of compute_deformed_area, mm
 
     def sample_voxels(
-        self, rng: np.random.Generator, shape: Sequence[int], spacing: Sequence[float]
+        self, rng: Generator, shape: Sequence[int], spacing: Sequence[float]
     ) -> NDArray[np.int64]:
         distances = [round(self.min_peak_distance / mm) for mm in spacing]
         capacity = math.prod(-(-n // (d + 1)) for n, d in zip(shape, distances, strict=True))
@@ -243,6 +220,5 @@ class HighFrequency(PeakDisplacement):
             reach[-1] = 1
         mask = torch.zeros(1, *shape, dtype=torch.bool)
         for voxel in peaks.voxels.tolist():
-            box = tuple(slice(max(x - r, 0), x + r + 1) for x, r in zip(voxel, reach, strict=True))
-            mask[0][box] = True
+            mask[0][get_box(voxel, reach)] = True
         return mask

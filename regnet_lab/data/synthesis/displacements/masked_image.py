@@ -6,30 +6,24 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
 from regnet_lab.data.synthesis.displacements.base import DisplacementGenerator, apply_separable
-from regnet_lab.data.synthesis.displacements.gaussian import compute_blur_matrix
+from regnet_lab.data.synthesis.displacements.gaussian import compute_blur_matrices
 from regnet_lab.errors import UserError
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image with masks; axes point to the left, back and head, as ITK reads CT.
+    """An image with masks; axes point to the left, back and head, as ITK reads CT."""
 
-    Args:
-        image: (*shape) density; air is 0.
-        spacing: Voxel size along each axis, mm.
-        body: (*shape) mask of the voxels that may move.
-        lung: (*shape) mask, or None if unknown.
-    """
-
-    image: Tensor
-    spacing: Sequence[float]
-    body: Tensor
-    lung: Tensor | None = None
+    image: Tensor  # (*shape) density; air is 0
+    spacing: Sequence[float]  # voxel size along each axis, mm
+    body: Tensor  # (*shape) mask of the voxels that may move
+    lung: Tensor | None = None  # (*shape) mask, or None if unknown
 
     @property
     def shape(self) -> Sequence[int]:
@@ -48,7 +42,7 @@ class MaskedImage:
 class MaskedDisplacementGenerator(Protocol):
     """Samples a displacement (1, D, *shape) in voxels for a masked image."""
 
-    def __call__(self, rng: np.random.Generator, scene: MaskedImage) -> Tensor: ...
+    def __call__(self, rng: Generator, masked_image: MaskedImage) -> Tensor: ...
 
 
 class MaskAgnosticDisplacement:
@@ -57,8 +51,8 @@ class MaskAgnosticDisplacement:
     def __init__(self, displacement: DisplacementGenerator) -> None:
         self.displacement = displacement
 
-    def __call__(self, rng: np.random.Generator, scene: MaskedImage) -> Tensor:
-        return self.displacement(rng, scene.shape, scene.spacing)
+    def __call__(self, rng: Generator, masked_image: MaskedImage) -> Tensor:
+        return self.displacement(rng, masked_image.shape, masked_image.spacing)
 
 
 def segment_body(image: Tensor, threshold: float) -> Tensor:
@@ -81,13 +75,7 @@ def smooth_field(u: Tensor, sigma: Sequence[float] | float, spacing: Sequence[fl
     if isinstance(sigma, int | float):
         if sigma <= 0:
             return u
-        return apply_separable(
-            u,
-            [
-                compute_blur_matrix(n, sigma / mm)
-                for n, mm in zip(u.shape[1:], spacing, strict=True)
-            ],
-        )
+        return apply_separable(u, compute_blur_matrices(u.shape[1:], sigma, spacing))
     return torch.cat([smooth_field(c[None], s, spacing) for c, s in zip(u, sigma, strict=True)])
 
 

@@ -28,20 +28,20 @@ def is_diagonal(matrix):
 
 
 @shapes
-def test_affine_field_undoes_its_matrix(shape):
+def test_affine_field_is_the_inverse_of_its_matrix(shape):
     affine = Affine()
     u = field(affine, shape)[0].double().numpy()
     matrix = affine.sample_matrix(generator(), shape)[0].numpy()
     pulled = np.indices(shape) + u
-    home = np.tensordot(matrix[:-1, :-1], pulled, 1) + matrix[:-1, -1].reshape(
+    mapped_back = np.tensordot(matrix[:-1, :-1], pulled, 1) + matrix[:-1, -1].reshape(
         -1, *[1] * len(shape)
     )
-    np.testing.assert_allclose(home, np.indices(shape), atol=1e-4)
+    np.testing.assert_allclose(mapped_back, np.indices(shape), atol=1e-4)
     assert 0.3 < np.abs(u).max() < 12
 
 
 @shapes
-def test_scale_and_translation_move_as_calculated(shape):
+def test_scaling_and_translation_equal_the_closed_form(shape):
     x = np.indices(shape).astype(float)
     centre = (np.array(shape) - 1).reshape(-1, *[1] * len(shape)) / 2
     u = field(Affine(**{**STILL, "scales": ((1.25, 1.25),)}), shape)[0]
@@ -63,25 +63,25 @@ def test_rotation_keeps_lengths_and_turns_by_its_angle(shape):
 
 
 @shapes
-def test_affine_parts_come_in_random_order(shape):
+def test_affine_components_are_composed_in_random_order(shape):
     def linear(seed=0, **ranges):
         return (
             Affine(**{**STILL, **ranges}).sample_matrix(generator(seed), shape)[0, :-1, :-1].numpy()
         )
 
     turn, shear = linear(rotation=(30, 30)), linear(shear=(0.3, 0.3))
-    both = [linear(seed, rotation=(30, 30), shear=(0.3, 0.3)) for seed in range(20)]
-    first = [np.allclose(m, turn @ shear) for m in both]
+    matrices = [linear(seed, rotation=(30, 30), shear=(0.3, 0.3)) for seed in range(20)]
+    first = [np.allclose(m, turn @ shear) for m in matrices]
     assert 0 < sum(first) < 20
-    assert all(f or np.allclose(m, shear @ turn) for m, f in zip(both, first, strict=True))
-    both = [linear(seed, rotation=(30, 30), scales=((0.5, 2),)) for seed in range(20)]
-    first = [is_diagonal(turn.T @ m) for m in both]
+    assert all(f or np.allclose(m, shear @ turn) for m, f in zip(matrices, first, strict=True))
+    matrices = [linear(seed, rotation=(30, 30), scales=((0.5, 2),)) for seed in range(20)]
+    first = [is_diagonal(turn.T @ m) for m in matrices]
     assert 0 < sum(first) < 20
-    assert all(f or is_diagonal(m @ turn.T) for m, f in zip(both, first, strict=True))
+    assert all(f or is_diagonal(m @ turn.T) for m, f in zip(matrices, first, strict=True))
 
 
 @shapes
-def test_affine_parts_keep_within_their_ranges(shape):
+def test_affine_components_stay_within_their_ranges(shape):
     scales = Affine(**{**STILL, "scales": ((1, 1.2), (2, 2.1))})
     drawn = np.concatenate(
         [np.diag(scales.sample_matrix(generator(s), shape)[0])[:-1] for s in range(200)]
@@ -129,7 +129,7 @@ def test_non_rigid_field_follows_the_published_steps(shape):
 
 
 @shapes
-def test_non_rigid_fields_have_the_magnitude_asked_for(shape):
+def test_non_rigid_fields_have_the_requested_magnitude(shape):
     largest = [float(field(NonRigid(magnitude=(1, 6)), shape, s).abs().max()) for s in range(30)]
     assert 0.95 < min(largest) < 2
     assert 5 < max(largest) <= 6

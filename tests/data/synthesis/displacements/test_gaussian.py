@@ -47,7 +47,7 @@ def test_blur_matrix_is_the_gaussian_filter_of_scipy(n, sigma):
 
 
 @shapes
-def test_fast_gaussian_equals_scipy_to_a_millionth(shape):
+def test_separable_gaussian_equals_scipy_to_a_millionth(shape):
     rng, sigmas = generator(), (4.0, 2.5, 6.0)[: len(shape)]
     places = np.unique(rng.integers(0, shape, (40, len(shape))), axis=0)
     vectors = rng.uniform(-9, 9, (len(places), 2)).astype(np.float32)
@@ -57,8 +57,8 @@ def test_fast_gaussian_equals_scipy_to_a_millionth(shape):
     matrices = [compute_blur_matrix(n, s) for n, s in zip(shape, sigmas, strict=True)]
     sparse = spread_peaks(torch.from_numpy(places), torch.from_numpy(vectors), matrices)
     dense = apply_separable(torch.from_numpy(impulses).float(), matrices)
-    for found in (sparse, dense):
-        assert np.abs(found.numpy() - expected).max() < 1e-6 * np.abs(expected).max()
+    for blurred in (sparse, dense):
+        assert np.abs(blurred.numpy() - expected).max() < 1e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("offset", [-50.0, -0.3, 0.0, 0.3, 50.0])
@@ -75,8 +75,8 @@ def test_renormalisation_stretches_each_sign_to_its_impulses(offset):
     if down.any():
         lowest = min(0, impulses[down[*places.T]].min(initial=0))
         expected[down] = np.interp(blurred[down], [blurred[down].min(), 0], [lowest, 0])
-    found = rescale_to_peaks(*map(torch.from_numpy, (blurred, places, impulses)))
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    rescaled = rescale_to_peaks(*map(torch.from_numpy, (blurred, places, impulses)))
+    np.testing.assert_allclose(rescaled, expected, atol=1e-12)
 
 
 def test_renormalised_zero_stays_zero():
@@ -100,7 +100,7 @@ def test_largest_displacement_in_mm_is_the_largest_peak(shape, fields):
 
 
 @shapes
-def test_peaks_keep_off_the_border_and_move_uniformly_but_for_two(shape):
+def test_peaks_avoid_the_border_and_are_uniform_except_two_fixed_ones(shape):
     spacing = spacing_of(shape)
     fields = LowFrequency(max_deform=7, sigma=1, border=3.2, num_peaks=400)
     peaks = fields.sample_peaks(generator(), shape, spacing)
@@ -117,7 +117,7 @@ def test_peaks_keep_off_the_border_and_move_uniformly_but_for_two(shape):
     assert max(float(r.max()) for r in reach) < 3.2 + 2 * max(spacing)  # as far as they may
 
 
-def test_of_two_peaks_on_a_voxel_the_later_one_counts():
+def test_the_last_of_several_peaks_on_a_voxel_is_used():
     class Same(LowFrequency):
         def sample_voxels(self, rng, shape, spacing):
             return np.array([[1, 1], [2, 1], [0, 3], [1, 1], [0, 3]])
@@ -130,7 +130,7 @@ def test_of_two_peaks_on_a_voxel_the_later_one_counts():
 
 
 @pytest.mark.parametrize("sigma", [3.0, 6.0])
-def test_fields_vary_over_the_width_of_their_gaussian(sigma):
+def test_autocorrelation_of_fields_is_that_of_their_gaussian(sigma):
     spacing = (1.0, 1.5)
     fields = LowFrequency(max_deform=5, sigma=sigma, border=0, num_peaks=300)
     u = torch.cat([fields(generator(seed), (120, 80), spacing) for seed in range(12)]).double()
@@ -138,12 +138,12 @@ def test_fields_vary_over_the_width_of_their_gaussian(sigma):
         for widths in (1, 2):  # white noise through a Gaussian correlates by exp(-(d / 2 sigma)^2)
             lag = round(widths * sigma / mm)
             near, far = u.narrow(2 + axis, 0, 60), u.narrow(2 + axis, lag, 60)
-            found = torch.corrcoef(torch.stack([near.flatten(), far.flatten()]))[0, 1]
-            assert found == pytest.approx(np.exp(-((lag * mm / sigma / 2) ** 2)), abs=0.06)
+            correlation = torch.corrcoef(torch.stack([near.flatten(), far.flatten()]))[0, 1]
+            assert correlation == pytest.approx(np.exp(-((lag * mm / sigma / 2) ** 2)), abs=0.06)
 
 
 @shapes
-def test_blobs_are_as_far_apart_as_asked_and_fill_the_image(shape):
+def test_blobs_have_the_minimum_distance_and_fill_the_image(shape):
     spacing = spacing_of(shape)
     fields = HighFrequency(max_deform=3, sigma=2, border=3, min_peak_distance=5, num_peaks=10**6)
     for seed in range(3):
@@ -181,7 +181,7 @@ def test_blobs_are_placed_uniformly_among_free_voxels():
     "fields",
     [LowFrequency(**SMALL, planar=True), HighFrequency(**SMALL, min_peak_distance=5, planar=True)],
 )
-def test_planar_fields_stay_in_their_slices(fields):
+def test_planar_fields_have_no_displacement_across_slices(fields):
     u = fields(generator(), (18, 20, 16), (1, 1, 1))
     assert not u[:, 2].any()
     assert all(u[0, k].abs().max() > 1 for k in (0, 1))
@@ -189,23 +189,23 @@ def test_planar_fields_stay_in_their_slices(fields):
 
 
 @pytest.mark.parametrize("planar", [False, True])
-def test_deformed_area_is_a_box_about_every_peak(planar):
+def test_deformed_area_is_a_box_around_every_peak(planar):
     shape, spacing = (18, 30, 16), (1, 2, 1)
     fields = HighFrequency(**SMALL, min_peak_distance=6, deformed_area_half_width=4, planar=planar)
     peaks = fields.sample_peaks(generator(), shape, spacing)
     distance = np.abs(np.moveaxis(np.indices(shape), 0, -1)[..., None, :] - peaks.voxels.numpy())
     expected = (distance <= (4, 2, 1 if planar else 4)).all(-1).any(-1)
-    found = fields.compute_deformed_area(peaks, shape, spacing)
-    np.testing.assert_array_equal(found[0], expected)
+    area = fields.compute_deformed_area(peaks, shape, spacing)
+    np.testing.assert_array_equal(area[0], expected)
     assert 0 < expected.mean() < 1
 
 
 @shapes
-def test_field_depends_on_the_generator_alone(shape):
+def test_fields_depend_only_on_the_generator(shape):
     fields = HighFrequency(**SMALL, min_peak_distance=6)
-    one, again, other = (fields(generator(s), shape, spacing_of(shape)) for s in (1, 1, 2))
-    assert torch.equal(one, again)
-    assert not torch.allclose(one, other, atol=0.1)
+    first, again, different = (fields(generator(s), shape, spacing_of(shape)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, different, atol=0.1)
 
 
 def test_defaults_are_the_published_ones():
@@ -218,7 +218,7 @@ def test_defaults_are_the_published_ones():
         assert (fields.num_peaks, fields.border, fields.planar) == (100, 33, False)
 
 
-def test_published_fields_reach_what_is_published_and_do_not_fold():
+def test_published_fields_reach_their_maximum_and_do_not_fold():
     u = MediumFrequency()(generator(), (300, 280), (1, 1))
     assert 13 < u.abs().max() <= 15
     slope = np.stack([np.stack(np.gradient(c)) for c in u[0].numpy()])
@@ -261,7 +261,7 @@ class Constant:
         ({"b": Constant(0), "a": Constant(2)}, {"a": 0.2, "b": 0.8}, (0.8, 0, 0.2)),
     ],
 )
-def test_choice_draws_each_field_as_often_as_weighted(fields, weights, shares):
+def test_choice_draws_generators_in_proportion_to_their_weights(fields, weights, shares):
     choice, rng = Choice(fields, weights), generator()
     drawn = [int(choice(rng, (1, 1), (1, 1))[0, 0]) for _ in range(1500)]
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 1500, shares, atol=0.05)
@@ -277,7 +277,7 @@ def test_choice_refuses_weights_that_do_not_fit(fields, weights):
 
 
 @shapes
-def test_sum_adds_what_its_fields_draw_one_after_another(shape):
+def test_sum_adds_the_fields_of_its_generators_in_order(shape):
     spacing, rng = spacing_of(shape), generator(3)
     parts = [LowFrequency(**SMALL), Constant(0.5), HighFrequency(**SMALL, min_peak_distance=5)]
     expected = sum(part(rng, shape, spacing) for part in parts)

@@ -15,39 +15,43 @@ SEEDS = range(3)
 PEAKS = {"low": (20, 35), "medium": (15, 25), "high": (15, 20)}  # largest and sigma, mm
 
 
-def of(generator, *place):
+def average_stats(generator, *grid):
     """Means over some fields, and the classes counted once more."""
-    found = []
+    stats = []
     for seed in SEEDS:
-        u = generator(np.random.default_rng(seed), *place)[0]
-        numbers = compute_displacement_stats(u, torch.full((3,), MM), THRESHOLDS)
+        u = generator(np.random.default_rng(seed), *grid)[0]
+        field_stats = compute_displacement_stats(u, torch.full((3,), MM), THRESHOLDS)
         length = np.linalg.norm(u.double().numpy() * MM, axis=0)
         counts = np.histogram(length, [0, *THRESHOLDS, np.inf])[0] / length.size * 100
-        shares = [value for name, value in numbers.items() if name.startswith(("below", "above"))]
+        shares = [
+            value for name, value in field_stats.items() if name.startswith(("below", "above"))
+        ]
         np.testing.assert_allclose(shares, counts, atol=0.01)
-        found.append(numbers)
-    return {name: np.mean([numbers[name] for numbers in found]) for name in found[0]}
+        stats.append(field_stats)
+    return {name: np.mean([field_stats[name] for field_stats in stats]) for name in stats[0]}
 
 
 @pytest.fixture
-def first(composed):
+def stats_2017(composed):
     """Statistics of the first version's three frequencies with the settings of its YAML."""
     cfg = composed("train", "data=synthetic_dvf_2017").data.dataset.displacement.fields
-    return {name: of(instantiate_config(cfg[name]), SHAPE, (MM,) * 3) for name in PEAKS}
+    return {name: average_stats(instantiate_config(cfg[name]), SHAPE, (MM,) * 3) for name in PEAKS}
 
 
-def test_the_first_version_s_fields(first):
+def test_2017_fields_have_the_published_magnitude_and_wavelength(stats_2017):
     for name, (largest, sigma) in PEAKS.items():
-        found = first[name]
-        assert 0.98 * largest < found["largest_mm"] <= largest
+        stats = stats_2017[name]
+        assert 0.98 * largest < stats["largest_mm"] <= largest
         # white noise blurred by sigma: |du/dx|^2 / u^2 = 1 / (2 sigma^2) along each axis
-        assert found["wavelength_mm"] == pytest.approx(2 * np.pi * 2**0.5 * sigma, rel=0.08)
-        assert found["folds_percent"] == 0
-        assert found["least_determinant"] > 0.05
+        assert stats["wavelength_mm"] == pytest.approx(2 * np.pi * 2**0.5 * sigma, rel=0.08)
+        assert stats["folds_percent"] == 0
+        assert stats["least_determinant"] > 0.05
         for share in ("below_1.5_mm", "below_4_mm", "below_8_mm", "above"):
-            assert found[f"{share}_percent"] > 5  # every class has voxels to learn from
-    assert first["low"]["above_percent"] > 2 * first["medium"]["above_percent"]
-    assert first["low"]["below_1.5_mm_percent"] < first["high"]["below_1.5_mm_percent"] / 2
+            assert stats[f"{share}_percent"] > 5  # every class has voxels to learn from
+    assert stats_2017["low"]["above_percent"] > 2 * stats_2017["medium"]["above_percent"]
+    assert (
+        stats_2017["low"]["below_1.5_mm_percent"] < stats_2017["high"]["below_1.5_mm_percent"] / 2
+    )
 
 
 STAGES = {  # largest, knots and ratio of one frequency, knots and sigma of mixed, shift: mm
@@ -92,7 +96,7 @@ def wavelength_of_splines(knots, background, smoothing=0.8):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_second_version_s_fields(stage, composed):
+def test_2019_fields_have_the_published_magnitude_and_wavelength(stage, composed):
     cfg = composed("train", f"data=regnet_2019_s{stage}").data.dataset
     methods = {name: instantiate_config(method) for name, method in cfg.deformations.items()}
     (largest, shift), single, (knots, sigma) = STAGES[stage]
@@ -100,16 +104,16 @@ def test_the_second_version_s_fields(stage, composed):
     assert [*methods] == [f"{k}{n}" for k, count in kinds.items() for n in range(count)] + ["zero"]
     place = chest()
     for n, (distance, ratio) in enumerate(single):
-        field, found = methods[f"single{n}"], of(methods[f"single{n}"], place)
+        field, stats = methods[f"single{n}"], average_stats(methods[f"single{n}"], place)
         assert (field.knot_spacing, field.amplitude_ratio, field.max_deform) == (
             distance,
             ratio,
             largest,
         )
-        assert ratio * largest / 4 < found["largest_mm"] <= ratio * largest * 1.0001
+        assert ratio * largest / 4 < stats["largest_mm"] <= ratio * largest * 1.0001
         expected = wavelength_of_splines(distance, 8 * ratio * largest / 7)
-        assert found["wavelength_mm"] == pytest.approx(expected, rel=0.2)  # the border is still
-        assert found["folds_percent"] == 0
+        assert stats["wavelength_mm"] == pytest.approx(expected, rel=0.2)  # the border is still
+        assert stats["folds_percent"] == 0
     for n, distances in enumerate(knots):
         field = methods[f"mixed{n}"]
         assert (*field.knot_spacing, *field.sigma, field.max_deform) == (
@@ -125,11 +129,14 @@ def test_the_second_version_s_fields(stage, composed):
             shift,
             0.12,
         )
-    mixed, breath = of(methods["mixed3"], place), of(methods["respiratory0"], place)
+    mixed, breath = (
+        average_stats(methods["mixed3"], place),
+        average_stats(methods["respiratory0"], place),
+    )
     assert 0.5 * largest < mixed["largest_mm"] <= largest * 1.0001
     assert mixed["folds_percent"] < 0.01
     assert mixed["below_1.5_mm_percent"] > 50  # shapes that move in what is still
     assert mixed["wavelength_mm"] < breath["wavelength_mm"] / 2
     assert largest < breath["largest_mm"] <= 1.2 * largest * 1.0001
     assert breath["folds_percent"] == 0
-    assert of(methods["zero"], place)["below_1.5_mm_percent"] == 100
+    assert average_stats(methods["zero"], place)["below_1.5_mm_percent"] == 100

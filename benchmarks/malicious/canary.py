@@ -1,4 +1,4 @@
-"""A folder that is made if anything of a stranger's runs, and how the attempts are described."""
+"""The canary: a folder that exists if code of a malicious file ran."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,18 +10,19 @@ from omegaconf import OmegaConf
 
 from regnet_lab.config.instantiate import instantiate_config
 
-Victim = Callable[[], object]
-Disguise = Callable[[Path, Path], Victim]  # folder to prepare, canary -> what its victim does
+ReadCall = Callable[[], object]
+# (folder to write the file to, canary) -> call that reads the file
+MaliciousFile = Callable[[Path, Path], ReadCall]
 
 
 class Canary:
     """Makes a folder when it is unpickled."""
 
-    def __init__(self, how: Callable, *arguments: object) -> None:
-        self.how = how, arguments
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.reduced = function, arguments
 
     def __reduce__(self) -> tuple:
-        return self.how
+        return self.reduced
 
 
 def code(canary: Path) -> str:

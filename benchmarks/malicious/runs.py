@@ -7,25 +7,25 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from benchmarks.strangers.canary import Disguise, Victim, code
+from benchmarks.malicious.canary import MaliciousFile, ReadCall, code
 from regnet_lab.evaluation.setup import set_up_evaluation
 
 
-def judge(run: Path) -> None:
+def evaluate(run: Path) -> None:
     """As ``python evaluate.py run=<run>``."""
     metrics = {"_target_": "regnet_lab.metrics.score_full", "_partial_": True}
     cfg = {"run": str(run), "submission": None, "trusted_packages": [], "metrics": metrics}
     set_up_evaluation(OmegaConf.create(cfg | {"checkpoint": "best", "split": "test", "name": "x"}))
 
 
-def run_folder(text: str, folder: Path, canary: Path) -> Victim:
+def run_folder(text: str, folder: Path, canary: Path) -> ReadCall:
     """A run with this configuration, judged."""
     filled = text.replace("CANARY", str(canary)).replace("CODE", json.dumps(code(canary)))
     (folder / "config.yaml").write_text(filled, encoding="utf-8")
-    return partial(judge, folder)
+    return partial(evaluate, folder)
 
 
-def runs() -> Iterator[tuple[str, Disguise]]:
+def runs() -> Iterator[tuple[str, MaliciousFile]]:
     """Folders of runs."""
     head = "folder: somewhere\nndim: 2\n"
     call = "_target_: {}, _args_: [CANARY]"

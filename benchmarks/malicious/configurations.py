@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from benchmarks.strangers.canary import Canary, Disguise, Victim
+from benchmarks.malicious.canary import Canary, MaliciousFile, ReadCall
 from regnet_lab.config.instantiate import instantiate_config
 
 TARGETS = (  # each would make the canary if it were called
@@ -65,13 +65,13 @@ OTHERS = (  # ways round: what calls, imports, or writes what it is told
 )
 
 
-def configured(config: object, _: Path, canary: Path) -> Victim:
+def configured(config: object, _: Path, canary: Path) -> ReadCall:
     """A configuration; ``CANARY`` in it is the canary's path."""
     text = OmegaConf.to_yaml(OmegaConf.create(config)).replace("CANARY", str(canary))
     return partial(instantiate_config, OmegaConf.create(text))
 
 
-def unpickled(target: str, folder: Path, canary: Path) -> Victim:
+def unpickled(target: str, folder: Path, canary: Path) -> ReadCall:
     """A configuration that has a file unpickled."""
     path = folder / "evil.ckpt"
     path.write_bytes(pickle.dumps(Canary(os.mkdir, str(canary))))
@@ -80,7 +80,7 @@ def unpickled(target: str, folder: Path, canary: Path) -> Victim:
     )
 
 
-def configurations() -> Iterator[tuple[str, Disguise]]:
+def configurations() -> Iterator[tuple[str, MaliciousFile]]:
     """Targets in a configuration."""
     for target in TARGETS:
         yield target, partial(configured, {"_target_": target, "_args_": ["CANARY"]})

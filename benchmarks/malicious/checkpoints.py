@@ -10,31 +10,31 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.strangers.canary import Canary, Disguise, Victim, pickled
+from benchmarks.malicious.canary import Canary, MaliciousFile, ReadCall, pickled
 from regnet_lab.config.checkpoints import read_weights
 
 
-def saved(content: object, folder: Path, _: Path) -> Victim:
+def saved(content: object, folder: Path, _: Path) -> ReadCall:
     """A checkpoint with this content."""
     path = folder / "evil.ckpt"
     torch.save(content, path)
     return partial(read_weights, path)
 
 
-def canned(number: int, wrap: Callable[[object], object], folder: Path, canary: Path) -> Victim:
+def canned(number: int, wrap: Callable[[object], object], folder: Path, canary: Path) -> ReadCall:
     """A checkpoint with one of the pickles."""
     evil = list(pickled(canary))[number][1]
     return saved(wrap(evil), folder, canary)
 
 
-def raw(protocol: int, folder: Path, canary: Path) -> Victim:
+def raw(protocol: int, folder: Path, canary: Path) -> ReadCall:
     """A pickle that is called a checkpoint."""
     path = folder / "evil.ckpt"
     path.write_bytes(pickle.dumps({"state_dict": Canary(os.mkdir, str(canary))}, protocol))
     return partial(read_weights, path)
 
 
-def legacy(folder: Path, canary: Path) -> Victim:
+def legacy(folder: Path, canary: Path) -> ReadCall:
     """A checkpoint of the format that is no zip."""
     path = folder / "evil.ckpt"
     content = {"state_dict": {"a": torch.zeros(2), "b": Canary(os.mkdir, str(canary))}}
@@ -42,7 +42,7 @@ def legacy(folder: Path, canary: Path) -> Victim:
     return partial(read_weights, path)
 
 
-def repacked(change: Callable[[str, bytes], bytes], method: int, folder: Path, _: Path) -> Victim:
+def repacked(change: Callable[[str, bytes], bytes], method: int, folder: Path, _: Path) -> ReadCall:
     """A sound checkpoint whose members are changed or packed in another way."""
     sound, path = io.BytesIO(), folder / "evil.ckpt"
     torch.save({"state_dict": {"a": torch.zeros(100000)}}, sound)
@@ -59,7 +59,7 @@ def huge(member: str, content: bytes) -> bytes:
     )
 
 
-def checkpoints() -> Iterator[tuple[str, Disguise]]:
+def checkpoints() -> Iterator[tuple[str, MaliciousFile]]:
     """Checkpoints."""
     wraps: dict[str, Callable[[object], object]] = {
         "as the weights": lambda evil: {"state_dict": evil},
@@ -67,9 +67,9 @@ def checkpoints() -> Iterator[tuple[str, Disguise]]:
         "beside the weights": lambda evil: {"state_dict": {}, "optimizer_states": [evil]},
         "as the whole": lambda evil: evil,
     }
-    for number, (how, _) in enumerate(pickled(Path())):
+    for number, (pickle_name, _) in enumerate(pickled(Path())):
         yield (
-            f"checkpoint: {how} among the weights",
+            f"checkpoint: {pickle_name} among the weights",
             partial(canned, number, wraps["among the weights"]),
         )
     for place in ("as the weights", "beside the weights", "as the whole"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.strangers.canary import Canary, Disguise, Victim
+from benchmarks.malicious.canary import Canary, MaliciousFile, ReadCall
 from regnet_lab.data.io.images import decode_image
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation.html_report.volumes import read_example_case as kept_case
@@ -17,7 +17,7 @@ from regnet_lab.evaluation.submission.serialization import decode_npz
 from regnet_lab.spatial import read_transform
 
 
-def array(victim: Callable[[Path], object], name: str, folder: Path, canary: Path) -> Victim:
+def array(victim: Callable[[Path], object], name: str, folder: Path, canary: Path) -> ReadCall:
     """A pickle where an array belongs."""
     evil = np.empty(1, object)
     evil[0] = Canary(os.mkdir, str(canary))
@@ -37,7 +37,7 @@ def submitted(path: Path) -> None:
         raise UserError(str(error)) from error
 
 
-def zipped(name: str, folder: Path, _: Path) -> Victim:
+def zipped(name: str, folder: Path, _: Path) -> ReadCall:
     """A submission with a file of this name."""
     path = folder / "evil.zip"
     with zipfile.ZipFile(path, "w") as archive:
@@ -45,7 +45,7 @@ def zipped(name: str, folder: Path, _: Path) -> Victim:
     return partial(list_files, path)
 
 
-def linked(folder: Path, canary: Path) -> Victim:
+def linked(folder: Path, canary: Path) -> ReadCall:
     """A submission in which a file is a symbolic link."""
     path, member = folder / "evil.zip", zipfile.ZipInfo("disp_0001_0002.npz")
     member.external_attr = 0o120777 << 16  # a symbolic link
@@ -54,7 +54,7 @@ def linked(folder: Path, canary: Path) -> Victim:
     return partial(list_files, path)
 
 
-def arrays() -> Iterator[tuple[str, Disguise]]:
+def arrays() -> Iterator[tuple[str, MaliciousFile]]:
     """Arrays and archives."""
     yield "image: a pickle in .npy", partial(array, decode_image, "evil.npy")
     yield "transform: a pickle in .npz", partial(array, read_transform, "disp_1_2.npz")

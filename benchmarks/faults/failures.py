@@ -22,34 +22,40 @@ from regnet_lab.training.failures import translate_errors
 
 
 def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:
-    """The batch is kept, and every checkpoint is finite."""
+    """Return whether the diverging batch was not saved or a checkpoint is not finite."""
     log, run = folder / "log.txt", folder / "run"
     options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
-    rate = f"optim.lr=1e{rng.randrange(18, 30)}"
+    rate = f"training_optimizer.lr=1e{rng.randrange(18, 30)}"
     code = ended(forked(partial(command, TRAIN, *options, rate), log))
-    kept = torch.load(run / "diverged.pt", weights_only=True)
+    batch = torch.load(run / "diverged.pt", weights_only=True)
     finite = all(
         torch.isfinite(value).all()
         for path in run.glob("checkpoints/*.ckpt")
         for value in read_weights(path).values()
     )
-    return not (code == 2 and finite and kept["pair"]["name"] and "optim.lr" in kept["reason"])
+    return not (
+        code == 2
+        and finite
+        and batch["pair"]["name"]
+        and "training_optimizer.lr" in batch["reason"]
+    )
 
 
-def one(fixed: Case, moving: Case, dies: str = "", how: int = 0) -> dict:
-    """A pair, or the end of the process that makes it."""
+def read_pair_or_exit(fixed: Case, moving: Case, dies: str = "", killed: int = 0) -> dict:
+    """Return a pair; end the process at case ``dies``, by SIGKILL if ``killed`` is not zero."""
     if fixed.name == dies:
-        if how:
+        if killed:
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(3)
     image = torch.zeros(1, 9, 11)
     return {"fixed": image, "moving": image, "spacing": torch.ones(2), "name": fixed.name}
 
 
-def load(dies: str, how: int, split: str) -> None:
+def load(dies: str, killed: int, split: str) -> None:
     """Load pairs in two processes, of which one ends."""
     cases = [Case(f"{n}", Path(f"case{n}.nii.gz")) for n in range(12)]
-    pairs = CasePairs([(c, cases[0]) for c in cases], partial(one, dies=dies, how=how))  # type: ignore
+    prepare = partial(read_pair_or_exit, dies=dies, killed=killed)
+    pairs = CasePairs([(c, cases[0]) for c in cases], prepare)  # type: ignore
     module = PairDataModule(lambda split: pairs, num_workers=2)
     loader = module.train_dataloader() if split == "train" else module.val_dataloader()
     try:
