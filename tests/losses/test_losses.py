@@ -7,7 +7,7 @@ from regnet_lab import losses, ops
 from regnet_lab.errors import UserError
 from regnet_lab.ops import similarity
 from regnet_lab.ops.pairs import apply_displacement
-from tests.helpers.losses import SHAPES, answer, complete, smooth
+from tests.helpers.losses import SHAPES, make_complete_pair, make_registration, smooth
 
 ALL = {
     "similarity": lambda: losses.Similarity(similarity.mean_squares),
@@ -41,7 +41,7 @@ def test_every_loss_is_tested():
 @EVERY
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_the_gradient_of_every_loss_reaches_the_displacement(shape, make, mixed_precision):
-    pair = complete(shape, batch=2)
+    pair = make_complete_pair(shape, batch=2)
     u = (3 * smooth(shape, len(shape), 2, sigma=1, seed=7)).requires_grad_()  # folds somewhere
     coarse = ops.resize_field(u, [4, 5, 6][: len(shape)])
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed_precision):
@@ -57,7 +57,7 @@ def test_the_gradient_of_every_loss_reaches_the_displacement(shape, make, mixed_
 @SHAPES
 @EVERY
 def test_mixed_precision_does_not_change_a_loss(shape, make):
-    pair, u = complete(shape), smooth(shape, len(shape), seed=7)
+    pair, u = make_complete_pair(shape), smooth(shape, len(shape), seed=7)
     coarse = ops.resize_field(u, [4, 5, 6][: len(shape)])
     single = make()(pair, apply_displacement(pair, [coarse, u]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -80,7 +80,7 @@ def test_mixed_precision_does_not_change_a_loss(shape, make):
     ],
 )
 def test_missing_keys_are_named_in_the_error(make, key):
-    pair = complete((9, 11))
+    pair = make_complete_pair((9, 11))
     del pair[key]
     u = torch.zeros(1, 2, 9, 11)
     with pytest.raises(UserError, match=rf"(?s){key}.*case 7"):
@@ -90,6 +90,6 @@ def test_missing_keys_are_named_in_the_error(make, key):
 def test_forward_does_not_apply_the_weight():
     for make in (losses.BendingEnergy, losses.Diffusion, losses.FoldingPenalty, losses.SoftDice):
         assert make(weight=0.25).weight == 0.25
-    pair, u = complete((9, 11)), smooth((9, 11), 2)
-    values = [losses.Diffusion(weight=w)(pair, answer(u)) for w in (1.0, 5.0)]
+    pair, u = make_complete_pair((9, 11)), smooth((9, 11), 2)
+    values = [losses.Diffusion(weight=w)(pair, make_registration(u)) for w in (1.0, 5.0)]
     assert values[0] == values[1]  # the module multiplies
