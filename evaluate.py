@@ -10,12 +10,17 @@ def main(cfg: DictConfig) -> None:
     """Run the evaluation task on every pair of the split, and write tables and figures."""
     from regnet_lab.config.instantiate import instantiate_config
     from regnet_lab.config.run_dir import save_run_metadata
-    from regnet_lab.evaluation.setup import instantiate_callbacks, set_up_evaluation
+    from regnet_lab.evaluation.setup import (
+        instantiate_callbacks,
+        require_free_folder,
+        set_up_evaluation,
+    )
     from regnet_lab.training.config_sync import ConfigConsistencyCheck
     from regnet_lab.training.failures import oom_hint, translate_errors
     from regnet_lab.utils.runtime import configure_runtime
 
     configure_runtime(cfg)
+    require_free_folder(cfg)
     module, data = set_up_evaluation(cfg)
     callbacks = [ConfigConsistencyCheck(cfg), *instantiate_callbacks(cfg)]
     trainer = instantiate_config(cfg.trainer, cfg.trusted_packages, callbacks=callbacks)

@@ -24,7 +24,7 @@ from regnet_lab.training.failures import translate_errors
 def not_finite(rng: random.Random, folder: Path, _: Reference) -> bool:
     """Return whether the diverging batch was not saved or a checkpoint is not finite."""
     log, run = folder / "log.txt", folder / "run"
-    options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
+    options = [*SMALL, f"experiment_root={folder}", "run_dir=run", "overwrite=true"]
     rate = f"training_optimizer.lr=1e{rng.randrange(18, 30)}"
     code = ended(forked(partial(command, TRAIN, *options, rate), log))
     batch = torch.load(run / "diverged.pt", weights_only=True)

@@ -45,7 +45,7 @@ def can_continue(run: Path, options: list[str], whole: Reference) -> bool:
 
 def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """Kill, look at every checkpoint, continue, compare with the run that was not killed."""
-    options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
+    options = [*SMALL, f"experiment_root={folder}", "run_dir=run", "overwrite=true"]
     pid = forked(partial(command, TRAIN, *options), folder / "log.txt")
     disturbed(pid, rng.uniform(0.3, 0.95) * whole.training)
     return not can_continue(folder / "run", options, whole)
@@ -54,7 +54,7 @@ def kill_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool
 def interrupt_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """Interrupt or terminate where no checkpoint is due; it must be said how to go on."""
     options = [*SMALL, "callbacks.last.every_n_steps=1000"]
-    options += [f"experiment_root={folder}", "run_dir=run"]
+    options += [f"experiment_root={folder}", "run_dir=run", "overwrite=true"]
     pid = forked(partial(command, TRAIN, *options), folder / "log.txt")
     sign = rng.choice([signal.SIGINT, signal.SIGTERM])
     code = disturbed(pid, rng.uniform(0.3, 0.95) * whole.training, sign)

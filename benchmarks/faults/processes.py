@@ -110,7 +110,7 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder / "whole"
         start = time.monotonic()
-        self.do(TRAIN, *SMALL, f"experiment_root={folder}", "run_dir=whole")
+        self.do(TRAIN, *SMALL, f"experiment_root={folder}", "run_dir=whole", "overwrite=true")
         self.training = time.monotonic() - start
         start = time.monotonic()
         self.do(EVALUATE, f"run={self.run}", *JUDGED)

@@ -49,7 +49,12 @@ def disk_full_in_checkpoint(rng: random.Random, folder: Path, _: Reference) -> b
 def disk_full_in_training(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """A run that is resumed on a full disk keeps its checkpoint, and goes on when there is room."""
     options = [*SMALL[:-2], "threads=1", "callbacks.last.every_n_steps=3"]
-    options += [f"experiment_root={folder}", "run_dir=run", "trainer.max_epochs=1"]
+    options += [
+        f"experiment_root={folder}",
+        "run_dir=run",
+        "overwrite=true",
+        "trainer.max_epochs=1",
+    ]
     if ended(forked(partial(command, TRAIN, *options), folder / "first.txt")):
         return True
     last, log = folder / "run" / "checkpoints" / "last.ckpt", folder / "log.txt"
@@ -83,7 +88,7 @@ def failing(step: int, error: Callable[[], BaseException], *arguments: str) -> N
 def out_of_memory(rng: random.Random, folder: Path, whole: Reference) -> bool:
     """One sentence names the setting; the run goes on from its last checkpoint."""
     log, run = folder / "log.txt", folder / "run"
-    options = [*SMALL, f"experiment_root={folder}", "run_dir=run"]
+    options = [*SMALL, f"experiment_root={folder}", "run_dir=run", "overwrite=true"]
     error = partial(torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 9 GiB.")
     code = ended(forked(partial(failing, rng.randrange(1, 17), error, *options), log))
     output = log.read_text("utf-8")

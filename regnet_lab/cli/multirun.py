@@ -22,8 +22,8 @@ from regnet_lab.cli.entrypoint import Task
 from regnet_lab.config.compose import CONFIG_DIR
 from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.config.run_dir import load_run_config
+from regnet_lab.config.settings import describe_difference, flatten_settings
 from regnet_lab.errors import UserError
-from regnet_lab.training.config_sync import describe_difference, flatten_settings
 from regnet_lab.utils.atomic_io import write_text
 from regnet_lab.utils.runtime import silence_lightning
 
@@ -32,7 +32,13 @@ LAST_CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 def finish_run(cfg: DictConfig, trainer: Trainer) -> float:
-    """Write ``result.json``, which marks a run as finished; return its last monitored value."""
+    """Write ``result.json``, which marks a run as finished; return its last monitored value.
+
+    A finished run that was resumed without further steps keeps its result.
+    """
+    earlier = load_result(cfg.output_dir)
+    if earlier is not None and earlier["steps"] == trainer.global_step:
+        return objective_value(earlier)
     numbers = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = getattr(trainer.checkpoint_callback, "best_model_score", None)
     result = {
@@ -109,7 +115,7 @@ def run_subprocess(command: str, cfg: DictConfig) -> float:
     kills the process that started it, which must not be the sweep.
     """
     quoted = '"' + str(cfg.output_dir).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted}"]
+    overrides = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted}", "overwrite=true"]
     if has_started(cfg) and find_last_checkpoint(cfg):
         overrides = [f"resume={quoted}"]
     script = str(Path(CONFIG_DIR).parent / f"{command}.py")

@@ -19,17 +19,17 @@ from omegaconf import OmegaConf
 from regnet_lab.config.checkpoints import find_checkpoint, read_weights
 from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.errors import UserError
-from regnet_lab.models.wrappers.inference import CHECKPOINT_PREFIX
 from regnet_lab.utils.atomic_io import write_bytes, write_text
+from regnet_lab.utils.paths import NETWORK_PREFIX
 
 
 def package_weights(run: str, path: Path, checkpoint: str = "last") -> dict[str, Any]:
     """Write the network of a run as safetensors, and its card; return the card."""
     cfg, source = load_run_config(run), find_checkpoint(run, checkpoint)
     tensors = {
-        name.removeprefix(CHECKPOINT_PREFIX): tensor.contiguous()
+        name.removeprefix(NETWORK_PREFIX): tensor.contiguous()
         for name, tensor in read_weights(source).items()
-        if name.startswith(CHECKPOINT_PREFIX)
+        if name.startswith(NETWORK_PREFIX)
     }
     content = safetensors.torch.save(tensors)
     made = json.loads((Path(run) / "environment.json").read_text(encoding="utf-8"))

@@ -1,36 +1,49 @@
 """The command ``register.py``: register a pair or a table of pairs, apply a transform, export."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import SimpleITK as sitk  # noqa: N813
+import torch
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from regnet_lab.data.io.images import Volume, decode_image, extract_frame
 from regnet_lab.data.io.tables import check_columns, read_table
 from regnet_lab.errors import UserError
 from regnet_lab.registration.api import build_pipeline
 from regnet_lab.registration.export import export_onnx, export_torch
-from regnet_lab.registration.jobs import PAIR_KEYS, SIDES, build_job, register_and_save
+from regnet_lab.registration.jobs import (
+    PAIR_KEYS,
+    SETTINGS_FILE,
+    SIDES,
+    build_job,
+    register_and_save,
+    require_free_folder,
+)
 from regnet_lab.registration.output import atomic_directory
 from regnet_lab.registration.quality import QualityReport
 from regnet_lab.spatial import compose_transforms, coordinates, read_transform
 from regnet_lab.spatial.image_grid import ImageGrid
+from regnet_lab.spatial.nifti import read_header
 from regnet_lab.spatial.writers import write_image, write_itk_transform
 from regnet_lab.utils.atomic_io import write_text
+from regnet_lab.utils.casts import cast_to_dtype
+from regnet_lab.utils.text import make_file_name, print_line
 
 PAIR_COLUMNS = (*PAIR_KEYS, "split")
 RESULTS_FILE = "pairs.csv"
 STAGES = ("headers", "aligned", "registered")
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr", ".hdr", ".img", ".vtk")
 INTERPOLATIONS = {"linear": sitk.sitkLinear, "nearest": sitk.sitkNearestNeighbor}
 
 
 def run_register(cfg: DictConfig) -> None:
     """Export a network, apply a transform, or register a table of pairs or one pair."""
+    check_settings(cfg)
     if cfg.threads:  # those of PyTorch are set by the entry point
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(cfg.threads)
     if cfg.export:
@@ -41,6 +54,20 @@ def run_register(cfg: DictConfig) -> None:
         register_all(cfg)
     else:
         register_one(cfg)
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise a UserError for an output that cannot be written or a device that does not exist."""
+    if not str(cfg.output_dir or "").strip():
+        raise UserError("output_dir is empty; name a folder.")
+    if cfg.image_suffix not in IMAGE_SUFFIXES:
+        raise UserError(
+            f"image_suffix={cfg.image_suffix} must be one of {', '.join(IMAGE_SUFFIXES)}."
+        )
+    try:
+        torch.device(cfg.device or "cpu")
+    except RuntimeError as error:
+        raise UserError(f"device={cfg.device} must be cpu, cuda or cuda:<number>.") from error
 
 
 def flatten_report(report: QualityReport) -> dict[str, float]:
@@ -72,7 +99,7 @@ def register_one(cfg: DictConfig) -> None:
     pipeline = build_pipeline(cfg, HydraConfig.get().overrides.task)
     report = register_and_save(pipeline, job, Path(cfg.output_dir), cfg)
     message = f"{job.name}: {format_summary(report)}; results in {cfg.output_dir}"
-    Console().print(message, highlight=False)
+    print_line(message)
 
 
 def export_network(cfg: DictConfig) -> None:
@@ -87,7 +114,7 @@ def export_network(cfg: DictConfig) -> None:
     error = exporters[path.suffix](pipeline.model, shape, path)
     size = " x ".join(map(str, shape))
     message = f"{path} written for {size} voxels; largest difference {error:.1e} voxels"
-    Console().print(message, highlight=False)
+    print_line(message)
 
 
 def read_pairs_table(path: str) -> list[dict[str, str]]:
@@ -107,7 +134,7 @@ def register_all(cfg: DictConfig) -> None:
     Raises:
         UserError: In the end, if some failed, with their names.
     """
-    rows, console = read_pairs_table(cfg.pairs), Console()
+    rows = read_pairs_table(cfg.pairs)
     pipeline = build_pipeline(cfg, HydraConfig.get().overrides.task)
     table: list[Mapping[str, object]] = []
     names: set[str] = set()
@@ -119,12 +146,14 @@ def register_all(cfg: DictConfig) -> None:
             if name in names:
                 raise UserError(f"another pair above is also named {name}; give it its own name.")
             names.add(name)
-            report = register_and_save(pipeline, job, Path(cfg.output_dir, name), cfg)
+            report = register_and_save(
+                pipeline, job, Path(cfg.output_dir, make_file_name(name)), cfg
+            )
             table.append({"name": name, "error": "", **flatten_report(report)})
-            console.print(f"{name}: {format_summary(report)}", highlight=False)
+            print_line(f"{name}: {format_summary(report)}")
         except UserError as error:
             table.append({"name": name, "error": str(error)})
-            console.print(f"{name}: failed, {error}", highlight=False, markup=False)
+            print_line(f"{name}: failed, {error}")
         write_text(Path(cfg.output_dir, RESULTS_FILE), pd.DataFrame(table).to_csv(index=False))
     if failed := [str(row["name"]) for row in table if row["error"]]:
         raise UserError(
@@ -163,10 +192,11 @@ def apply_transforms(cfg: DictConfig) -> None:
     paths = cfg.apply_transform
     paths = paths if OmegaConf.is_list(paths) else [paths]
     image = read_image(cfg.image, cfg.moving_phase)
-    image_grid, fixed_grid = ImageGrid(image.array.shape, image.affine), None
+    image_header = read_header(Path(cfg.image))
+    image_grid, fixed_grid = ImageGrid(image.array.shape, image.affine, image_header), None
     if cfg.fixed:
         fixed = read_image(cfg.fixed, cfg.fixed_phase)
-        fixed_grid = ImageGrid(fixed.array.shape, fixed.affine)
+        fixed_grid = ImageGrid(fixed.array.shape, fixed.affine, read_header(Path(cfg.fixed)))
     transform = compose_transforms([read_transform(p, fixed_grid, image_grid) for p in paths])
     if transform.GetDimension() != image_grid.ndim:
         raise UserError(
@@ -175,11 +205,15 @@ def apply_transforms(cfg: DictConfig) -> None:
         )
     grid = fixed_grid or find_field_grid(transform) or image_grid
     array = resample_through(transform, image, grid, cfg.interpolation)
+    settings = {key: str(cfg[key]) for key in ("image", "fixed", "apply_transform")}
+    settings["interpolation"] = cfg.interpolation
+    require_free_folder(Path(cfg.output_dir), settings, cfg.overwrite)
     with atomic_directory(Path(cfg.output_dir)) as temporary:
         write_image(temporary / f"warped{cfg.image_suffix}", array, grid.affine)
+        (temporary / SETTINGS_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         if len(paths) > 1:
             write_itk_transform(temporary / "Composite.h5", transform)
-    Console().print(f"{cfg.image} resampled into {cfg.output_dir}", highlight=False)
+    print_line(f"{cfg.image} resampled into {cfg.output_dir}")
 
 
 def resample_through(
@@ -195,4 +229,4 @@ def resample_through(
     mode = INTERPOLATIONS[interpolation]
     resampled = sitk.Resample(source, grid.to_sitk(), transform, mode, background)
     result = sitk.GetArrayFromImage(resampled).T
-    return (result.round() if array.dtype.kind in "iu" else result).astype(array.dtype)
+    return cast_to_dtype(result, array.dtype)

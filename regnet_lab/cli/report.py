@@ -191,7 +191,9 @@ def main(command_line: Sequence[str] | None = None) -> None:
         paths = arguments.run(arguments)
     except UserError as error:
         sys.exit(f"report: {error}")
-    Console().print(f"Written: {', '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    Console().print(
+        f"Written: {', '.join(map(str, paths))}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

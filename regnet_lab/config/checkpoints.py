@@ -4,10 +4,13 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from regnet_lab.errors import UserError
+from regnet_lab.utils.paths import NETWORK_PREFIX
 
 
 def find_checkpoint(run: str, checkpoint: str) -> Path:
@@ -35,12 +38,23 @@ def check_archive(path: Path) -> None:
         raise UserError(f"{path}: refused, it was not written by torch.save.")
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read packaged weights of a network, named as in the ``state_dict`` of a checkpoint."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: is damaged or no safetensors file.") from error
+    return {f"{NETWORK_PREFIX}{name}": tensor for name, tensor in tensors.items()}
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the ``state_dict`` of a checkpoint.
+    """Read the ``state_dict`` of a checkpoint, or packaged weights (``.safetensors``).
 
     Raises:
         UserError: The file is damaged or contains other objects than tensors and plain values.
     """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,16 +1,15 @@
-"""Locate the configuration, register its resolvers, and expand overrides to Hydra's grammar.
+"""Locate the configuration and register its resolvers.
 
 Imports nothing heavy, so that ``--help`` is quick.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from regnet_lab.errors import UserError
-from regnet_lab.utils.paths import CONFIG_DIR
+from regnet_lab.utils.paths import CONFIG_DIR as CONFIG_DIR
 
 
 def get_data_name_of_run(run: str | None) -> str:
@@ -36,9 +35,3 @@ def make_checkpoint_suffix(checkpoint: str) -> str:
 OmegaConf.register_new_resolver("coalesce", lambda a, b: a or b, replace=True)
 OmegaConf.register_new_resolver("run_data_name", get_data_name_of_run, replace=True)
 OmegaConf.register_new_resolver("checkpoint_suffix", make_checkpoint_suffix, replace=True)
-
-
-def expand_null_overrides(words: Sequence[str]) -> list[str]:
-    """Replace ``group=null`` by ``~group``, which is how Hydra removes a group."""
-    groups = {f"{folder.name}=null" for folder in Path(CONFIG_DIR).iterdir() if folder.is_dir()}
-    return [f"~{word.removesuffix('=null')}" if word in groups else word for word in words]

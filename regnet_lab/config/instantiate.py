@@ -23,26 +23,33 @@ FUNCTION_PACKAGES = (  # whose functions may be named; none of them writes files
     "regnet_lab.metrics.scorers",
     "regnet_lab.ops.similarity",
 )
-CLASS_PACKAGES = (  # whose classes may be named
+# whose classes a configuration from a run's folder may name: none of them writes files, opens
+# connections or starts programs when it is made
+RUN_CLASS_PACKAGES = (
     "regnet_lab.data.augmentation",
     "regnet_lab.data.datamodule",
     "regnet_lab.data.datasets",
     "regnet_lab.data.patches",
     "regnet_lab.data.preprocessing.grids",
     "regnet_lab.data.synthesis",
+    "regnet_lab.losses",
+    "regnet_lab.models",
+    "regnet_lab.spatial.linear_alignment",
+    "regnet_lab.training.lr_schedulers",
+    "regnet_lab.training.module",
+    "torch.nn",
+    "torch.optim",
+)
+CLASS_PACKAGES = (  # whose classes the user's configuration may name
+    *RUN_CLASS_PACKAGES,
     "regnet_lab.evaluation.atlas",
     "regnet_lab.evaluation.displacement_stats",
     "regnet_lab.evaluation.export_regnet_2019",
     "regnet_lab.evaluation.iteration_sweep",
     "regnet_lab.evaluation.submission",
     "regnet_lab.evaluation.tasks",
-    "regnet_lab.losses",
-    "regnet_lab.models",
     "regnet_lab.registration.instance_optimization",
-    "regnet_lab.spatial.linear_alignment",
     "regnet_lab.training.callbacks",
-    "regnet_lab.training.lr_schedulers",
-    "regnet_lab.training.module",
     "pytorch_lightning.accelerators",
     "pytorch_lightning.callbacks",
     "pytorch_lightning.loggers",
@@ -50,8 +57,6 @@ CLASS_PACKAGES = (  # whose classes may be named
     "pytorch_lightning.profilers",
     "pytorch_lightning.strategies",
     "pytorch_lightning.trainer",
-    "torch.nn",
-    "torch.optim",
 )
 IMPORTABLE_PACKAGES = ("regnet_lab", "pytorch_lightning.Trainer", *CLASS_PACKAGES)
 
@@ -61,7 +66,7 @@ def is_inside_packages(name: str, packages: Iterable[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def check_config(config: object, trusted_packages: Iterable[str] = ()) -> None:
+def check_config(config: object, allowed: Iterable[str] = CLASS_PACKAGES) -> None:
     """Refuse a resolved configuration with a forbidden target or a remaining interpolation.
 
     An escaped interpolation could otherwise become a target when it is resolved once more.
@@ -72,45 +77,55 @@ def check_config(config: object, trusted_packages: Iterable[str] = ()) -> None:
         )
     items: Iterable[tuple[object, object]] = enumerate(config) if isinstance(config, list) else ()
     for key, value in config.items() if isinstance(config, dict) else items:
-        check_config(key, trusted_packages)
+        check_config(key, allowed)
         if key == "_target_":
-            check_target(str(value), trusted_packages)
+            check_target(str(value), allowed)
         else:
-            check_config(value, trusted_packages)
+            check_config(value, allowed)
 
 
-def check_target(target: str, trusted_packages: Iterable[str] = ()) -> None:
+def check_target(target: str, allowed: Iterable[str] = CLASS_PACKAGES) -> None:
     """Refuse a target unless the object it resolves to is defined in an allowed package.
 
+    Classes may be of the packages ``allowed``, functions also of ``FUNCTION_PACKAGES``.
     ``regnet_lab.data.io.images.os.system`` has an allowed prefix, but resolves to a function of
     ``posix``.
 
     Raises:
         UserError: It is not allowed, or there is no such object.
     """
-    trusted_packages = tuple(trusted_packages)
+    allowed = tuple(allowed)
     try:
-        importable = is_inside_packages(target, (*IMPORTABLE_PACKAGES, *trusted_packages))
+        importable = is_inside_packages(target, (*IMPORTABLE_PACKAGES, *allowed))
         resolved = get_object(target) if importable else None
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"_target_ {target}: there is no such class or function; check its spelling."
         ) from error
     defining_module = getattr(resolved, "__module__", None) or ""
-    is_class = inspect.isclass(resolved) and is_inside_packages(
-        defining_module, (*CLASS_PACKAGES, *trusted_packages)
-    )
+    is_class = inspect.isclass(resolved) and is_inside_packages(defining_module, allowed)
     is_function = (
         inspect.isfunction(resolved)
         and "." not in resolved.__qualname__  # no method, such as load_from_checkpoint
-        and is_inside_packages(defining_module, (*FUNCTION_PACKAGES, *trusted_packages))
+        and is_inside_packages(defining_module, (*FUNCTION_PACKAGES, *allowed))
     )
     if not (is_class or is_function):
         raise UserError(
             f"_target_ {target} is refused: a configuration may only name classes and functions "
-            "of regnet_lab, torch and pytorch_lightning that take part in registration; "
-            "trusted_packages=[package] allows another package."
+            "of regnet_lab, torch and pytorch_lightning that take part in registration, that of a "
+            "run only models, data, losses and metrics; trusted_packages=[package] allows another "
+            "package."
         )
+
+
+def remove_cache_folders(config: Any) -> Any:
+    """Return a configuration whose caches are in memory or off, not in a folder."""
+    if isinstance(config, dict):
+        return {
+            key: None if key == "cache" and value != "memory" else remove_cache_folders(value)
+            for key, value in config.items()
+        }
+    return [remove_cache_folders(item) for item in config] if isinstance(config, list) else config
 
 
 def instantiate_config(
@@ -122,7 +137,23 @@ def instantiate_config(
     arguments of the outermost object.
     """
     container = OmegaConf.to_container(config, resolve=True) if config is not None else None
-    check_config(container, trusted_packages)
+    check_config(container, (*CLASS_PACKAGES, *trusted_packages))
+    return _instantiate(container, more)
+
+
+def instantiate_run_config(
+    config: DictConfig | None, trusted_packages: Iterable[str] = (), **more: Any
+) -> Any:
+    """Instantiate a part of the configuration in a run's folder, which may be a stranger's.
+
+    It may name models, data, losses and metrics only, and its caches get no folder.
+    """
+    container = OmegaConf.to_container(config, resolve=True) if config is not None else None
+    check_config(container, (*RUN_CLASS_PACKAGES, *trusted_packages))
+    return _instantiate(remove_cache_folders(container), more)
+
+
+def _instantiate(container: Any, more: dict[str, Any]) -> Any:
     try:
         return instantiate(container, **more, _convert_="all")
     except InstantiationException as error:

@@ -9,11 +9,14 @@ from pathlib import Path
 class LandmarkFile:
     """A file of landmarks and the coordinates it uses."""
 
-    # table separated by commas, blanks or semicolons, MNI .tag, elastix point list or ASCII VTK
+    # table separated by commas, blanks or semicolons, MNI .tag, 3D Slicer markups (.fcsv,
+    # .mrk.json), point list of elastix or transformix, or ASCII VTK
     path: Path
-    # columns of x, y(, z) in the table, by number from 0 or by name
-    columns: tuple[int | str, ...] = (0, 1, 2)
-    # ``voxel`` (from 0, along the array axes), ``ras`` or ``lps`` (millimetres)
+    # columns of x, y(, z) in the table, by number from 0 or by name; None: those its header names
+    # x, y(, z), otherwise all two or three
+    columns: tuple[int | str, ...] | None = None
+    # ``voxel`` (from 0, along the array axes), ``ras`` or ``lps`` (millimetres), unless the file
+    # states its own
     space: str = "voxel"
     scale: float = 1.0  # factor applied to the numbers in the file
 
@@ -24,8 +27,8 @@ class Case:
 
     name: str  # unique in the data set
     image: Path  # NIfTI, NRRD, MHA, MHD, ``.npy``, PNG or JPG, or a DICOM folder
-    labels: Path | None = None  # label map on the image's grid
-    mask: Path | None = None  # mask on the image's grid, non-zero where the image is valid
+    labels: Path | None = None  # label map, on any grid in the world of the image
+    mask: Path | None = None  # mask, likewise; non-zero where the image is valid
     # landmarks, in the same order as those of the other image of a pair
     points: LandmarkFile | None = None
     phase: int | None = None  # frame of a 4D image (x, y, z, t)

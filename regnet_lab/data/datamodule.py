@@ -1,11 +1,12 @@
 """The Lightning data module of every data set of pairs."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
 from regnet_lab.data.augmentation import Augmentation, AugmentedPairs
 from regnet_lab.data.datasets.base import PairDataset, as_pair_dataset
@@ -17,7 +18,7 @@ from regnet_lab.data.samplers import (
 )
 from regnet_lab.data.worker_monitor import monitor_workers
 from regnet_lab.errors import UserError
-from regnet_lab.types import Pair
+from regnet_lab.types import Pair, update_pair
 
 
 def select_training_fraction(dataset: PairDataset, fraction: float) -> list[int]:
@@ -51,6 +52,20 @@ def select_training_fraction(dataset: PairDataset, fraction: float) -> list[int]
     return indices
 
 
+def collate_pairs(pairs: Sequence[Pair]) -> Pair:
+    """Make a batch of pairs as PyTorch does, with label maps in the widest of their data types."""
+    widest = {}
+    for key in ("fixed_labels", "moving_labels"):
+        dtypes = [cast(dict, pair)[key].dtype for pair in pairs if key in pair]
+        if len(set(dtypes)) > 1:
+            widest[key] = reduce(torch.promote_types, dtypes)
+    converted = [
+        update_pair(pair, **{k: cast(dict, pair)[k].to(d) for k, d in widest.items() if k in pair})
+        for pair in pairs
+    ]
+    return default_collate(converted)
+
+
 class PairDataModule(LightningDataModule):
     """Data loaders of the three splits of a data set.
 
@@ -76,6 +91,10 @@ class PairDataModule(LightningDataModule):
         fraction: float = 1.0,
     ) -> None:
         super().__init__()
+        limits = {"batch_size": (batch_size, 1), "num_workers": (num_workers, 0)}
+        for key, (number, minimum) in (limits | {"epoch_size": (epoch_size or 1, 1)}).items():
+            if number < minimum:
+                raise UserError(f"data.{key}={number} must be at least {minimum}.")
         self.dataset, self.batch_size, self.epoch_size = dataset, batch_size, epoch_size
         self.num_workers, self.seed, self.augment = num_workers, seed, augment
         self.fraction = fraction
@@ -106,6 +125,7 @@ class PairDataModule(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=collate_pairs,
         )
 
     def make_eval_dataloader(self, split: str) -> DataLoader[Pair]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from regnet_lab.errors import UserError
+from regnet_lab.errors import CommonError, UserError
 from regnet_lab.types import Pair
 from regnet_lab.utils.distributed import rank_and_world_size
 
@@ -111,11 +111,25 @@ class ResumableDataLoader(DataLoader[Pair]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of batches consumed in it."""
-        return {"epoch": self.sampler.epoch, "consumed": self.consumed}
+        """Return the epoch, the number of batches consumed in it and what a batch consists of."""
+        state = {"epoch": self.sampler.epoch, "consumed": self.consumed, "length": len(self)}
+        return state | self._count_pairs()
+
+    def _count_pairs(self) -> dict[str, int]:
+        return {"data.batch_size": self.batch_size, "processes": rank_and_world_size()[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind the last consumed batch, or with the next epoch after a whole one."""
-        done = state["consumed"] >= len(self)
+        """Continue behind the last consumed batch, or with the next epoch after a whole one.
+
+        Raises:
+            CommonError: Within an epoch, whose batches had another number of pairs.
+        """
+        done = state["consumed"] >= state.get("length", len(self))
+        for name, number in self._count_pairs().items():
+            if not done and state.get(name, number) != number:
+                raise CommonError(
+                    f"The checkpoint lies within an epoch with {name}={state[name]}; continuing "
+                    f"with {name}={number} would repeat or leave out pairs: use {state[name]}."
+                )
         self.sampler.epoch = state["epoch"] + done
         self.sampler.start = 0 if done else state["consumed"] * self.batch_size

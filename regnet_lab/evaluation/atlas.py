@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from regnet_lab.data.datasets.unique_images import UniqueImages, collect_unique_images
+from regnet_lab.data.io.labels import narrow_labels
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation import atlas_functional, label_fusion
 from regnet_lab.evaluation.label_fusion import LabelVotes, to_numpy
@@ -117,7 +118,7 @@ class AtlasTask:
         self, votes: LabelVotes, fields: list[Tensor], subjects: UniqueImages, name: str
     ) -> dict[str, Any]:
         """Write the labels of the atlas and their leave-one-out scores; return the scores."""
-        self.write_tensor("labels", votes.majority_labels.short(), subjects)
+        self.write_tensor("labels", votes.majority_labels, subjects)
         self.write_tensor("max_probability", votes.max_probability, subjects)
         self.write_tensor("probabilities", votes.probabilities, subjects)
         records, residual = label_fusion.score_leave_one_out(votes, subjects, fields, name)
@@ -133,6 +134,8 @@ class AtlasTask:
     def write_tensor(self, name: str, tensor: Tensor, subjects: UniqueImages) -> None:
         """Write a batch of one as NIfTI: (*spatial), or (x, y, z, channels) if several."""
         values = to_numpy(tensor)
+        if not tensor.is_floating_point():
+            values = narrow_labels(values)
         if tensor.shape[1] > 1:
             values = values.reshape(len(values), *(*tensor.shape[2:], 1)[:3])
             values = values.transpose(1, 2, 3, 0)

@@ -120,4 +120,6 @@ class DisplacementStatsTask:
         table = pd.DataFrame(rows)
         write_text(self.folder / "displacement_stats.csv", table.to_csv(index=False))
         write_figure(self.folder / "displacement_stats.png", draw_magnitude_maps(drawn_pairs))
-        log.info("\n%s", table.drop(columns="case").describe().loc[["mean", "min", "max"]])
+        summary = table.drop(columns="case").describe().loc[["mean", "min", "max"]]
+        for line in str(summary).splitlines():
+            log.info("%s", line)

@@ -19,6 +19,7 @@ from regnet_lab.spatial import coordinates
 from regnet_lab.spatial.writers import displacement_to_sitk, write_sitk_image
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair
+from regnet_lab.utils.text import make_file_name
 
 METHOD_FOLDERS = {
     "respiratory": "respiratory_motion",
@@ -101,7 +102,7 @@ class RegNet2019ExportTask:
             source_folder = deformed / f"Dsmooth0/DNext{deformation_number}"
             names = ["NextIm", "NextLung", "NextTorso"]
         else:
-            source_folder = root / "LungExp" / case / "Result"
+            source_folder = root / "LungExp" / make_file_name(case) / "Result"
             names = [f"{self.image_type}{part}FullRS1" for part in ("Image", "Mask", "Torso")]
         self.write_files(source_folder, self.make_masked_image_files(item.source, names, dataset))
         self.write_files(folder, self.make_deformation_images(item, dataset))

@@ -7,12 +7,36 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 
 from regnet_lab.config.checkpoints import find_checkpoint, load_weights
-from regnet_lab.config.instantiate import instantiate_config
-from regnet_lab.config.run_dir import load_run_config
+from regnet_lab.config.instantiate import instantiate_config, instantiate_run_config
+from regnet_lab.config.run_dir import load_run_config, read_run_config
+from regnet_lab.config.settings import describe_difference, flatten_settings
 from regnet_lab.data.datamodule import PairDataModule
 from regnet_lab.errors import UserError
 from regnet_lab.evaluation.submission import OriginalGridPairs, Submission, SubmissionModule
 from regnet_lab.training.module import RegistrationModule
+from regnet_lab.utils.distributed import is_rank_zero
+
+CONFIG_FILE = "evaluation_config.yaml"
+# of the tasks; the folder of a failed evaluation has none of them
+RESULT_FILES = ("cases.csv", "summary.json", "iteration_sweep.csv", "displacement_stats.csv")
+
+
+def require_free_folder(cfg: DictConfig) -> None:
+    """Refuse a folder that holds an evaluation with other settings, unless ``overwrite`` is set."""
+    folder = Path(cfg.output_dir)
+    holds_results = any((folder / name).is_file() for name in RESULT_FILES)
+    if (
+        cfg.overwrite
+        or not is_rank_zero()
+        or not (holds_results and (folder / CONFIG_FILE).is_file())
+    ):
+        return
+    earlier = flatten_settings(OmegaConf.create(read_run_config(folder, CONFIG_FILE)))
+    if difference := describe_difference(flatten_settings(cfg), earlier):
+        raise UserError(
+            f"{folder} holds another evaluation ({difference}): choose another evaluation_name or "
+            "output_dir, or replace it with overwrite=true."
+        )
 
 
 def is_year(submission: Any) -> bool:
@@ -28,8 +52,10 @@ def set_up_evaluation(cfg: DictConfig) -> tuple[RegistrationModule, PairDataModu
             "say which run to evaluate with run=<folder>, or give model=... and data=..., or "
             "submission=<folder or zip> and data=..."
         )
-    data_config = cfg.get("data") or load_run_config(cfg.run).data
-    data = instantiate_config(data_config, cfg.trusted_packages)
+    if cfg.get("data"):
+        data = instantiate_config(cfg.data, cfg.trusted_packages)
+    else:
+        data = instantiate_run_config(load_run_config(cfg.run).data, cfg.trusted_packages)
     return set_up_submission(cfg, data) if has_submission else (load_module(cfg), data)
 
 
@@ -58,7 +84,7 @@ def load_module(cfg: DictConfig) -> RegistrationModule:
     ndim = OmegaConf.select(cfg, "ndim", default=run.ndim)
     if ndim != run.ndim:
         raise UserError(f"{cfg.run} was trained in {run.ndim}D, but this data is {ndim}D.")
-    module = instantiate_config(run.module, cfg.trusted_packages, metrics=scorer)
+    module = instantiate_run_config(run.module, cfg.trusted_packages, metrics=scorer)
     load_weights(module, find_checkpoint(cfg.run, cfg.checkpoint))
     if cfg.get("slice_wise") and not run.get("slice_wise"):
         module.model = instantiate_config(cfg.slice_wise, cfg.trusted_packages, model=module.model)

@@ -127,7 +127,7 @@ class ControlPointFitTask:
         """Score all pairs and print the mean endpoint errors."""
         evaluator = ControlPointFitEvaluator(module)
         trainer.test(evaluator, data, verbose=False)
-        Console().print(evaluator.format_errors(), soft_wrap=True, highlight=False)
+        Console().print(evaluator.format_errors(), markup=False, soft_wrap=True, highlight=False)
 
 
 class DIRVNetFiguresTask:
@@ -154,7 +154,12 @@ class DIRVNetFiguresTask:
         self.folder.mkdir(parents=True, exist_ok=True)
         for tag, figure in figures.items():
             figure.savefig(self.folder / f"{tag.split('/')[-1]}.png")
-        Console().print(f"{len(figures)} figures in {self.folder}", soft_wrap=True, highlight=False)
+        Console().print(
+            f"{len(figures)} figures in {self.folder}",
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def compute_loss_gradients(module: RegistrationModule, pair: Pair) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class Diffusion(Loss):
 
     def forward(self, pair: Pair, out: Registration) -> Tensor:
         u = out.displacement.float()
-        slopes = [u.diff(dim=axis) for axis in range(2, u.ndim)]
+        slopes = [u.diff(dim=axis) for axis in range(2, u.ndim) if u.shape[axis] > 1]
         return torch.stack([s.abs().pow(self.power).sum(1).mean() for s in slopes]).sum()
 
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, find_objects
 from scipy.spatial import cKDTree
 
+MAX_CONSECUTIVE_LABEL = 2**16  # find_objects makes an entry for every value up to the largest
+
 Mask = NDArray[np.bool_]
 Distances = NDArray[np.floating]
 
@@ -29,17 +31,27 @@ def find_label_boxes(
     The box of a label that one of them lacks is the whole grid.
     """
     whole = (slice(None),) * fixed.ndim
-    boxes = [find_objects(volume) for volume in (fixed, warped)]
+    boxes = [_find_boxes(volume) for volume in (fixed, warped)]
 
     def join_boxes(label: int) -> tuple[slice, ...]:
-        pair = [volume_boxes[label - 1] for volume_boxes in boxes if 0 < label <= len(volume_boxes)]
-        if len(pair) < 2 or None in pair:
+        pair = [volume_boxes.get(label) for volume_boxes in boxes]
+        if pair[0] is None or pair[1] is None:
             return whole
         return tuple(
-            slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*pair, strict=True)
+            slice(min(a.start, b.start), max(a.stop, b.stop))
+            for a, b in zip(pair[0], pair[1], strict=True)
         )
 
     return {label: join_boxes(label) for label in labels}
+
+
+def _find_boxes(volume: NDArray[np.integer]) -> dict[int, tuple[slice, ...] | None]:
+    """Return the smallest box that holds each label, which may be any positive number."""
+    if volume.max() <= MAX_CONSECUTIVE_LABEL:
+        return dict(enumerate(find_objects(volume), start=1))
+    values, indices = np.unique(volume, return_inverse=True)
+    boxes = find_objects(indices.reshape(volume.shape) + 1)
+    return dict(zip(values.tolist(), boxes, strict=True))
 
 
 def _compute_diagonal(shape: tuple[int, ...], spacing: NDArray) -> float:

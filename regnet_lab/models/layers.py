@@ -1,5 +1,7 @@
 """Layers that work on 2D and 3D images."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,10 +10,17 @@ from regnet_lab import ops
 from regnet_lab.errors import UserError
 
 
-class SmallGridConvolution(nn.Module):
-    """Mixin that runs a convolution in float32 on a CPU if its kernel exceeds the grid.
+@functools.cache
+def has_bfloat16_instructions() -> bool:
+    """Check whether convolutions in bfloat16 are fast on this CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
-    In bfloat16 the gradient of its weight is then wrong: oneDNN reads out of bounds (torch 2.13
+
+class Float32OnCpu(nn.Module):
+    """Mixin that runs a convolution in float32 on a CPU where bfloat16 is slow or wrong.
+
+    Without bfloat16 instructions it takes many times as long.  With them, the gradient of its
+    weight is wrong if its kernel exceeds the grid, because oneDNN reads out of bounds (torch 2.13
     with AVX-512; 3^3 on a 2 x 2 x 2 grid).
     """
 
@@ -21,18 +30,19 @@ class SmallGridConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         reach = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]
-        if x.device.type == "cpu" and any(n <= r for n, r in zip(x.shape[2:], reach, strict=True)):
+        exceeds = any(n <= r for n, r in zip(x.shape[2:], reach, strict=True))
+        if x.device.type == "cpu" and (exceeds or not has_bfloat16_instructions()):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(x.to(self.weight.dtype))
         return super().forward(x)
 
 
-class Conv2d(SmallGridConvolution, nn.Conv2d):
-    """``torch.nn.Conv2d`` for grids of any size."""
+class Conv2d(Float32OnCpu, nn.Conv2d):
+    """``torch.nn.Conv2d`` for grids of any size and any CPU."""
 
 
-class Conv3d(SmallGridConvolution, nn.Conv3d):
-    """``torch.nn.Conv3d`` for grids of any size."""
+class Conv3d(Float32OnCpu, nn.Conv3d):
+    """``torch.nn.Conv3d`` for grids of any size and any CPU."""
 
 
 Convolution = Conv2d | Conv3d

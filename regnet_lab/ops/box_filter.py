@@ -82,11 +82,13 @@ def box_sum(image: Tensor, window: int, padding: str = "zeros") -> Tensor:
 
 
 def squared_correlation(
-    fixed: Tensor, warped: Tensor, window: int, padding: str, epsilon: float
+    fixed: Tensor, warped: Tensor, window: int, padding: str, epsilon: float, floor: float = 0.0
 ) -> Tensor:
-    """Compute cc(x) = S^2(fw) / (S(ff) S(ww) + epsilon), with box sums S of centered products.
+    """Compute cc(x) = (|S(fw)| + floor)^2 / ((S(ff) + floor) (S(ww) + floor) + epsilon).
 
-    Plain form, differentiable any number of times.
+    S are box sums of centered products.  With a ``floor`` and without ``epsilon`` cc is 1 where
+    both windows are constant, and at its largest, 1, where both images are equal.  Plain form,
+    differentiable any number of times.
     """
     count = window ** (fixed.ndim - 2)
     maps = (fixed, warped, fixed * fixed, warped * warped, fixed * warped)
@@ -94,19 +96,27 @@ def squared_correlation(
     cross = fw - f * w / count
     variance_f = (ff - f * f / count).clamp(min=0)
     variance_w = (ww - w * w / count).clamp(min=0)
-    return cross**2 / (variance_f * variance_w + epsilon)
+    cross = cross + floor * torch.where(cross < 0, -1.0, 1.0)
+    return cross**2 / ((variance_f + floor) * (variance_w + floor) + epsilon)
 
 
 def weighted_squared_correlation(
-    fixed: Tensor, warped: Tensor, weight: Tensor, window: int, padding: str, epsilon: float
+    fixed: Tensor,
+    warped: Tensor,
+    weight: Tensor,
+    window: int,
+    padding: str,
+    epsilon: float,
+    floor: float = 0.0,
 ) -> Tensor:
     """Compute the sum over voxels of weight times :func:`squared_correlation`, (B,).
 
     Gradients are in closed form and computed with the value: three more box sums for one image,
     five for both, and one stored map for each.  Images are (B, C, *spatial); ``weight`` broadcasts
-    to them and gets no gradient; ``epsilon`` avoids 0 / 0 in constant regions.
+    to them and gets no gradient; ``epsilon`` or ``floor`` avoids 0 / 0 in constant regions.
     """
-    return _WeightedSquaredCorrelation.apply(fixed, warped, weight, window, padding, epsilon)
+    options = window, padding, epsilon, floor
+    return _WeightedSquaredCorrelation.apply(fixed, warped, weight, *options)
 
 
 class _WeightedSquaredCorrelation(torch.autograd.Function):
@@ -121,6 +131,7 @@ class _WeightedSquaredCorrelation(torch.autograd.Function):
         window: int,
         padding: str,
         epsilon: float,
+        floor: float,
     ) -> Tensor:
         scale = -1 / window ** (fixed.ndim - 2)
 
@@ -132,6 +143,9 @@ class _WeightedSquaredCorrelation(torch.autograd.Function):
         raw_f = total(fixed * fixed).addcmul_(f, f, value=scale)
         raw_w = total(warped * warped).addcmul_(w, w, value=scale)
         variance_f, variance_w = raw_f.clamp(min=0), raw_w.clamp(min=0)
+        if floor:
+            cross.add_(torch.where(cross < 0, -floor, floor))
+            variance_f.add_(floor), variance_w.add_(floor)
         inverse = (variance_f * variance_w).add_(epsilon).reciprocal_()
         ratio = cross * inverse
         cc = cross.mul_(ratio)
@@ -163,7 +177,7 @@ class _WeightedSquaredCorrelation(torch.autograd.Function):
                 .addcmul_(other, adjoint_product)
             )
 
-        ctx.options = window, padding, epsilon
+        ctx.options = window, padding, epsilon, floor
         ctx.save_for_backward(
             fixed,
             warped,
@@ -180,11 +194,11 @@ class _WeightedSquaredCorrelation(torch.autograd.Function):
         per_case = grad.view(-1, *[1] * (fixed.ndim - 1))
         if not torch.is_grad_enabled():
             grads = [None if g is None else per_case * g for g in (grad_fixed, grad_warped)]
-            return *grads, None, None, None, None
+            return *grads, None, None, None, None, None
         inputs = [x for x, need in zip((fixed, warped), needed, strict=True) if need]
         cc = squared_correlation(fixed, warped, *ctx.options)
         computed = iter(
             torch.autograd.grad(cc, inputs, (per_case * weight).expand_as(cc), create_graph=True)
         )
         grads = [next(computed) if need else None for need in needed]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None

@@ -96,9 +96,11 @@ def _invert_case(u: Field, iterations: int, tolerance: float) -> Field:
 def gradient(x: Image) -> Float[Tensor, "b c d *spatial"]:
     """Compute central differences (x[i+1] - x[i-1]) / 2 along every axis, one-sided at the border.
 
-    Channel d of the result's third axis is the derivative along axis d.
+    Channel d of the result's third axis is the derivative along axis d, 0 on an axis of one voxel.
     """
-    return torch.stack(torch.gradient(x, dim=list(range(2, x.ndim))), dim=2)
+    axes = range(2, x.ndim)
+    slopes = [torch.gradient(x, dim=k)[0] if x.shape[k] > 1 else x * 0 for k in axes]
+    return torch.stack(slopes, dim=2)
 
 
 def forward_difference(x: Image) -> Float[Tensor, "b c d *inner"]:

@@ -18,6 +18,7 @@ from regnet_lab.ops.precision import full_precision
 Image = Float[Tensor, "b c *spatial"]
 Mask = Shaped[Tensor, "b c *spatial"]
 PerCase = Float[Tensor, " b"]
+RELATIVE_VARIANCE_FLOOR = 1e-10  # of the mean square; below it an image counts as constant
 
 
 def _average_over_mask(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -39,12 +40,13 @@ def mean_squares(fixed: Image, warped: Image, mask: Mask | None = None) -> PerCa
 
 
 @full_precision
-def global_ncc(
-    fixed: Image, warped: Image, mask: Mask | None = None, epsilon: float = 1e-5
-) -> PerCase:
-    """Compute 1 - cov(f, w)^2 / (var f var w + epsilon), between 0 (linear relation) and 1.
+def global_ncc(fixed: Image, warped: Image, mask: Mask | None = None) -> PerCase:
+    """Compute 1 - cov(f, w)^2 / (var f var w), between 0 (linear relation) and 1.
 
-    One minus the squared global correlation, ``ncc`` of GraDIRN (Qiu et al., MICCAI 2022).
+    One minus the squared global correlation, ``ncc`` of GraDIRN (Qiu et al., MICCAI 2022), whose
+    added 1e-5 is left out: an image of small variance would not be equal to itself.  It does not
+    depend on the scale and offset of either image; it is 1 where one of them is constant, which
+    means a variance of at most 1e-10 of its mean square.
 
     >>> image = torch.linspace(0, 1, 9).view(1, 1, 3, 3)
     >>> bool(global_ncc(image, 1 - 0.5 * image) < 0.01)
@@ -54,10 +56,16 @@ def global_ncc(
     def center(image: Tensor) -> Tensor:
         return image - _average_over_mask(image, mask).view(-1, *[1] * (image.ndim - 1))
 
+    def compute_variance(image: Tensor, centered: Tensor) -> Tensor:
+        power = _average_over_mask(image.square(), mask).detach()
+        floor = (RELATIVE_VARIANCE_FLOOR * power).clamp(min=1e-18)
+        return torch.maximum(_average_over_mask(centered.square(), mask), floor)
+
     f, w = center(fixed), center(warped)
     covariance = _average_over_mask(f * w, mask)
-    variance_f, variance_w = _average_over_mask(f * f, mask), _average_over_mask(w * w, mask)
-    return 1 - covariance**2 / (variance_f * variance_w + epsilon)
+    return 1 - (covariance / compute_variance(fixed, f)) * (
+        covariance / compute_variance(warped, w)
+    )
 
 
 @full_precision
@@ -68,12 +76,19 @@ def local_ncc(
     window: int = 9,
     padding: str = "zeros",
     epsilon: float = 1e-5,
+    noise: float = 0.0,
 ) -> PerCase:
     """Compute 1 - mean squared correlation in a box of side ``window`` around every voxel.
 
     cc = S^2(fw) / (S(ff) S(ww) + epsilon) with sums S of centered products over the box (Avants et
     al., MedIA 2008; the form used by VoxelMorph, FAIM and the pyramid).  Beyond the border the
     image is zero (padding ``zeros``) or equal to its outermost voxel (``replicate``).
+
+    ``noise`` is a standard deviation of intensity below which a box counts as constant.  With the
+    floor n noise^2 for a box of n voxels, cc = (|S(fw)| + floor)^2 / ((S(ff) + floor) (S(ww) +
+    floor) + epsilon).  Where both images are constant cc is then 1 instead of 0, and with epsilon 0
+    it is largest where both images are equal; without a floor it grows with the contrast of w, so
+    that equal images are not an optimum.
 
     >>> image = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     >>> bool(local_ncc(image, 2 - 3 * image, padding="replicate") < 1e-3)
@@ -85,7 +100,8 @@ def local_ncc(
         mask = mask.to(fixed.dtype).expand_as(fixed)
         inside = mask.flatten(1).sum(1).clamp(min=1e-6)
         weight = mask / inside.view(-1, *[1] * (fixed.ndim - 1))
-    return 1 - weighted_squared_correlation(fixed, warped, weight, window, padding, epsilon)
+    options = window, padding, epsilon, noise**2 * window ** (fixed.ndim - 2)
+    return 1 - weighted_squared_correlation(fixed, warped, weight, *options)
 
 
 def _compute_parzen_weights(image: Tensor, bins: int) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,30 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import torch
 from hydra import compose, initialize_config_dir
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from regnet_lab.config.checkpoints import find_checkpoint, load_weights
-from regnet_lab.config.compose import expand_null_overrides
-from regnet_lab.config.instantiate import instantiate_config
+from regnet_lab.config.instantiate import instantiate_config, instantiate_run_config
+from regnet_lab.config.overrides import prepare_overrides
 from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.data.io.cases import LoadedCase
-from regnet_lab.data.io.images import Volume, decode_image
+from regnet_lab.data.io.grid_matching import match_grids, resample_nearest
+from regnet_lab.data.io.images import Volume
+from regnet_lab.data.io.labels import convert_mask
 from regnet_lab.errors import UserError
+from regnet_lab.registration.image_types import ImageSource, convert_to_type_of, load_volume
 from regnet_lab.registration.inference_grid import InferenceGrid
 from regnet_lab.registration.mapping import warp_array
 from regnet_lab.registration.pipeline import RegistrationPipeline, RegistrationResult
-from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import transform_to_field
+from regnet_lab.spatial.image_grid import ImageGrid, transform_to_field
 from regnet_lab.spatial.learn2reg import field_to_displacement
 from regnet_lab.utils.paths import CONFIG_DIR
 
 log = logging.getLogger(__name__)
 
 PREPARATION_KEYS = ("shape", "spacing", "intensity", "shared_range")
-ImageSource = sitk.Image | NDArray | str | Path
 
 
 def load_training_grid(run: DictConfig) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def build_pipeline(cfg: DictConfig, overrides: Sequence[str]) -> RegistrationPip
     grid: dict[str, Any] = {"orientation": "world"}
     if cfg.run:
         run = load_run_config(cfg.run)
-        module = instantiate_config(run.module, trusted)
+        module = instantiate_run_config(run.module, trusted)
         load_weights(module, find_checkpoint(cfg.run, cfg.checkpoint))
         model, training = module.model, load_training_grid(run)
         grid = {key: training.get(key) for key in ("shape", "spacing")}
@@ -77,9 +79,10 @@ def build_pipeline(cfg: DictConfig, overrides: Sequence[str]) -> RegistrationPip
         model = instantiate_config(cfg.get("model"), trusted)
     grid |= {str(key): value for key, value in cfg.grid.items() if value is not None}
     options = {key: training[key] for key in ("intensity", "shared_range") if key in training}
-    intensity = cfg.get("intensity") or training.get("intensity")
-    if intensity is not None:
-        options["intensity"] = instantiate_config(intensity, trusted)
+    if cfg.get("intensity"):
+        options["intensity"] = instantiate_config(cfg.intensity, trusted)
+    elif training.get("intensity") is not None:
+        options["intensity"] = instantiate_run_config(training["intensity"], trusted)
     requested = any(override.lstrip("+").startswith("optimizer") for override in overrides)
     optimizer = cfg.get("optimizer") if requested or not cfg.run else None
     return RegistrationPipeline(
@@ -96,11 +99,11 @@ def build_pipeline(cfg: DictConfig, overrides: Sequence[str]) -> RegistrationPip
 class RegisteredImage:
     """The result of :func:`register`.
 
-    ``warped`` is the moving image on the fixed grid: an array if the fixed image was an array, else
-    a SimpleITK image.
+    ``warped`` is the moving image on the fixed grid, in the type in which it was given; a SimpleITK
+    image if it was a file.
     """
 
-    warped: sitk.Image | NDArray
+    warped: Any
     result: RegistrationResult
 
     @property
@@ -121,26 +124,30 @@ class RegisteredImage:
         return np.moveaxis(field_to_displacement(field, deformation.moving), -1, 0)
 
 
-def load_case(image: ImageSource, mask: ImageSource | None = None) -> tuple[LoadedCase, NDArray]:
-    """Convert an image in memory or a file to a case; also return it with its own dtype."""
-    if isinstance(image, str | Path):
-        volume = decode_image(Path(image))
-    elif isinstance(image, sitk.Image):
-        volume = Volume(sitk.GetArrayFromImage(image).T, coordinates.affine_from_sitk(image))
-    else:
-        volume = Volume(np.asarray(image), np.eye(4))
-    array = volume.array
-    if array.ndim not in (2, 3) or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
-        raise UserError("An image must be 2D or 3D with one channel and finite values.")
-    case = LoadedCase(array.astype(np.float32), volume.affine)
-    if mask is not None:
-        inside = load_case(mask)[0].image
-        if inside.shape != array.shape:
+def read_mask(mask: ImageSource, image: Volume) -> NDArray[np.uint8]:
+    """Return a mask, 1 inside and 0 outside, on the grid of an image.
+
+    Arrays and tensors have that grid; others are brought to it through world coordinates.
+    """
+    volume = load_volume(mask)
+    if volume.num_replaced:
+        raise UserError(f"{mask}: {volume.num_replaced} voxels are NaN or infinite; repair it.")
+    array = convert_mask(Path("mask"), volume.array)
+    if isinstance(mask, np.ndarray | Tensor):
+        if array.shape != image.array.shape:
             raise UserError(
-                f"A mask of shape {inside.shape} does not fit an image of shape {array.shape}."
+                f"A mask of shape {array.shape} does not fit an image of shape {image.array.shape}."
             )
-        case = replace(case, mask=(inside > 0).astype(np.int16))
-    return case, array
+        return array
+    grids = (ImageGrid(v.array.shape, v.affine) for v in (volume, image))
+    matrix = match_grids(Path("mask"), next(grids), Path("image"), next(grids))
+    return array if matrix is None else resample_nearest(array, matrix, image.array.shape)
+
+
+def build_case(image: Volume, mask: ImageSource | None = None) -> LoadedCase:
+    """Return the case of an image and its mask."""
+    inside = None if mask is None else read_mask(mask, image)
+    return LoadedCase(image.array.astype(np.float32), image.affine, mask=inside)
 
 
 def register(
@@ -150,17 +157,26 @@ def register(
     run: str | None = None,
     fixed_mask: ImageSource | None = None,
     moving_mask: ImageSource | None = None,
+    spacing: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+    moving_spacing: ArrayLike | None = None,
+    moving_affine: ArrayLike | None = None,
 ) -> RegisteredImage:
     """Register two images in memory, as ``register.py`` does with files.
 
     Args:
-        fixed: A SimpleITK image, an array with voxels of 1 mm, or a file.
+        fixed: An image of nibabel or SimpleITK, a file, or an array or tensor (*spatial).
         moving: The image to warp onto the fixed one, likewise.
         *overrides: As on the command line, such as ``"align=rigid"``,
             ``"optimizer.max_seconds=10"``.
         run: Folder of a training run whose network to use; None: the model of the configuration.
-        fixed_mask: Region of the fixed image that counts, on its grid.
+        fixed_mask: Region of the fixed image that counts.
         moving_mask: The same for the moving image.
+        spacing: Millimetres per voxel of arrays and tensors, one number or one per axis; None: 1.
+        affine: (4, 4) from voxels of arrays and tensors to millimetres, RAS+, in place of
+            ``spacing``.
+        moving_spacing: The spacing of the moving array if it differs from that of the fixed one.
+        moving_affine: The affine of the moving array if it differs from that of the fixed one.
 
     >>> y, x = np.mgrid[:24, :24]
     >>> fixed = np.exp(-((y - 12) ** 2 + (x - 12) ** 2) / 48).astype(np.float32)
@@ -169,13 +185,17 @@ def register(
     >>> registered.displacement[:, 12, 12].round().tolist()
     [2.0, 0.0]
     """
+    if moving_spacing is None and moving_affine is None and isinstance(moving, np.ndarray | Tensor):
+        moving_spacing, moving_affine = spacing, affine
+    if not isinstance(fixed, np.ndarray | Tensor) and isinstance(moving, np.ndarray | Tensor):
+        spacing = affine = None  # those of the moving image
+    fixed_volume = load_volume(fixed, spacing, affine)
+    moving_volume = load_volume(moving, moving_spacing, moving_affine)
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        run_override = [f"run={run}"] if run else []
-        cfg = compose("register", [*expand_null_overrides(overrides), *run_override])
-    fixed_case, _ = load_case(fixed, fixed_mask)
-    moving_case, original = load_case(moving, moving_mask)
+        words = [*overrides, *([f"run={run}"] if run else [])]
+        cfg = compose("register", prepare_overrides(words))
+    fixed_case = build_case(fixed_volume, fixed_mask)
+    moving_case = build_case(moving_volume, moving_mask)
     result = build_pipeline(cfg, overrides)(fixed_case, moving_case)
-    warped = warp_array(original, result.deformation)
-    if not isinstance(fixed, np.ndarray):
-        return RegisteredImage(coordinates.array_to_sitk(warped, fixed_case.affine), result)
-    return RegisteredImage(warped, result)
+    warped = warp_array(moving_volume.array, result.deformation)
+    return RegisteredImage(convert_to_type_of(moving, warped, fixed_case.affine), result)

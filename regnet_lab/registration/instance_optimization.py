@@ -20,6 +20,10 @@ from regnet_lab.ops.pairs import apply_displacement, resize_pair
 from regnet_lab.types import Pair, Registration, update_pair
 from regnet_lab.utils.voxel_budget import enlarge_voxels
 
+# of the objective with respect to one voxel's displacement, times the number of voxels; smaller
+# gradients, such as those of rounding where an image is constant, give shorter steps
+MIN_GRADIENT = 1e-3
+
 
 def compute_finite_objective(losses: Mapping[str, Loss], pair: Pair, out: Registration) -> Tensor:
     """Compute the sum of weighted losses; raise UserError if it is not finite."""
@@ -43,12 +47,20 @@ def minimize(
     lr: float,
     steps: int,
     deadline: float,
+    epsilon: float = 1e-8,
+    decay: float = 0.0,
 ) -> None:
-    """Take ``steps`` steps of Adam, but stop once the monotonic clock has passed ``deadline``."""
-    optimizer = torch.optim.Adam(parameters, lr)
-    for _ in range(steps):
+    """Take ``steps`` steps of Adam, but stop once the monotonic clock has passed ``deadline``.
+
+    Gradients below ``epsilon`` give shorter steps than ``lr``.  Over the last part ``decay`` of the
+    steps the learning rate decreases linearly to zero.
+    """
+    optimizer = torch.optim.Adam(parameters, lr, eps=epsilon)
+    for step in range(steps):
         if time.monotonic() > deadline:
             return
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (steps - step) / max(decay * steps, 1))
         optimizer.zero_grad()
         objective().backward()
         optimizer.step()
@@ -69,7 +81,7 @@ def compute_level_shapes(
 
     def shrink(factor: float) -> list[int]:
         axes = zip(shape, spacing, strict=True)
-        return [max(2, round(n * s / max(s, factor * finest))) for n, s in axes]
+        return [max(min(n, 2), round(n * s / max(s, factor * finest))) for n, s in axes]
 
     factor = enlarge_voxels(1.0, lambda factor: math.prod(shrink(factor)), max_voxels)
     return [shrink(factor * 2**k) for k in reversed(range(levels))]
@@ -99,6 +111,11 @@ class FieldOptimizer:
         proximal_weight: Weight of mean |u - u_model|^2, in voxels, which keeps u close to the
             field of the model.
         max_seconds: Time limit; None: all steps.
+        decay: Last part of the steps on the finest grid over which the learning rate decreases to
+            zero, so that no jitter of its size remains.
+
+    The optimization starts from no displacement, and ends with none, where that has a smaller
+    objective than the field of the model, or the result: images that are already equal stay.
     """
 
     losses: Mapping[str, Loss]
@@ -107,6 +124,7 @@ class FieldOptimizer:
     max_voxels: int = 1_500_000
     proximal_weight: float = 0.0
     max_seconds: float | None = None
+    decay: float = 0.0
 
     def __call__(self, pair: Pair, model: nn.Module) -> Tensor:
         """Optimize the field of the model for one pair."""
@@ -115,30 +133,48 @@ class FieldOptimizer:
             predicted = apply_displacement(pair, model(pair["fixed"], pair["moving"])).displacement
         spacing, shape = pair["spacing"][0].tolist(), pair["fixed"].shape[2:]
         shapes = compute_level_shapes(shape, spacing, len(self.steps), self.max_voxels)
-        u = ops.resize_field(predicted, shapes[0])
-        for level_shape, steps in zip(shapes, self.steps, strict=True):
-            level_pair = resize_pair(pair, level_shape)
-            u = ops.resize_field(u, level_shape)
-            u = self.optimize_level(level_pair, u, predicted, steps, deadline)
-        return u
+        pairs = [resize_pair(pair, level_shape) for level_shape in shapes]
+        u = self.require_gain(pairs[0], ops.resize_field(predicted, shapes[0]))
+        for level, (level_pair, steps) in enumerate(zip(pairs, self.steps, strict=True)):
+            u = ops.resize_field(u, shapes[level])
+            decay = self.decay if level == len(pairs) - 1 else 0.0
+            u = self.optimize_level(level_pair, u, predicted, steps, deadline, decay)
+        return self.require_gain(pairs[-1], u)
+
+    def compute_objective(self, pair: Pair, u: Tensor) -> Tensor:
+        """Compute the weighted sum of the losses for a displacement on the grid of ``pair``."""
+        out = Registration([u], ops.warp(pair["moving"], u))
+        masked = any(isinstance(t, Similarity) and t.masked for t in self.losses.values())
+        pair = restrict_mask_to_overlap(pair, u) if masked else pair
+        return compute_finite_objective(self.losses, pair, out)
+
+    @torch.no_grad()
+    def require_gain(self, pair: Pair, u: Tensor) -> Tensor:
+        """Return ``u``, or zero if no displacement at all has a smaller objective."""
+        zero = torch.zeros_like(u)
+        return u if self.compute_objective(pair, u) < self.compute_objective(pair, zero) else zero
 
     def optimize_level(
-        self, pair: Pair, u: Tensor, predicted: Tensor, steps: int, deadline: float
+        self,
+        pair: Pair,
+        u: Tensor,
+        predicted: Tensor,
+        steps: int,
+        deadline: float,
+        decay: float = 0.0,
     ) -> Tensor:
         """Optimize ``u`` on the grid of ``pair``; ``predicted`` is the field of the model."""
         anchor = ops.resize_field(predicted, u.shape[2:])
         u = u.detach().clone().requires_grad_()
-        masked = any(isinstance(t, Similarity) and t.masked for t in self.losses.values())
 
         def objective() -> Tensor:
-            out = Registration([u], ops.warp(pair["moving"], u))
-            masked_pair = restrict_mask_to_overlap(pair, u) if masked else pair
-            total = compute_finite_objective(self.losses, masked_pair, out)
+            total = self.compute_objective(pair, u)
             if self.proximal_weight:
                 total = total + self.proximal_weight * (u - anchor).square().sum(1).mean()
             return total
 
-        minimize(objective, [u], self.lr, steps, deadline)
+        epsilon = MIN_GRADIENT / u[0, 0].numel()
+        minimize(objective, [u], self.lr, steps, deadline, epsilon, decay)
         return u.detach()
 
 

@@ -13,6 +13,7 @@ from regnet_lab import ops
 from regnet_lab.data.preprocessing.functional import compute_stretch_matrix
 from regnet_lab.spatial import Deformation, coordinates
 from regnet_lab.spatial.image_grid import ImageGrid
+from regnet_lab.utils.casts import cast_to_dtype
 
 SLAB_VOXELS = 2**22  # resampled at a time
 
@@ -74,7 +75,7 @@ def warp_array(array: NDArray, deformation: Deformation, linear: bool = True) ->
         inside = ((points >= -0.5) & (points <= last)).all(1, keepdim=True)
         slabs.append(torch.where(inside, sample(image, points), background))
     result = torch.cat(slabs, 2)[0, 0].numpy()
-    return (np.rint(result) if array.dtype.kind in "iu" else result).astype(array.dtype)
+    return cast_to_dtype(result, array.dtype)
 
 
 def _sample_at(u: NDArray, points: NDArray) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 The two images may lie on any grids.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,15 +22,24 @@ from regnet_lab.data.preprocessing.functional import (
     resample_image,
     resample_labels,
 )
-from regnet_lab.data.preprocessing.padding import extend_valid_region, find_valid_region
+from regnet_lab.data.preprocessing.intensity_range import has_few_levels
+from regnet_lab.data.preprocessing.padding import (
+    extend_valid_region,
+    find_padding,
+    find_padding_value,
+    find_valid_region,
+)
 from regnet_lab.errors import UserError
 from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.registration.inference_grid import InferenceGrid, get_grid
 from regnet_lab.registration.mapping import resample_displacement
 from regnet_lab.spatial import Deformation, coordinates
-from regnet_lab.spatial.image_grid import ImageGrid
+from regnet_lab.spatial.image_grid import ImageGrid, warn_about_units
 from regnet_lab.spatial.linear_alignment import ImagePair
+from regnet_lab.spatial.whole_voxels import match_exactly
 from regnet_lab.types import Pair
+
+log = logging.getLogger(__name__)
 
 Alignment = Callable[[ImagePair], coordinates.Matrix]
 Optimizer = Callable[[Pair, nn.Module], Tensor]
@@ -62,23 +72,39 @@ def check_image(name: str, case: LoadedCase, other: LoadedCase) -> None:
     if np.ptp(case.image) == 0:
         raise UserError(f"{name} is {case.image.flat[0]:g} everywhere: there is nothing to match.")
     if case.mask is not None and not case.mask.any():
-        raise UserError(f"The mask of {name} is 0 everywhere; it must contain some voxels.")
+        raise UserError(f"{name} has a mask that is 0 everywhere; it must contain some voxels.")
 
 
 def _compute_alignment_mask(case: LoadedCase, valid: NDArray[np.bool_]) -> sitk.Image | None:
     """Return the mask for linear alignment; None if it would be 1 everywhere.
 
     It is the mask of the image, or else its valid voxels, or else the box outside which the image
-    is constant.
+    is constant, unless it is constant inside too.
     """
     inside = valid if case.mask is None else case.mask > 0
     if case.mask is None and valid.all():
         inside = np.zeros(valid.shape, bool)
         (box,) = ndimage.find_objects((case.image != case.image.flat[0]).astype(np.uint8))
         inside[box] = True
-        if inside.all():
+        if inside.all() or np.ptp(case.image[box]) == 0:
             return None
     return coordinates.array_to_sitk(inside.astype(np.float32), case.affine)
+
+
+def darken_padding(array: NDArray[np.float32], image: NDArray) -> NDArray[np.float32]:
+    """Set the padding of a volume to 0 in its normalized array.
+
+    Padding of any other value, such as 0 or 32767 around the field of view of a CT, would be an
+    edge that does not move with the anatomy.  Images of few levels and 2D images, whose bright
+    background is often the slide or the page, are returned as they are.
+    """
+    value = find_padding_value(image) if image.ndim == 3 else None
+    if value is None or not array[image == value].any():
+        return array
+    padding = find_padding(image)
+    if padding.all() or has_few_levels(image[~padding]):
+        return array
+    return np.where(padding, np.float32(0), array)
 
 
 class RegistrationPipeline:
@@ -113,18 +139,28 @@ class RegistrationPipeline:
         """Register two images; raise UserError if they are unsuitable or do not overlap."""
         check_image("The fixed image", fixed, moving)
         check_image("The moving image", moving, fixed)
+        warn_about_units(get_grid(fixed), get_grid(moving))
         clock = [time.perf_counter()]
         valid = find_valid_region(fixed.image), find_valid_region(moving.image)
         cases = zip((fixed, moving), valid, strict=True)
         masks = [_compute_alignment_mask(case, inside) for case, inside in cases]
+        originals = [coordinates.array_to_sitk(c.image, c.affine) for c in (fixed, moving)]
         fixed, moving = self.normalize_intensities(fixed, moving, *valid)
         images = [coordinates.array_to_sitk(case.image, case.affine) for case in (fixed, moving)]
         matrix = self.alignment(ImagePair(*images, *masks))
+        exact = match_exactly(originals[0], originals[1], matrix)
+        matrix = matrix if exact is None else exact
         clock.append(time.perf_counter())
         grid = self.grid.compute_grid(fixed, valid[0])
         aligned = replace(moving, affine=np.linalg.inv(matrix) @ moving.affine)
         pair = self.build_pair(fixed, aligned, grid, name)
-        u = self.compute_displacement(pair)
+        if exact is None:
+            u = self.compute_displacement(pair)
+        else:
+            log.info("%s: the images are equal after linear alignment; no deformation.", name)
+            u = torch.zeros(1, fixed.image.ndim, *pair["fixed"].shape[2:])
+        if not torch.isfinite(u).all():
+            raise UserError(f"{name}: the displacement of the model is not finite; use another.")
         clock.append(time.perf_counter())
         fixed_grid, moving_grid = get_grid(fixed), get_grid(moving)
         u_fixed = resample_displacement(u.cpu(), grid, fixed_grid)
@@ -143,9 +179,10 @@ class RegistrationPipeline:
         """
 
         def normalize(case: LoadedCase, valid: NDArray) -> NDArray:
-            like = fixed.image[fixed_valid] if self.shared_range else case.image[valid]
-            whole = valid.all() and not self.shared_range
-            array = self.intensity(case.image, **({} if whole else {"like": like}))
+            source, inside = (fixed, fixed_valid) if self.shared_range else (case, valid)
+            whole = inside.all() and source is case
+            like = {} if whole else {"like": np.where(inside, source.image, np.nan)}
+            array = darken_padding(self.intensity(case.image, **like), case.image)
             return extend_valid_region(array, valid)
 
         mask = fixed_valid if fixed.mask is None else fixed_valid & (fixed.mask > 0)

@@ -17,6 +17,7 @@ Matrix = NDArray[np.floating]
 Points = NDArray
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+MAX_SHEAR = 1e-3  # largest cosine between axes that count as perpendicular
 MIN_DETERMINANT = 1e-6  # of the axes' unit vectors; below it an affine counts as singular
 
 
@@ -34,6 +35,21 @@ def is_invertible(affine: Matrix) -> bool:
     size = affine_to_spacing(affine)
     volume = abs(np.linalg.det(affine[:3, :3] / np.maximum(size, 1e-300)))
     return bool(np.isfinite(affine).all() and volume > MIN_DETERMINANT)
+
+
+def is_orthogonal(affine: Matrix, ndim: int = 3) -> bool:
+    """Check whether the first ``ndim`` axes are perpendicular, up to the rounding of headers."""
+    axes = affine[:3, :ndim] / affine_to_spacing(affine, ndim)
+    return bool(np.abs(axes.T @ axes - np.eye(ndim)).max() <= MAX_SHEAR)
+
+
+def lies_in_xy_plane(affine: Matrix) -> bool:
+    """Check whether the first two array axes are parallel to the x-y plane of the world.
+
+    >>> lies_in_xy_plane(np.eye(4)), lies_in_xy_plane(np.eye(4)[[2, 0, 1, 3]])
+    (True, False)
+    """
+    return bool(np.abs(affine[2, :2]).max() <= 1e-4 * affine_to_spacing(affine, 2).max())
 
 
 def embed_in_3d(matrix: Matrix) -> Matrix:
@@ -120,12 +136,13 @@ def affine_from_sitk(image: sitk.Image | sitk.ImageFileReader) -> Matrix:
 def array_to_nifti(array: NDArray, affine: Matrix) -> nibabel.Nifti1Image:
     """Convert an array (x, y), (x, y, z) or with further axes to a NIfTI image of the same dtype.
 
-    The affine is stored as sform and qform.
+    The affine is stored as sform and, if its axes are perpendicular, as qform.
     """
     image = nibabel.Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
+    if is_orthogonal(affine):
+        image.set_qform(affine, code="scanner")
     return image
 
 

@@ -7,38 +7,43 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.errors import UserError
+from regnet_lab.spatial.meta_image import check_meta_image
+from regnet_lab.spatial.voxel_files import (
+    MAX_HEADER_BYTES,
+    META_IMAGE_SUFFIXES,
+    TEXT_HEADER_SUFFIXES,
+    check_voxel_files,
+    list_voxel_files,
+    read_text_header,
+    warn_about_unit,
+)
 
 MAX_VOXELS = 2**33
 MAX_DEFLATE_RATIO = 1032  # most bytes that one byte of a deflate stream can expand to
-TEXT_HEADER_BYTES = 2**16  # a text header ends within these
 UNCOMPRESSED_SUFFIXES = (".nii", ".hdr", ".img", ".mgh")
-TEXT_HEADER_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 COMPRESSION_FIELD = re.compile(
     rb"^(?:CompressedData\s*=\s*True|encoding:\s*(?!raw\s*$)\S+)", re.IGNORECASE | re.MULTILINE
-)
-DATA_FILE_FIELD = re.compile(
-    r"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE
 )
 
 
 def list_image_files(path: Path) -> list[Path]:
-    """List the files of an image: header and separate voxel file, or those of a DICOM folder."""
+    """List the files of an image: header and separate voxel files, or those of a DICOM folder."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
-    partner, suffix = path, path.suffix.lower()
+    suffix = path.suffix.lower()
+    others: list[Path] = []
     if suffix in (".hdr", ".img"):
-        partner = path.with_suffix(".img" if suffix == ".hdr" else ".hdr")
-    elif suffix in (".mhd", ".nhdr") and path.is_file():
-        data_file = DATA_FILE_FIELD.search(path.read_text(errors="replace"))
-        partner = path.parent / data_file[1] if data_file else path
-    return [path, partner] if partner != path and partner.is_file() else [path]
+        others = [path.with_suffix(".img" if suffix == ".hdr" else ".hdr")]
+    elif suffix in TEXT_HEADER_SUFFIXES and path.is_file():
+        others = list_voxel_files(path)
+    return [path, *(file for file in others if file.is_file())]
 
 
 def is_compressed(path: Path) -> bool:
     """Check whether the voxels may be compressed."""
     if path.suffix.lower() in TEXT_HEADER_SUFFIXES:
         with path.open("rb") as file:
-            return bool(COMPRESSION_FIELD.search(file.read(TEXT_HEADER_BYTES)))
+            return bool(COMPRESSION_FIELD.search(file.read(MAX_HEADER_BYTES)))
     return path.suffix.lower() not in UNCOMPRESSED_SUFFIXES
 
 
@@ -57,8 +62,24 @@ def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
         )
 
 
+def check_slice_count(path: Path, slices: int) -> None:
+    """Raise UserError if a MetaImage names several voxel files, but not one for each slice."""
+    number = len(list_voxel_files(path))
+    if number > 1 and number != slices:
+        raise UserError(
+            f"{path}: names {number} voxel files for {slices} slices; correct its header."
+        )
+
+
 def open_itk_reader(path: Path) -> sitk.ImageFileReader:
-    """Open an image with SimpleITK, read its header and check its size."""
+    """Open an image with SimpleITK, read its header and check its size and voxel files."""
+    if path.suffix.lower() in TEXT_HEADER_SUFFIXES:
+        check_voxel_files(path)
+        if path.suffix.lower() in META_IMAGE_SUFFIXES:
+            size, itemsize = check_meta_image(path, read_text_header(path))
+            check_size(path, size, itemsize)
+            check_slice_count(path, size[-1])
+        warn_about_unit(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()

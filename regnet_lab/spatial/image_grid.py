@@ -1,14 +1,21 @@
 """Image grids, vector fields on them, and their conversion to SimpleITK images and transforms."""
 
+import logging
 from dataclasses import dataclass
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 
 from regnet_lab.spatial import coordinates
 
+log = logging.getLogger(__name__)
+
 Vectors = NDArray[np.floating]  # (D, *spatial)
+
+MAX_EXTENT_RATIO = 3.0  # between two images to register
+USUAL_SPACING = (0.001, 20.0)  # mm
 
 
 @dataclass(frozen=True)
@@ -18,10 +25,13 @@ class ImageGrid:
     Args:
         shape: Voxels along each axis.
         affine: (4, 4) from voxel indices to RAS+ mm.
+        header: Of the NIfTI file that holds the image, which determines its FSL coordinates; None:
+            that of a file written here.
     """
 
     shape: tuple[int, ...]
     affine: coordinates.Matrix
+    header: nibabel.Nifti1Header | None = None
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> "ImageGrid":
@@ -60,6 +70,32 @@ class ImageGrid:
     def displacement_to_mm(self, u: Vectors) -> sitk.Image:
         """Convert a displacement in voxels to a vector image in LPS+ mm: R diag(s) u."""
         return self.to_vector_image(np.tensordot(self.voxel_to_lps[:-1, :-1].astype(u.dtype), u, 1))
+
+
+def warn_about_units(fixed: ImageGrid, moving: ImageGrid) -> None:
+    """Log a warning if two images differ much in size, or if a spacing is unusual.
+
+    Their sizes in mm, sorted along the axes, then differ by a factor of 3 or more, or a spacing is
+    above 20 mm or below 0.001 mm.
+    """
+
+    def join(values: NDArray[np.floating]) -> str:
+        return " x ".join(f"{value:.4g}" for value in values)
+
+    extents = [grid.spacing * grid.shape for grid in (fixed, moving)]
+    ratio = np.abs(np.log(np.sort(extents[0]) / np.sort(extents[1]))).max()
+    if ratio >= np.log(MAX_EXTENT_RATIO):
+        log.warning(
+            "The fixed image measures %s mm and the moving image %s mm: check the units of their "
+            "voxel sizes.",
+            *map(join, extents),
+        )
+    for name, grid in (("fixed", fixed), ("moving", moving)):
+        low, high = grid.spacing.min().round(6), grid.spacing.max()  # 1 um of a float32 header
+        if low < USUAL_SPACING[0] or high > USUAL_SPACING[1]:
+            log.warning(
+                "The %s image has voxels of %s mm: check their unit.", name, join(grid.spacing)
+            )
 
 
 def vectors_from_image(image: sitk.Image) -> Vectors:

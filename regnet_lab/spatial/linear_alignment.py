@@ -12,26 +12,15 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
-import torch
 
-from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-from regnet_lab.spatial.image_grid import ImageGrid, transform_to_matrix, vectors_from_image
+from regnet_lab.spatial.image_grid import ImageGrid, transform_to_matrix
+from regnet_lab.spatial.image_pyramid import ImagePair, shrink_pair
+from regnet_lab.spatial.whole_voxels import SampledPair, keep_thin_axes, prefer_whole_voxels
 
 HISTOGRAM_BINS = 32
-MIN_LEVEL_VOXELS = 50_000  # of a resolution level, if the image has them
 VOLUME_RATIO_RANGE = (0.2, 5.0)  # plausible changes of volume between two anatomies
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """Two float32 images and their masks at one resolution."""
-
-    fixed: sitk.Image
-    moving: sitk.Image
-    fixed_mask: sitk.Image | None = None
-    moving_mask: sitk.Image | None = None
 
 
 def compute_overlap(fixed: ImageGrid, moving: ImageGrid) -> float:
@@ -52,40 +41,6 @@ def check_overlap(pair: ImagePair) -> None:
             "The two images do not overlap in the world: check origin and orientation in their "
             "headers, or start from their centers with align.init=geometry."
         )
-
-
-def shrink(image: sitk.Image, factor: float) -> sitk.Image:
-    """Average an image on a grid with voxels ``factor`` times its finest spacing.
-
-    The factor is reduced where the grid would have too few voxels for a histogram.
-    """
-    grid = ImageGrid.from_sitk(image)
-    spacing = np.array(image.GetSpacing())
-
-    def compute_shape(factor: float) -> np.ndarray:
-        coarse = np.maximum(spacing, factor * spacing.min())
-        return np.maximum(np.rint(grid.shape * spacing / coarse), 1)
-
-    while factor > 1 and compute_shape(factor).prod() < MIN_LEVEL_VOXELS:
-        factor *= 0.9
-    shape = compute_shape(factor)
-    array = np.ascontiguousarray(vectors_from_image(image), np.float32)
-    small = ops.resize(torch.from_numpy(array)[None, None], shape.astype(int).tolist())
-    ratio = grid.shape / shape
-    stretch = np.diag([*ratio, 1.0])
-    stretch[:-1, -1] = (ratio - 1) / 2
-    affine = grid.affine @ coordinates.embed_in_3d(stretch)
-    return coordinates.array_to_sitk(small[0, 0].numpy(), affine)
-
-
-def shrink_pair(pair: ImagePair, factor: float) -> ImagePair:
-    """Shrink images and masks; a voxel is in a mask if at least half of it is."""
-    images = (shrink(image, factor) for image in (pair.fixed, pair.moving))
-    masks = (
-        None if mask is None else sitk.Cast(shrink(mask, factor) >= 0.5, sitk.sitkUInt8)
-        for mask in (pair.fixed_mask, pair.moving_mask)
-    )
-    return ImagePair(*images, *masks)
 
 
 def propose_translations(pair: ImagePair) -> Iterator[tuple[str, list[float]]]:
@@ -144,13 +99,16 @@ class LinearAlignment:
         if self.init == "auto":
             check_overlap(pair)
         coarse = shrink_pair(pair, self.shrink_factors[0])
-        transform = self.choose_translation(coarse)
+        transform = start = self.choose_translation(coarse)
         for kind in self.transforms:
             for factor in self.shrink_factors:
                 level = coarse if factor == self.shrink_factors[0] else shrink_pair(pair, factor)
                 initial = create_transform(kind, transform, level.fixed)
                 transform = self.optimize_level(level, initial)
-        return transform_to_matrix(transform)
+        sampled = SampledPair(pair.fixed, pair.moving, pair.fixed_mask)
+        initial_matrix = transform_to_matrix(start)
+        matrix = keep_thin_axes(sampled, transform_to_matrix(transform), initial_matrix)
+        return prefer_whole_voxels(sampled, matrix, [initial_matrix, np.eye(4)])
 
     def create_method(self, pair: ImagePair) -> sitk.ImageRegistrationMethod:
         """Create a registration method that measures mutual information within the masks."""

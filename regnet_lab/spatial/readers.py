@@ -15,6 +15,7 @@ from regnet_lab.errors import UserError
 from regnet_lab.spatial import fsl, learn2reg
 from regnet_lab.spatial.header_checks import check_size, open_itk_reader
 from regnet_lab.spatial.image_grid import ImageGrid, field_to_transform
+from regnet_lab.utils.files import require_file
 
 ITK_VECTOR_INTENT = 1007  # NIfTI intent code of displacement fields of ITK and ANTs
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -117,8 +118,7 @@ def read_transform(
     Learn2Reg's files and FLIRT's matrix need the grids of both images, FSL's warp the moving one.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: this file is missing.")
+    require_file(path)
     try:
         return _read_by_name(path, fixed, moving)
     except READ_ERRORS as error:

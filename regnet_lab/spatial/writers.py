@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet_lab.errors import UserError
-from regnet_lab.spatial import coordinates, fsl, learn2reg
+from regnet_lab.spatial import coordinates, fsl, learn2reg, nifti
 from regnet_lab.spatial.deformation import Deformation
 from regnet_lab.spatial.image_grid import (
     ImageGrid,
@@ -103,8 +103,8 @@ def _write_fsl(folder: Path, deformation: Deformation) -> None:
     """Write FNIRT's relative warps and FLIRT's matrix."""
     forward, backward = _compute_fields(deformation)
     fixed, moving = deformation.fixed, deformation.moving
-    fsl.write_warp(folder / "fsl_warp.nii.gz", forward, moving)
-    fsl.write_warp(folder / "fsl_inverse_warp.nii.gz", backward, fixed)
+    fsl.write_warp(folder / "fsl_warp.nii.gz", forward, fixed, moving)
+    fsl.write_warp(folder / "fsl_inverse_warp.nii.gz", backward, moving, fixed)
     fsl.write_matrix(folder / "fsl_affine.mat", np.asarray(deformation.matrix), fixed, moving)
 
 
@@ -124,18 +124,37 @@ TRANSFORM_WRITERS: dict[str, Callable[[Path, Deformation], None]] = {
     "fsl": _write_fsl,
     "learn2reg": _write_learn2reg,
 }
-FORMAT_DIMENSIONS = {"fsl": (3,)}  # others: 2D and 3D
+ORTHOGONAL_FORMATS = ("field", "ants")  # NIfTI, which ITK reads with perpendicular axes only
 
 
-def check_formats(formats: Iterable[str], ndim: int) -> None:
-    """Raise UserError for a transform format that is unknown or not for images of ``ndim`` axes."""
+def _check_format(name: str, side: str, grid: ImageGrid) -> None:
+    """Raise UserError if a transform format cannot describe an image."""
+    if name == "fsl" and grid.ndim != 3:
+        raise UserError(f"transform_formats: '{name}' is for 3D images only; remove it.")
+    if name == "fsl" and grid.header is not None and nifti.is_mirrored(grid.header):
+        raise UserError(
+            f"transform_formats: FSL cannot read the {side} image, because its qform and sform "
+            "mirror each other; repair its header or remove 'fsl'."
+        )
+    if name in ORTHOGONAL_FORMATS and not coordinates.is_orthogonal(grid.affine, grid.ndim):
+        raise UserError(
+            f"transform_formats: '{name}' cannot describe the {side} image, whose axes are not "
+            "perpendicular; remove it ('itk' can), or resample the image to perpendicular axes."
+        )
+
+
+def check_formats(
+    formats: Iterable[str], fixed: ImageGrid | None = None, moving: ImageGrid | None = None
+) -> None:
+    """Raise UserError for a transform format that is unknown or cannot describe an image."""
     for name in formats:
         if name not in TRANSFORM_WRITERS:
             raise UserError(
                 f"transform_formats: '{name}' must be one of {', '.join(TRANSFORM_WRITERS)}."
             )
-        if ndim not in FORMAT_DIMENSIONS.get(name, (2, 3)):
-            raise UserError(f"transform_formats: '{name}' is for 3D images only; remove it.")
+        for side, grid in (("fixed", fixed), ("moving", moving)):
+            if grid is not None:
+                _check_format(name, side, grid)
 
 
 def write_transforms(folder: Path, deformation: Deformation, formats: Iterable[str]) -> None:
@@ -148,7 +167,7 @@ def write_transforms(folder: Path, deformation: Deformation, formats: Iterable[s
     ``fsl``: FNIRT's relative warps and FLIRT's matrix.  ``learn2reg``: ``.npz`` and ``.nii.gz``.
     """
     formats = list(formats)
-    check_formats(formats, deformation.fixed.ndim)
+    check_formats(formats, deformation.fixed, deformation.moving)
     for name in formats:
         TRANSFORM_WRITERS[name](folder, deformation)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from regnet_lab.data.worker_monitor import find_dead_workers, take_interrupted_items
 from regnet_lab.errors import CommonError, UserError
@@ -81,6 +82,8 @@ def translate_errors(memory_hint: str, retry_hint: str) -> Iterator[None]:
         if rank_and_world_size()[0]:
             raise SystemExit(0) from error
         raise
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
     except (RuntimeError, OSError, MemoryError, EOFError) as error:
         explanation = explain_failure(error, memory_hint, retry_hint)
         if explanation is None:

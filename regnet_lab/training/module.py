@@ -1,5 +1,6 @@
 """Lightning module that trains and evaluates any registration model with any sum of losses."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -21,6 +22,8 @@ from regnet_lab.utils.profiling import Profile
 
 Scorer = Callable[[Pair, Tensor], dict[str, float]]
 BackwardPair = Callable[[Pair, Registration], Pair]
+NONFINITE_CHOICES = ("stop", "skip")
+log = logging.getLogger(__name__)
 BACKWARD_PAIRS: dict[str, BackwardPair] = {"warped": cycle_pair, "fixed": swap_pair}
 
 
@@ -39,6 +42,8 @@ class RegistrationModule(LightningModule):
         cycle_input: Image that the backward pass registers to the moving image: ``warped`` (Kuang,
             SASHIMI 2019) or ``fixed``.
         metrics: Computes the metrics of a test pair from its displacement.
+        nonfinite_loss: ``stop`` the training at a loss or gradient that is not finite, or ``skip``
+            the batch: its gradient is then zero.
         name: Name of the method in tables.
     """
 
@@ -52,6 +57,7 @@ class RegistrationModule(LightningModule):
         inverse_consistency_weight: float = 0.0,
         cycle_input: str = "warped",
         metrics: Scorer = score_full,
+        nonfinite_loss: str = "stop",
         name: str = "model",
     ) -> None:
         super().__init__()
@@ -59,12 +65,17 @@ class RegistrationModule(LightningModule):
             raise UserError(
                 f"cycle_input={cycle_input}: choose one of {', '.join(BACKWARD_PAIRS)}."
             )
+        if nonfinite_loss not in NONFINITE_CHOICES:
+            raise UserError(
+                f"nonfinite_loss={nonfinite_loss}: choose one of {', '.join(NONFINITE_CHOICES)}."
+            )
+        self.skips_nonfinite = nonfinite_loss == "skip"
         self.model, self.losses = model, nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.cycle_weight = cycle_weight
         self.inverse_consistency_weight = inverse_consistency_weight
         self.make_backward_pair = BACKWARD_PAIRS[cycle_input]
-        self.score, self.name = metrics, name
+        self.scorer, self.name = metrics, name
         self.last_pair: Pair | None = None
         self.validation_scores: list[dict[str, float]] = []
         self.validation_divergence: DivergedError | None = None
@@ -102,6 +113,20 @@ class RegistrationModule(LightningModule):
         return terms["loss"]
 
     def training_step(self, pair: Pair, _: int) -> Tensor:
+        try:
+            return self.compute_training_loss(pair)
+        except DivergedError as error:  # in all processes
+            if not self.skips_nonfinite:
+                raise
+            log.warning("This batch is skipped: %s", error)
+            return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+
+    def compute_training_loss(self, pair: Pair) -> Tensor:
+        """Register a batch, log its losses and return their sum.
+
+        Raises:
+            DivergedError: A term is not finite in one of the processes.
+        """
         out = self(pair)
         total = self.log_losses(self.compute_losses(pair, out), "train", pair)
         if self.cycle_weight or self.inverse_consistency_weight:
@@ -129,7 +154,12 @@ class RegistrationModule(LightningModule):
 
     def on_before_optimizer_step(self, _: Optimizer) -> None:
         norm = grad_norm(self, 2).get("grad_2.0_norm_total", torch.zeros(()))
-        if not torch.isfinite(torch.as_tensor(norm)) and self.trainer.precision != "16-mixed":
+        if torch.isfinite(torch.as_tensor(norm)) or self.trainer.precision == "16-mixed":
+            return
+        if self.skips_nonfinite:
+            log.warning("The gradient became %s: step %d is skipped.", norm, self.global_step)
+            self.zero_grad(set_to_none=False)
+        else:
             raise DivergedError(
                 f"The gradient became {float(norm)} at step {self.global_step}: lower "
                 "training_optimizer.lr and continue from the last checkpoint.",
@@ -164,6 +194,23 @@ class RegistrationModule(LightningModule):
             mean = fmean(score[name] for score in scores if name in score)
             self.log(f"val/{name}", mean, sync_dist=True)  # equal in all processes
 
+    def score(self, pair: Pair, u: Tensor) -> dict[str, float]:
+        """Compute the metrics of a displacement (1, D, *spatial) in voxels of the fixed grid.
+
+        One that is not finite counts as a failure: the overlap is 0, and the other metrics are
+        those without registration.
+        """
+        if torch.isfinite(u).all():
+            return self.scorer(pair, u)
+        log.warning(
+            "%s: the displacement of %s is not finite; its overlap counts as 0 and its other "
+            "metrics are those without registration.",
+            pair["name"][0],
+            self.name,
+        )
+        scores = self.scorer(pair, torch.zeros_like(u))
+        return {name: 0.0 if name.startswith("dice") else x for name, x in scores.items()}
+
     def test_step(self, pair: Pair, _: int) -> dict[str, Any]:
         """Return the registration and records of the case before and after registration."""
         with Profile(self.device) as profile:
@@ -189,5 +236,7 @@ class RegistrationModule(LightningModule):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
+        if getattr(scheduler, "T_max", 1) < 1:
+            raise UserError("scheduler.T_max must be at least 1 epoch.")
         interval = getattr(scheduler, "interval", "epoch")
         return [optimizer], [{"scheduler": scheduler, "interval": interval}]

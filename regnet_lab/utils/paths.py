@@ -10,3 +10,5 @@ RESOURCE_ROOTS = (  # repository checkout, installed package
 CONFIG_DIR = str(
     next((path for root in RESOURCE_ROOTS if (path := root / "conf").is_dir()), RESOURCE_ROOTS[0])
 )
+# of the network's tensors in a checkpoint of a RegistrationModule
+NETWORK_PREFIX = "model."

@@ -103,7 +103,8 @@ def _draw_view(figure: Figure, box: Sequence[float], view: View, plane: Plane) -
     mappable = view.draw(axes, plane)
     axes.set_title(view.title, fontsize=9, pad=4)
     if view.colorbar:
-        bar = np.array([left + 0.12, bottom - 0.15, width - 0.24, 0.08])  # ticks need the rest
+        length = max(width - 0.24, 0.1)  # ticks need the rest; a single slice has none
+        bar = np.array([left + (width - length) / 2, bottom - 0.15, length, 0.08])
         bar_axes = figure.add_axes(tuple(bar / figure_size))
         figure.colorbar(mappable, bar_axes, orientation="horizontal")
         bar_axes.tick_params(labelsize=7, length=2, pad=2)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from regnet_lab.config.compose import expand_null_overrides
+from regnet_lab.config.overrides import expand_null_overrides
 
 SMALL = [
     "ndim=2",
@@ -121,7 +121,7 @@ def test_best_validation_score_equals_the_score_of_evaluate(trained, command):
     ("arguments", "texts"),
     [
         (["loss.smoothness.wieght=1"], ["wieght"]),
-        (["model=nosuchnet"], ["model/nosuchnet", "gradirn"]),
+        (["model=nosuchnet"], ["model=nosuchnet", "gradirn"]),
         (["trainer.precision=12"], ["12"]),
         (["data=task04", "data_root=nowhere"], ["nowhere/learn2reg2020/task_04"]),
         (["ndim=4"], ["4"]),
@@ -141,7 +141,7 @@ def test_mistake_in_train_is_one_message(arguments, texts, command):
         ([], ["run="]),
         (["run=nowhere"], ["nowhere"]),
         (["model=identity"], ["data="]),
-        (["metrics=nosuch", "run=x"], ["metrics/nosuch"]),
+        (["metrics=nosuch", "run=x"], ["metrics=nosuch", "learn2reg"]),
     ],
 )
 def test_mistake_in_evaluate_is_one_message(arguments, texts, command):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from regnet_lab.training.config_sync import describe_difference, flatten_settings
+from regnet_lab.config.settings import describe_difference, flatten_settings
 from tests.helpers import ROOT
 
 TINY = [

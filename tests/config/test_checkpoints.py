@@ -1,10 +1,13 @@
 """Tests of finding and loading checkpoints."""
 
 import pytest
+import safetensors.torch
 import torch
 
 from regnet_lab.config.checkpoints import find_checkpoint, load_matching_weights, load_weights
+from regnet_lab.config.instantiate import instantiate_config
 from regnet_lab.errors import UserError
+from tests.helpers import ROOT
 
 
 def network(width):
@@ -53,3 +56,15 @@ def test_checkpoint_is_found_by_name_by_path_and_as_the_run_argument(tmp_path, s
     assert find_checkpoint(str(saved[1]), "best") == saved[1]
     with pytest.raises(UserError, match="nowhere"):
         find_checkpoint("nowhere", "best")
+
+
+def test_packaged_weights_start_a_training(tmp_path, composed):
+    module = instantiate_config(composed("train", "model=shared_pyramid", "ndim=3").module)
+    summary = load_matching_weights(module, ROOT / "weights" / "general_3d.safetensors")
+    assert summary.startswith("17 of 17 tensors")
+    expected = safetensors.torch.load_file(ROOT / "weights" / "general_3d.safetensors")
+    for name, tensor in module.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    (tmp_path / "a.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"a\.safetensors: is damaged"):
+        load_matching_weights(module, tmp_path / "a.safetensors")

@@ -7,7 +7,12 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.malicious_files import list_malicious_files, open_malicious_file
-from regnet_lab.config.instantiate import FUNCTION_PACKAGES, instantiate_config, is_inside_packages
+from regnet_lab.config.instantiate import (
+    FUNCTION_PACKAGES,
+    instantiate_config,
+    instantiate_run_config,
+    is_inside_packages,
+)
 from regnet_lab.config.run_dir import load_run_config, resume_config, save_run_metadata
 from regnet_lab.errors import UserError
 from regnet_lab.training.callbacks import AtomicCheckpointIO
@@ -125,3 +130,28 @@ def test_checkpoint_written_by_the_package_is_accepted(tmp_path):
     loaded = read_weights(tmp_path / "new" / "a.ckpt")
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pytorch_lightning.loggers.CSVLogger",
+        "pytorch_lightning.callbacks.ModelCheckpoint",
+        "pytorch_lightning.Trainer",
+        "regnet_lab.training.callbacks.LastCheckpoint",
+        "regnet_lab.evaluation.submission.SubmissionWriter",
+    ],
+)
+def test_a_run_cannot_name_what_acts_when_it_is_made(target):
+    config = OmegaConf.create({"model": {"_target_": target}})
+    with pytest.raises(UserError, match=f"{target} is refused"):
+        instantiate_run_config(config)
+
+
+def test_a_run_cannot_choose_a_cache_folder(tmp_path):
+    grid = {"_target_": "regnet_lab.data.preprocessing.grids.Resize", "shape": [4, 4]}
+    config = OmegaConf.create(grid | {"cache": str(tmp_path / "victim")})
+    instantiate_run_config(config)
+    assert not list(tmp_path.iterdir())
+    instantiate_config(config)
+    assert list(tmp_path.iterdir())

@@ -99,6 +99,16 @@ def test_soft_dice_is_the_mean_over_the_structures_of_each_fixed_image(shape):
 
 
 @SHAPES
+def test_soft_dice_does_not_depend_on_the_values_of_labels(shape):
+    pair, u = make_complete_pair(shape), smooth(shape, len(shape), seed=7)
+    value = losses.SoftDice()(pair, make_registration(u))
+    ids = torch.tensor([0, 614454277, 614454278, 16777217, 2**31 - 1])
+    for side in ("fixed", "moving"):
+        pair[f"{side}_labels"] = ids[pair[f"{side}_labels"].long()].int()
+    assert losses.SoftDice()(pair, make_registration(u)).item() == pytest.approx(value.item())
+
+
+@SHAPES
 def test_soft_dice_without_any_structure_is_finite(shape):
     pair = make_complete_pair(shape)
     pair["fixed_labels"] = torch.zeros_like(pair["fixed_labels"])

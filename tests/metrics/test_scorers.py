@@ -129,6 +129,21 @@ def test_dice_and_surfaces_agree_with_monai(case):
 
 
 @SHAPES
+@pytest.mark.parametrize("name", ["score_validation", "score_full", "score_learn2reg"])
+def test_scores_do_not_depend_on_the_values_of_labels(case, name):
+    ids = torch.tensor([0, 614454277, 614454278, 16777217, 2**31 - 1])
+    pair, u = case
+    small = getattr(metrics, name)(pair, u)
+    renumbered = {key: ids[pair[key]].int() for key in ("fixed_labels", "moving_labels")}
+    large = getattr(metrics, name)({**pair, **renumbered}, u)
+    assert "dice/614454277" in large
+    for key, value in small.items():
+        measure, _, label = key.partition("/")
+        other = f"{measure}/{ids[int(label)]}" if label.isdigit() else key
+        assert large[other] == pytest.approx(value, nan_ok=True), key
+
+
+@SHAPES
 def test_a_lost_structure_has_the_worst_score_and_an_incomparable_one_is_nan(shape):
     fixed, moving = np.zeros((2, *shape), int)
     block = (slice(5, 9),) * len(shape)

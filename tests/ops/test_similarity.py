@@ -9,6 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import gaussian_filter
 
 from regnet_lab.ops import similarity
+from regnet_lab.ops.box_filter import squared_correlation
 
 SHAPES = pytest.mark.parametrize("shape", [(9, 11), (7, 8, 9)])
 MEASURES = {
@@ -175,13 +176,36 @@ def test_mean_squares_is_the_mean_square(shape):
 def test_global_ncc_is_one_less_the_squared_correlation(shape):
     f, w = couple(shape)
     expected = 1 - np.corrcoef(f.numpy().ravel(), w.numpy().ravel())[0, 1] ** 2
-    value = similarity.global_ncc(f, w, epsilon=0.0)
+    value = similarity.global_ncc(f, w)
     np.testing.assert_allclose(value, [expected], rtol=1e-9)
-    torch.testing.assert_close(similarity.global_ncc(f, 0.3 - 2 * w, epsilon=0.0), value)
+    torch.testing.assert_close(similarity.global_ncc(f, 0.3 - 2 * w), value)
     at = (textured(shape, seed=3) > 0.5).numpy()
     masked = 1 - np.corrcoef(f.numpy()[at], w.numpy()[at])[0, 1] ** 2
-    value = similarity.global_ncc(f, w, torch.from_numpy(at).double(), epsilon=0.0)
+    value = similarity.global_ncc(f, w, torch.from_numpy(at).double())
     np.testing.assert_allclose(value, [masked], rtol=1e-9)
+
+
+@SHAPES
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 1.0, 1e3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_global_ncc_does_not_depend_on_the_intensity_scale(shape, scale, masked):
+    f, w = (image.float() for image in couple(shape))
+    mask = (textured(shape, seed=3) > 0.5).float() if masked else None
+    own = similarity.global_ncc(scale * f, 7 * scale - 0.1 * scale * f, mask)
+    np.testing.assert_allclose(own, [0], atol=1e-4)
+    value = similarity.global_ncc(scale * f, scale * w, mask)
+    torch.testing.assert_close(value, similarity.global_ncc(f, w, mask), rtol=1e-4, atol=1e-5)
+
+
+@SHAPES
+@pytest.mark.parametrize("level", [0.0, 0.3, 1000.0])
+def test_global_ncc_of_a_constant_image_is_one_with_finite_gradients(shape, level):
+    f = couple(shape)[0].float()
+    constant = torch.full_like(f, level, requires_grad=True)
+    value = similarity.global_ncc(f, constant)
+    np.testing.assert_allclose(value.detach(), [1], atol=1e-3)
+    value.sum().backward()
+    assert torch.isfinite(constant.grad).all()
 
 
 @SHAPES
@@ -327,3 +351,39 @@ def test_mind_is_the_mean_square_of_the_descriptors(shape):
     a, b = (similarity.mind_ssc(x).numpy().reshape(2, -1) for x in (f, w))
     np.testing.assert_allclose(similarity.mind(f, w), ((a - b) ** 2).mean(1))
     torch.testing.assert_close(similarity.mind(f, 1 - 0.5 * w), similarity.mind(f, w))
+
+
+@SHAPES
+def test_local_ncc_with_noise_has_its_optimum_at_equal_images(shape):
+    image = torch.rand(1, 1, *shape, dtype=torch.float64, generator=torch.manual_seed(0))
+    image[:, :, : shape[0] // 2] = 0.5  # a constant half
+    measure = partial(similarity.local_ncc, window=3, padding="replicate", epsilon=0.0, noise=0.05)
+    warped = image.clone().requires_grad_()
+    value = measure(image, warped).sum()
+    (gradient,) = torch.autograd.grad(value, warped)
+    assert abs(value.item()) < 1e-6
+    assert gradient.abs().max() < 1e-6
+    others = image + 0.1 * torch.randn(image.shape, generator=torch.manual_seed(1))
+    assert measure(image, others) > 1e-3
+    without = torch.autograd.grad(
+        similarity.local_ncc(image, warped, window=3, padding="replicate", epsilon=1e-5).sum(),
+        warped,
+    )[0]
+    assert without.abs().max() > 10 * gradient.abs().max()  # why the floor is there
+
+
+@SHAPES
+def test_the_gradient_of_local_ncc_with_noise_is_that_of_its_plain_form(shape):
+    f, w = (
+        torch.rand(1, 1, *shape, dtype=torch.float64, generator=torch.manual_seed(seed))
+        for seed in (0, 1)
+    )
+    f.requires_grad_(), w.requires_grad_()
+    floor = 0.1**2 * 3 ** len(shape)
+    plain = 1 - squared_correlation(f, w, 3, "replicate", 0.0, floor).mean()
+    value = similarity.local_ncc(f, w, None, 3, "replicate", 0.0, 0.1).sum()
+    torch.testing.assert_close(value, plain, rtol=1e-5, atol=1e-6)
+    for exact, fast in zip(
+        torch.autograd.grad(plain, [f, w]), torch.autograd.grad(value, [f, w]), strict=True
+    ):
+        torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-7)

@@ -96,6 +96,7 @@ def test_a_pair_of_files_is_registered(files, command, tmp_path):
         "l2r_inverse_displacement.npz",
         "l2r_inverse_displacement.nii.gz",
         "quality.json",
+        "settings.json",
         "quality.png",
     }
     fixed = nibabel.load(files["fixed"])
@@ -167,7 +168,7 @@ def test_a_table_continues_after_a_pair_that_fails(files, command, tmp_path):
         (["fixed=a.nii.gz"], ["moving="]),
         (["fixed=nowhere.nii", "moving=good.nii"], ["nowhere.nii", "missing"]),
         (["fixed=good.nii", "moving=words.nii"], ["words.nii"]),
-        (["fixed=good.nii", "moving=nan.nii"], ["nan.nii", "NaN"]),
+        (["fixed=good.nii", "moving=good.nii", "moving_labels=nan.nii"], ["nan.nii", "NaN"]),
         (["fixed=good.nii", "moving=constant.nii"], ["moving image", "everywhere"]),
         (["fixed=good.nii", "moving=four.nii"], ["four.nii", "phase"]),
         (["fixed=good.nii", "moving=plane.nii"], ["2D", "3D"]),
@@ -175,8 +176,9 @@ def test_a_table_continues_after_a_pair_that_fails(files, command, tmp_path):
         (["fixed=good.nii", "moving=gap"], ["gap", "missing"]),
         (["fixed=good.nii", "moving=good.nii", "output_dir=words.nii/out"], ["words.nii/out"]),
         (["fixed=good.nii", "moving=good.nii", "transform_formats=[afni]"], ["afni"]),
+        (["fixed=good.nii", "moving=sheared.nii", "transform_formats=[field]"], ["moving image"]),
         (["fixed=good.nii", "moving=good.nii", "run=nowhere"], ["nowhere"]),
-        (["fixed=good.nii", "moving=good.nii", "model=identity", "optimizer=network"], ["run="]),
+        (["fixed=good.nii", "moving=nan.nii", "model=identity", "optimizer=network"], ["run="]),
         (["apply_transform=words.nii", "image=good.nii"], ["words.nii"]),
         (["apply_transform=words.nii"], ["image="]),
     ],
@@ -189,6 +191,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     far = grid.affine.copy()
     far[:3, 3] += 1000
+    sheared = grid.affine @ (np.eye(4) + 0.3 * np.eye(4, k=1) * [1, 1, 0, 0])
     broken = image.copy()
     broken[3, 4, 5] = np.nan
     (tmp_path / "words.nii").write_text("no image", encoding="utf-8")
@@ -199,6 +202,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         "four": (np.stack([image] * 2, -1), grid.affine),
         "plane": (image[:, :, 3], grid.affine),
         "far": (image, far),
+        "sheared": (image, sheared),
     }
     for name, (array, affine) in images.items():
         save_nifti(tmp_path / f"{name}.nii", array, affine)

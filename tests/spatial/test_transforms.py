@@ -1,5 +1,7 @@
 """Transform files against SimpleITK, scipy and, if installed, ANTs."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from regnet_lab import ops
+from regnet_lab.data.io.images import decode_image
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import (
     Deformation,
@@ -17,6 +20,7 @@ from regnet_lab.spatial import (
     write_transforms,
 )
 from regnet_lab.spatial.image_grid import ImageGrid, matrix_to_transform, transform_to_matrix
+from regnet_lab.spatial.writers import write_image
 from tests.helpers.geometry import affine_matrix
 
 NDIMS = pytest.mark.parametrize("ndim", [2, 3])
@@ -289,6 +293,39 @@ def test_learn2reg_of_another_shape_is_refused(tmp_path):
 def test_an_unknown_format_is_named(tmp_path):
     with pytest.raises(UserError, match="afni"):
         write_transforms(tmp_path, make_deformation(3), ["afni"])
+
+
+@pytest.mark.parametrize("fmt", ["field", "ants"])
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_formats_that_cannot_hold_sheared_axes_are_refused(tmp_path, fmt, side):
+    deformation = make_deformation(3)
+    grid = getattr(deformation, side)
+    for amount, is_refused in ((0.3, True), (0.01, True), (1e-4, False)):
+        affine = grid.affine.copy()
+        affine[:3, 1] += amount * affine[:3, 0]
+        sheared = replace(deformation, **{side: replace(grid, affine=affine)})
+        if is_refused:
+            with pytest.raises(UserError, match=f"'{fmt}' cannot describe the {side} image"):
+                write_transforms(tmp_path, sheared, [fmt])
+            assert not list(tmp_path.iterdir())
+        else:
+            write_transforms(tmp_path, sheared, [fmt])
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
+def test_images_with_sheared_axes_are_written_to_their_place(tmp_path, name):
+    grid = make_deformation(3).fixed
+    affine = grid.affine @ (np.eye(4) + 0.3 * np.eye(4, k=1) * [1, 1, 0, 0])
+    write_image(tmp_path / name, make_image(grid), affine)
+    np.testing.assert_allclose(decode_image(tmp_path / name).affine, affine, atol=1e-4)
+    if name == "a.nii.gz":  # read by programs that can, refused by ITK
+        np.testing.assert_allclose(nibabel.load(tmp_path / name).affine, affine, atol=1e-4)
+        with pytest.raises(RuntimeError, match="orthonormal"):
+            sitk.ReadImage(str(tmp_path / name))
+    else:
+        image = sitk.ReadImage(str(tmp_path / name))
+        corner = (affine @ [3, 5, 7, 1])[:3] * [-1, -1, 1]
+        np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((3, 5, 7)), corner)
 
 
 def resample_with_ants(tmp_path, image, source, target, files, inverted):

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import nibabel
+import numpy as np
 import torch
 from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
 
 from regnet_lab.data.case import Case, CasePair
 from regnet_lab.data.datasets.base import CasePairs, Prepare
@@ -23,6 +25,7 @@ from regnet_lab.data.datasets.cardiac_layouts import CardiacSubject
 from regnet_lab.data.io.images import IMAGE_READ_ERRORS
 from regnet_lab.data.splits import DEFAULT_SPLITS, SplitSpec, select_subjects
 from regnet_lab.errors import UserError
+from regnet_lab.spatial import coordinates, nifti
 from regnet_lab.types import Pair, update_pair
 
 COMMON_KEYS = ("name", "spacing")  # the same in all slices of a volume
@@ -97,15 +100,17 @@ def make_slice_case(case: Case, k: int) -> Case:
     return replace(case, name=f"{case.name}-z{k:02d}", slice=k)
 
 
-def read_header(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read the shape of a NIfTI image and its voxel size in millimetres along each axis."""
+def read_header(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    """Read the shape of a NIfTI image and its voxel size in mm along the first three axes."""
     try:
         image = cast(SpatialImage, nibabel.load(path))
+        header = nifti.read_header(path)
     except IMAGE_READ_ERRORS as error:
         raise UserError(f"{path}: is missing or cannot be read as an image; replace it.") from error
     if len(image.shape) < 3:
         raise UserError(f"{path}: needs slices along a third axis, its shape is {image.shape}.")
-    return image.shape, image.header.get_zooms()
+    affine = image.affine if header is None else nifti.choose_geometry(header)[1]
+    return image.shape, coordinates.affine_to_spacing(np.asarray(affine))
 
 
 class VolumePairs(CasePairs):
@@ -127,13 +132,13 @@ class VolumePairs(CasePairs):
 
     def __getitem__(self, index: int) -> Pair:
         subject = self.subjects[index]
-        shape, zooms = read_header(subject.ed.image)
+        shape, spacing = read_header(subject.ed.image)
         slices = select_slices(self.positions, subject.slices or range(shape[2]))
         ed, es = subject.ed, subject.es
         pairs = [self.prepare(replace(ed, slice=k), replace(es, slice=k)) for k in slices]
         if len(pairs) == 1:
             return pairs[0]
-        gap = float(zooms[2]) * (slices[-1] - slices[0]) / (len(slices) - 1)
+        gap = float(spacing[2]) * (slices[-1] - slices[0]) / (len(slices) - 1)
         volume = stack_slices(pairs, gap)
         return keep_overlapping_labels(volume) if self.require_label_overlap else volume
 

@@ -30,8 +30,8 @@ def list_csv_pairs(
     table: str | Sequence[Mapping[str, object]],
     root: str | None = None,
     points_space: str = "voxel",
-    fixed_points_columns: Sequence[Column] = (0, 1, 2),
-    moving_points_columns: Sequence[Column] = (0, 1, 2),
+    fixed_points_columns: Sequence[Column] | None = None,
+    moving_points_columns: Sequence[Column] | None = None,
 ) -> CasePairs:
     """List the pairs of a split.
 
@@ -41,8 +41,9 @@ def list_csv_pairs(
     same for ``moving``, ``name`` (of the pair) and ``split``.  If no row has a ``split``, every
     split has all rows; if none is for test, those for val are tested.
 
-    All landmarks are in ``points_space``: ``voxel``, ``ras`` or ``lps``.  Their x, y(, z) are in
-    columns that are given by number or name.
+    All landmarks are in ``points_space``, ``voxel``, ``ras`` or ``lps``, unless a file states its
+    own.  Their x, y(, z) are in columns that are given by number or name, or in those that the file
+    names so.
     """
     listed: Sequence[Mapping[str, Any]]
     if isinstance(table, str):
@@ -58,12 +59,14 @@ def list_csv_pairs(
         for number, row in enumerate(listed, start=1)
     }
     check_files(rows, folder)
-    columns = {"fixed": tuple(fixed_points_columns), "moving": tuple(moving_points_columns)}
+    columns = {"fixed": fixed_points_columns, "moving": moving_points_columns}
 
     def make_case(row: Row, side: str) -> Case:
         files = {annotation: row.get(f"{side}_{annotation}") for annotation in ANNOTATIONS}
         labels, mask, points = (folder / file if file else None for file in files.values())
-        landmarks = LandmarkFile(points, columns[side], points_space) if points else None
+        chosen = columns[side]
+        chosen = None if chosen is None else tuple(chosen)
+        landmarks = LandmarkFile(points, chosen, points_space) if points else None
         return Case(make_case_name(row[side]), folder / row[side], labels, mask, landmarks)
 
     case_pairs: dict[str, CasePair] = {}

@@ -22,8 +22,8 @@ from regnet_lab.data.io.images import read_volume, require_folder
 from regnet_lab.data.preprocessing.cache import Arrays, MemoryCache
 from regnet_lab.data.preprocessing.functional import (
     compute_centered_grid,
-    normalize_percentiles,
     resample_image,
+    rescale_to_unit_range,
 )
 from regnet_lab.data.preprocessing.grids import CropOrPad, DecodedFiles
 from regnet_lab.data.splits import DEFAULT_SPLITS, SPLITS, SplitSpec, select_subjects
@@ -36,9 +36,19 @@ MAX_DRAWS = 20  # of a patch that has enough contrast
 Sections = dict[str, dict[str, Path]]  # files by tissue and stain
 
 
-def normalize_stain(array: NDArray, low: float = 0.5, high: float = 99.5) -> NDArray[np.float32]:
-    """Map the ``low`` and ``high`` percentiles to 1 and 0: tissue is bright, the bare slide 0."""
-    return 1 - normalize_percentiles(array, low, high)
+def normalize_stain(
+    array: NDArray, low: float = 0.5, high: float = 99.5, like: NDArray | None = None
+) -> NDArray[np.float32]:
+    """Map the ``low`` and ``high`` percentiles to 1 and 0: tissue is bright, the bare slide 0.
+
+    The bare slide belongs to the range even where it has one value; black and values that are not
+    finite do not.
+    """
+    values = array if like is None else like
+    values = values[np.isfinite(values) & (values != 0)]
+    if not values.size:
+        return np.zeros(array.shape, np.float32)
+    return 1 - rescale_to_unit_range(array, *np.percentile(values, [low, high]))
 
 
 class PixelCropOrPad(CropOrPad):

@@ -15,7 +15,7 @@ from regnet_lab.data.case import Case, CasePair, LandmarkFile
 from regnet_lab.data.datasets.base import CasePairs, Prepare
 from regnet_lab.data.datasets.learn2reg_json import get_stem
 from regnet_lab.data.io.images import require_folder
-from regnet_lab.data.io.tables import read_table
+from regnet_lab.data.io.tables import parse_whole_number, read_table
 from regnet_lab.errors import UserError
 
 
@@ -148,12 +148,13 @@ def _find_companion(folder: Path, name: str) -> Path | None:
 def _read_listed_pairs(path: Path, numbers: Iterable[int]) -> list[tuple[int, int]]:
     """Read the fixed and moving numbers of a ``pairs_val.csv``."""
     rows = read_table(path, ("fixed", "moving"))
-    try:
-        pairs = [(int(row["fixed"]), int(row["moving"])) for row in rows]
-    except ValueError as error:
-        raise UserError(
-            f"{path}: needs columns 'fixed' and 'moving' with whole numbers."
-        ) from error
+    pairs = [
+        (
+            parse_whole_number(row["fixed"], f"{path}, column fixed"),
+            parse_whole_number(row["moving"], f"{path}, column moving"),
+        )
+        for row in rows
+    ]
     if missing := sorted({number for pair in pairs for number in pair} - set(numbers)):
         raise UserError(f"{path}: there is no image of case {missing[0]}.")
     return pairs

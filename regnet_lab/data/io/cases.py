@@ -1,14 +1,14 @@
 """Reading of a case: image, labels, mask and landmarks on the image's own grid."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regnet_lab.data.case import Case
-from regnet_lab.data.io.images import Decoder, Volume, decode_image, extract_frame, read_labels
-from regnet_lab.data.io.landmarks import read_landmarks
+from regnet_lab.data.io.images import Decoder, Volume, decode_image, extract_frame
+from regnet_lab.data.io.labels import read_labels, read_mask
+from regnet_lab.data.io.landmarks import check_landmark_positions, read_landmarks
 from regnet_lab.data.preprocessing.cache import compute_fingerprint, hash_file, hash_image
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
@@ -22,14 +22,14 @@ class LoadedCase:
         image: (*spatial).
         affine: (4, 4) from voxels to millimetres, RAS+.
         labels: (*spatial) label map.
-        mask: (*spatial), non-zero where the image is valid.
+        mask: (*spatial), 1 where the image is valid and 0 elsewhere.
         points: (N, D) landmarks.
     """
 
     image: NDArray[np.float32]
     affine: coordinates.Matrix
-    labels: NDArray[np.int16] | None = None
-    mask: NDArray[np.int16] | None = None
+    labels: NDArray[np.integer] | None = None
+    mask: NDArray[np.integer] | None = None
     points: NDArray[np.float32] | None = None
 
 
@@ -47,26 +47,32 @@ def extract_slice(case: Case, volume: Volume) -> Volume:
     return Volume(array[:, :, index], affine)
 
 
-def read_case(case: Case, decoder: Decoder = decode_image) -> LoadedCase:
-    """Read all files of a case; ``decoder`` decodes an image, or returns it from a cache."""
-    volume = extract_frame(case.image, decoder(case.image), case.phase)
+def read_case(
+    case: Case, decoder: Decoder = decode_image, trust_array_order: bool = False
+) -> LoadedCase:
+    """Read all files of a case; ``decoder`` decodes an image, or returns it from a cache.
 
-    def read_slice(path: Path | None) -> NDArray[np.int16] | None:
-        if path is None:
-            return None
-        labels = read_labels(path, volume, case.image, case.phase, decoder)
-        return extract_slice(case, Volume(labels, volume.affine)).array
+    Labels and mask are brought to the grid of the image
+    (:func:`regnet_lab.data.io.grid_matching.match_grids`).
+    """
+    volume = extract_frame(case.image, decoder(case.image), case.phase)
+    options = volume, case.image, case.phase, decoder, trust_array_order
+
+    def slice_array(array: NDArray) -> NDArray:
+        return extract_slice(case, Volume(array, volume.affine)).array
 
     image = extract_slice(case, volume)
-    labels, mask = read_slice(case.labels), read_slice(case.mask)
+    labels = slice_array(read_labels(case.labels, *options)) if case.labels else None
+    mask = slice_array(read_mask(case.mask, *options)) if case.mask else None
     points = None
     if case.points:
         points = read_landmarks(case.points, image.affine)
         if points.shape[1] != image.array.ndim:
             raise UserError(
                 f"{case.points.path}: gives {points.shape[1]} coordinates for each landmark, "
-                f"but the image {case.image} has {image.array.ndim} axes."
+                f"but the image {case.image} has {image.array.ndim} axes; choose as many columns."
             )
+        check_landmark_positions(case.points, points, case.image, image.array.shape, image.affine)
     return LoadedCase(image.array, image.affine, labels, mask, points)
 
 

@@ -1,109 +1,72 @@
-"""Reading of landmarks: tables, MNI tag files, elastix point lists and VTK files.
+"""Reading of landmarks in voxels of their image, and checks of their number and position."""
 
-Each format is parsed to numbered rows of text fields; :func:`read_landmarks` converts these to
-voxel coordinates.
-"""
-
+import logging
+import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regnet_lab.data.case import CasePair, LandmarkFile
+from regnet_lab.data.io.landmark_formats import LandmarkTable, Row, is_number, read_landmark_table
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
-
-Line = tuple[int, str]  # number in the file and text
-Row = tuple[int, list[str]]  # number of the line and its fields
+from regnet_lab.utils.logs import log_once
 
 SPACES = ("voxel", "ras", "lps")
+NAMED_AXES = {"xyz": None, "ras": "ras", "lps": "lps", "ijk": "voxel"}  # and the space they state
+UNIT_SPACES = {"mm": "mm", "vox": "voxel"}  # of a unit in the names of the columns
+AXIS_NAME = re.compile(
+    r"(?:(?:pos|position|coord|coordinate)[ _.-]?)?([a-z])[ _]?(?:[(\[]?(mm|vox)(?:els?)?[)\]]?)?"
+)
+
+log = logging.getLogger(__name__)
+log_info = partial(log_once, log, level=logging.INFO)
+log_warning = partial(log_once, log)
 
 
-def _read_lines(path: Path) -> list[Line]:
-    """Read the numbered lines that are neither empty nor comments with #."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: this file is missing.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text; give landmarks as a table.") from error
-    numbered = enumerate(text.splitlines(), start=1)
-    return [(n, line) for n, line in numbered if line.strip() and not line.startswith("#")]
+def _find_named_columns(header: Sequence[str]) -> tuple[list[int], str | None]:
+    """Find the columns named x, y(, z), or R, A(, S), L, P(, S) or I, J(, K), in any case.
+
+    Returns:
+        Their numbers, none if there are no such columns, and the space that the names state:
+        ``mm`` if only their unit is known.
+    """
+    matches = [AXIS_NAME.fullmatch(name.strip().lower()) for name in header]
+    letters = [match[1] if match else "" for match in matches]
+    for axes, space in NAMED_AXES.items():
+        present = [axis for axis in axes if letters.count(axis) == 1]
+        if "".join(present) in (axes, axes[:2]) and not letters.count(axes[2]) > 1:
+            columns = [letters.index(axis) for axis in present]
+            units = {str(match[2]) for match in (matches[k] for k in columns) if match}
+            return columns, space or UNIT_SPACES.get(" ".join(units))
+    return [], None
 
 
-def _split_fields(line: str) -> list[str]:
-    """Split a line at semicolons (numbers may then have decimal commas), commas or blanks."""
-    if ";" in line:
-        return [field.strip(' "').replace(",", ".") for field in line.split(";")]
-    parts = line.split(",") if "," in line else line.split()
-    return [part.strip(' "\t') for part in parts]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_tag_rows(lines: Sequence[Line]) -> list[Row]:
-    """Parse the rows after ``Points =`` of an MNI tag file, which end with a semicolon."""
-    start = next((i for i, (_, line) in enumerate(lines) if line.strip().startswith("Points")), -1)
-    rows = [(n, line.replace(";", " ").split()) for n, line in lines[start + 1 :]]
-    return [(n, fields) for n, fields in rows if fields]
-
-
-def _take_declared(rows: list[Row], count: str) -> list[Row]:
-    """Return the first ``count`` rows.
+def _find_columns(path: Path, table: LandmarkTable) -> tuple[list[int], str | None]:
+    """Find the columns of coordinates where the user chose none, and the space they state.
 
     Raises:
-        ValueError: ``count`` is no number, or there are fewer.
+        UserError: There is a header without names of axes, or more than three columns without one.
     """
-    if not count.strip().isdigit():
-        raise ValueError(f"'{count}' is not a number of landmarks")
-    if len(rows) < int(count):
-        raise ValueError(f"declares {int(count)} landmarks but has {len(rows)}")
-    return rows[: int(count)]
-
-
-def parse_vtk_rows(lines: Sequence[Line]) -> list[Row]:
-    """Parse the points after ``POINTS n type`` of a legacy ASCII file, which may wrap anywhere."""
-    headings = [i for i, (_, line) in enumerate(lines) if line.upper().startswith("POINTS ")]
-    if not headings or not any(line.strip().upper() == "ASCII" for _, line in lines[:4]):
-        return []
-    body = lines[headings[0] + 1 :]
-    end = next((i for i, (_, line) in enumerate(body) if line[0].isalpha()), len(body))
-    numbers = [(n, field) for n, line in body[:end] for field in line.split()]
-    triples = [numbers[i : i + 3] for i in range(0, len(numbers) - 2, 3)]
-    rows = [(triple[0][0], [field for _, field in triple]) for triple in triples]
-    return _take_declared(rows, lines[headings[0]][1].split()[1])
-
-
-def parse_elastix_rows(lines: Sequence[Line]) -> list[Row]:
-    """Parse the rows of an elastix list, after ``point`` or ``index`` and their number."""
-    return _take_declared([(n, line.split()) for n, line in lines[2:]], lines[1][1])
-
-
-def read_rows(path: Path) -> tuple[list[str], list[Row]]:
-    """Read the column names, if a table has a header, and the rows of a landmark file."""
-    lines = _read_lines(path)
-    first = lines[0][1].strip().lower() if lines else ""
-    try:
-        if path.suffix.lower() == ".tag":
-            return [], parse_tag_rows(lines)
-        if path.suffix.lower() == ".vtk":
-            return [], parse_vtk_rows(lines)
-        if first in ("point", "index"):
-            return [], parse_elastix_rows(lines)
-    except IndexError as error:
-        raise UserError(f"{path}: ends before its landmarks begin.") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; correct it.") from error
-    rows = [(n, _split_fields(line)) for n, line in lines]
-    has_header = bool(rows) and not any(_is_number(field) for field in rows[0][1])
-    return (rows[0][1], rows[1:]) if has_header else ([], rows)
+    if table.header:
+        columns, space = _find_named_columns(table.header)
+        if not columns:
+            raise UserError(
+                f"{path}: among its columns {', '.join(table.header)} there is not exactly one x, "
+                "y and z; choose them by fixed_points_columns and moving_points_columns, by name "
+                "or by number from 0."
+            )
+        return columns, space
+    lengths = {len(fields) for _, fields in table.rows}
+    if max(lengths) > 3:
+        raise UserError(
+            f"{path}: has up to {max(lengths)} columns without names; choose those of x, y and z "
+            "by fixed_points_columns and moving_points_columns, by number from 0."
+        )
+    return list(range(max(lengths))), None
 
 
 def _find_column(path: Path, column: int | str, header: Sequence[str]) -> int:
@@ -115,15 +78,75 @@ def _find_column(path: Path, column: int | str, header: Sequence[str]) -> int:
     return header.index(column)
 
 
+def _check_row_lengths(path: Path, table: LandmarkTable) -> None:
+    """Raise a UserError if a row has more fields than the header."""
+    count = len(table.header)
+    for line, fields in table.rows if count else ():
+        if any(fields[count:]):
+            raise UserError(
+                f"{path}, line {line}: has {len(fields)} fields, but the header only {count}."
+            )
+
+
 def _parse_number(path: Path, row: Row, column: int) -> float:
     line, fields = row
     if column >= len(fields):
         raise UserError(f"{path}, line {line}: there is no column {column}, only {len(fields)}.")
-    if not _is_number(fields[column]) or not np.isfinite(float(fields[column])):
+    if not is_number(fields[column]) or not np.isfinite(float(fields[column])):
         raise UserError(
             f"{path}, line {line}: '{fields[column]}' in column {column} is not a finite number."
         )
     return float(fields[column])
+
+
+def _choose_columns(file: LandmarkFile, table: LandmarkTable) -> tuple[list[int], str | None]:
+    """Return the columns of coordinates and the space that the file states, if it does.
+
+    Raises:
+        UserError: The names of the columns contradict the space of ``file``.
+    """
+    if file.columns is not None:
+        columns = [_find_column(file.path, column, table.header) for column in file.columns]
+        return columns, table.space
+    columns, named = _find_columns(file.path, table)
+    if named != "mm":
+        return columns, table.space or named
+    if file.space == "voxel" and table.space is None:
+        raise UserError(
+            f"{file.path}: its columns are in mm, not in voxels; set points_space=ras or lps."
+        )
+    return columns, table.space
+
+
+def read_coordinates(file: LandmarkFile) -> tuple[NDArray[np.float64], str]:
+    """Read the coordinates in a file, (N, D), and their space: voxel, ras or lps.
+
+    The space is that which the file states, in its format or column names, or else that of
+    ``file``.
+    """
+    path = file.path
+    if file.space not in SPACES:
+        raise UserError(f"{path}: space '{file.space}' must be voxel, ras or lps.")
+    table = read_landmark_table(path)
+    if not table.rows:
+        raise UserError(f"{path}: contains no landmarks, or none in readable text.")
+    _check_row_lengths(path, table)
+    columns, stated = _choose_columns(file, table)
+    if stated and stated != file.space:
+        log = log_info if file.space == "voxel" else log_warning
+        log(f"{path}: states {stated} coordinates, which are used instead of {file.space}.")
+    points = np.array([[_parse_number(path, row, c) for c in columns] for row in table.rows])
+    return points * file.scale, stated or file.space
+
+
+def convert_to_voxels(
+    points: NDArray, space: str, affine: coordinates.Matrix
+) -> NDArray[np.float64]:
+    """Convert points (N, D) in voxel, ras or lps coordinates to voxels of an image."""
+    if space == "voxel":
+        return points
+    points = coordinates.flip_points(points) if space == "lps" else points
+    return coordinates.world_to_voxel(affine, points)
 
 
 def read_landmarks(file: LandmarkFile, affine: coordinates.Matrix) -> NDArray[np.float32]:
@@ -136,25 +159,50 @@ def read_landmarks(file: LandmarkFile, affine: coordinates.Matrix) -> NDArray[np
     Returns:
         (N, D), with one coordinate for each column.
     """
-    header, rows = read_rows(file.path)
-    if file.space not in SPACES:
-        raise UserError(f"{file.path}: space '{file.space}' must be voxel, ras or lps.")
-    columns = [_find_column(file.path, column, header) for column in file.columns]
-    if not rows:
-        raise UserError(f"{file.path}: contains no landmarks, or none in readable text.")
-    points = np.array([[_parse_number(file.path, row, c) for c in columns] for row in rows])
-    points *= file.scale
-    if file.space == "lps":
-        points = coordinates.flip_points(points)
-    if file.space != "voxel":
-        points = coordinates.world_to_voxel(affine, points)
-    return points.astype(np.float32)
+    return convert_to_voxels(*read_coordinates(file), affine).astype(np.float32)
 
 
 def find_points_outside(points: NDArray, shape: Iterable[int]) -> NDArray[np.bool_]:
     """Find the points (N, D) that lie outside all voxels of a grid: x < -1/2 or x > n - 1/2."""
     limit = np.array(tuple(shape)) - 0.5
     return np.any((points < -0.5) | (points > limit), axis=1)
+
+
+def check_landmark_positions(
+    file: LandmarkFile,
+    points: NDArray,
+    image_path: Path,
+    shape: Sequence[int],
+    affine: coordinates.Matrix,
+) -> None:
+    """Check that landmarks (N, D) in voxels lie in or near their image.
+
+    Raises:
+        UserError: More than half of them are outside, or one is farther outside than the size of
+            the image along an axis; the message names the space in which all would be inside.
+    """
+    outside = find_points_outside(points, shape)
+    if not outside.any():
+        return
+    size = np.array(shape)
+    first = int(outside.argmax())
+    position = ", ".join(f"{x:.4g}" for x in points[first])
+    message = (
+        f"{file.path}: {outside.sum()} of {len(points)} landmarks lie outside the image "
+        f"{image_path} of shape {tuple(shape)}, the first is number {first + 1} at voxel "
+        f"({position})"
+    )
+    if outside.mean() <= 0.5 and not ((points < -size) | (points > 2 * size)).any():
+        log_warning(f"{message}.")
+        return
+    read, used = read_coordinates(file)
+    fitting = [
+        space
+        for space in SPACES
+        if not find_points_outside(convert_to_voxels(read, space, affine), shape).any()
+    ]
+    hint = f"all are inside with points_space={fitting[0]}" if fitting else "check the columns"
+    raise UserError(f"{message}, read in {used} coordinates; {hint}.")
 
 
 def check_landmark_counts(pair: CasePair, counts: Sequence[int | None]) -> None:

@@ -1,10 +1,12 @@
 """Caches of preprocessed arrays: in memory, or in a folder that several processes share.
 
 An entry is a set of named arrays.  Its key is a hash of the bytes of the files it was made from
-and of the settings it was made with, so a changed file or setting gives another entry.
+and of the settings and the code it was made with, so that a change of any of them gives another
+entry.
 """
 
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -13,8 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Protocol
 
 import numpy as np
@@ -25,8 +28,11 @@ from safetensors.numpy import save
 from regnet_lab.errors import UserError
 from regnet_lab.spatial.header_checks import list_image_files
 from regnet_lab.utils.atomic_io import write_bytes
+from regnet_lab.utils.files import require_file
 
 Arrays = dict[str, NDArray]
+SOURCES = ("data", "ops", "spatial")  # rooms of the package whose code prepares images
+LIBRARIES = ("nibabel", "numpy", "scipy", "SimpleITK", "torch")
 
 MIN_FREE_BYTES = 2**30  # left free on the disk of a cache folder
 
@@ -40,6 +46,47 @@ class Cache(Protocol):
         """Return the arrays of ``key``, created if they are missing; they are read-only."""
 
 
+@cache
+def hash_sources() -> str:
+    """Compute a hash of the code that reads and prepares images, and of the libraries it uses."""
+    package = Path(__file__).parents[2]
+    files = sorted(file for part in SOURCES for file in (package / part).rglob("*.py"))
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(file.read_bytes())
+    versions = [f"{library} {version(library)}" for library in LIBRARIES]
+    digest.update(" ".join(versions).encode())
+    return digest.hexdigest()
+
+
+def _describe_code(code: CodeType) -> object:
+    """Return the instructions, names and constants of a function, in the same order everywhere."""
+    constants: list[object] = [
+        _describe_code(constant)
+        if isinstance(constant, CodeType)
+        else sorted(map(repr, constant))
+        if isinstance(constant, frozenset)
+        else repr(constant)
+        for constant in code.co_consts
+    ]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _describe_function(function: FunctionType) -> object:
+    """Return the name, the code of the module and the bound values of a function."""
+    source = inspect.getsourcefile(function)
+    code = hash_file(Path(source)) if source and Path(source).is_file() else ""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    bound = [function.__defaults__, function.__kwdefaults__, cells]
+    return [
+        function.__module__,
+        function.__qualname__,
+        code,
+        _describe_code(function.__code__),
+        describe_setting(bound),
+    ]
+
+
 def describe_setting(value: object) -> object:
     """Return what distinguishes two settings and is the same in every process: functions by name,
     code and bound arguments, other objects by their ``repr``.
@@ -51,7 +98,7 @@ def describe_setting(value: object) -> object:
     if isinstance(value, list | tuple):
         return [describe_setting(item) for item in value]
     if isinstance(value, FunctionType):
-        return [value.__module__, value.__qualname__, value.__code__.co_code.hex()]
+        return _describe_function(value)
     return repr(value)
 
 
@@ -69,11 +116,10 @@ def _hash_bytes(path: Path, size: int, modified: int) -> str:
 
 def hash_file(path: Path) -> str:
     """Compute the hash of a file's bytes; it is read again only if its size or time changes."""
+    require_file(path)
     try:
         state = path.stat()
         return _hash_bytes(path, state.st_size, state.st_mtime_ns)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: this file is missing.") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
 

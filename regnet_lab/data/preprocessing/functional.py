@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regnet_lab import ops
+from regnet_lab.data.preprocessing.intensity_range import compute_intensity_range
 from regnet_lab.errors import UserError
 
 Matrix = NDArray[np.floating]
@@ -191,7 +192,8 @@ def select_labels(labels: NDArray, selection: LabelSelection) -> NDArray:
     groups: Mapping[int, LabelGroup] = (
         selection if isinstance(selection, Mapping) else {value: value for value in selection}
     )
-    result = np.zeros_like(labels)
+    new_dtype = np.min_scalar_type(max(groups, default=0))
+    result = np.zeros(labels.shape, np.promote_types(labels.dtype, new_dtype))
     for value, group in groups.items():
         result[np.isin(labels, list_group_labels(group))] = value
     return result
@@ -205,22 +207,21 @@ def rescale_to_unit_range(array: NDArray, low: float, high: float) -> NDArray[np
 def normalize_percentiles(
     array: NDArray, low: float = 0.5, high: float = 99.5, like: NDArray | None = None
 ) -> NDArray[np.float32]:
-    """Map the ``low`` and ``high`` percentiles of the non-zero voxels to 0 and 1, clipped beyond.
+    """Map the ``low`` and ``high`` percentiles of an image to 0 and 1, clipped beyond.
 
-    Zero padding has no influence; a constant image becomes zero.  With ``like`` the percentiles
-    are those of that image.
+    Padding has no influence (:func:`compute_intensity_range` states the rule, also for label maps
+    and binary images); a constant image becomes zero.  With ``like`` the percentiles are those of
+    that image; its voxels that are not finite have no influence.
     """
     like = array if like is None else like
-    nonzero = like[like != 0]
-    if not nonzero.size:
-        return np.zeros(array.shape, np.float32)
-    return rescale_to_unit_range(array, *np.percentile(nonzero, [low, high]))
+    return rescale_to_unit_range(array, *compute_intensity_range(like, low, high))
 
 
 def normalize_min_max(array: NDArray, like: NDArray | None = None) -> NDArray[np.float32]:
-    """Map the smallest and the largest value, of ``like`` if it is given, to 0 and 1."""
+    """Map the smallest and the largest finite value, of ``like`` if given, to 0 and 1."""
     like = array if like is None else like
-    return rescale_to_unit_range(array, float(like.min()), float(like.max()))
+    finite = like[np.isfinite(like)]
+    return rescale_to_unit_range(array, float(finite.min()), float(finite.max()))
 
 
 def normalize_window(

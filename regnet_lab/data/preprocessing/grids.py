@@ -17,7 +17,13 @@ from regnet_lab.data.case import Case
 from regnet_lab.data.io.cases import LoadedCase, fingerprint_case, read_case
 from regnet_lab.data.io.images import Volume, decode_image
 from regnet_lab.data.io.landmarks import check_landmark_counts
-from regnet_lab.data.preprocessing.cache import Arrays, compute_fingerprint, hash_image, open_cache
+from regnet_lab.data.preprocessing.cache import (
+    Arrays,
+    compute_fingerprint,
+    hash_image,
+    hash_sources,
+    open_cache,
+)
 from regnet_lab.data.preprocessing.functional import (
     LabelSelection,
     Matrix,
@@ -32,7 +38,6 @@ from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates
 from regnet_lab.types import Pair
 
-CACHE_VERSION = 2  # to be raised when preprocessing changes, so that old cache entries are not used
 DEFAULT_CACHE_MEGABYTES = 4096
 SIDE_ARRAYS = ("image", "spacing", "labels", "mask", "points")  # of one side of a pair
 
@@ -69,6 +74,8 @@ class PairPreprocessor(ABC):
         shared_range: Map both images by the range of the fixed one.
         padding_mode: Values outside an image's field of view: its ``minimum``, or its ``border``
             continued, which leaves no edges for a similarity to align.
+        trust_array_order: Take labels and masks of the image's shape in array order, even if their
+            headers place them elsewhere.
         cache: ``memory``, a folder, or null.
         megabytes: Limit of ``memory``, in each loading process.
     """
@@ -83,12 +90,13 @@ class PairPreprocessor(ABC):
         labels: LabelSelection = None,
         shared_range: bool = False,
         padding_mode: str = "minimum",
+        trust_array_order: bool = False,
         cache: str | None = "memory",
         megabytes: float = DEFAULT_CACHE_MEGABYTES,
     ) -> None:
         self.shape = None if shape is None else tuple(shape)
         self.intensity, self.labels, self.shared_range = intensity, labels, shared_range
-        self.padding_mode = padding_mode
+        self.padding_mode, self.trust_array_order = padding_mode, trust_array_order
         self.cache = open_cache(cache, megabytes)
 
     @abstractmethod
@@ -105,11 +113,11 @@ class PairPreprocessor(ABC):
                 decoded[path] = self._decode_cached(path) if shared else decode_image(path)
             return decoded[path]
 
-        return read_case(case, decode_once)
+        return read_case(case, decode_once, self.trust_array_order)
 
     def _decode_cached(self, path: Path) -> Volume:
         """Decode a file of which other pairs need another frame, slice or grid."""
-        key = compute_fingerprint(CACHE_VERSION, hash_image(path))
+        key = compute_fingerprint(hash_sources(), hash_image(path))
         return Volume(**self.cache.get_or_create(key, lambda: vars(decode_image(path))))
 
     def compute_affine(self, fixed: Case) -> coordinates.Matrix:
@@ -149,7 +157,7 @@ class PairPreprocessor(ABC):
             labels = select_labels(loaded.labels, self.labels)
             arrays["labels"] = resample_labels(labels, matrix, shape)[None]
         if loaded.mask is not None:
-            mask = (loaded.mask > 0).astype(np.float32)
+            mask = loaded.mask.astype(np.float32)
             arrays["mask"] = resample_labels(mask, matrix, shape)[None]
         if loaded.points is not None:
             points = coordinates.apply_affine(np.linalg.inv(matrix), loaded.points)
@@ -160,7 +168,7 @@ class PairPreprocessor(ABC):
     def settings(self) -> str:
         """Hash of everything that decides how a case is preprocessed."""
         options = {name: value for name, value in vars(self).items() if name != "cache"}
-        return compute_fingerprint(CACHE_VERSION, type(self).__name__, options)
+        return compute_fingerprint(hash_sources(), type(self).__name__, options)
 
     def load_side(self, case: Case, fixed: Case, decoded: DecodedFiles | None = None) -> Arrays:
         """Return the arrays of :meth:`preprocess_side` from the cache, created if missing."""

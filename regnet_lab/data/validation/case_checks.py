@@ -7,7 +7,7 @@ statistics of their files.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from regnet_lab.data.case import Case, LandmarkFile
 from regnet_lab.data.datasets.base import DatasetSplit, collect_errors
 from regnet_lab.data.io.cases import extract_slice, read_case
-from regnet_lab.data.io.images import Volume, extract_frame, validate_labels
+from regnet_lab.data.io.grid_matching import compute_corners, match_grids
+from regnet_lab.data.io.images import Volume, extract_frame
 from regnet_lab.data.io.landmarks import find_points_outside, read_landmarks
 from regnet_lab.data.validation.image_stats import CaseFile, ImageStats, StatsByFile
 from regnet_lab.errors import UserError
-from regnet_lab.spatial import coordinates
+from regnet_lab.spatial.image_grid import ImageGrid
 
 MIN_OVERLAP = 0.25  # share of the smaller field of view that two images must have in common
-MAX_HEADER_SHIFT = 0.5  # voxels between the corners of a label map and those of its image
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class CaseSummary:
 
 def list_case_files(case: Case) -> list[CaseFile]:
     """Return the image, label map and mask of a case."""
-    annotations = [("labels", path) for path in (case.labels, case.mask) if path]
-    return [("image", case.image), *annotations]
+    annotations = (("labels", case.labels), ("mask", case.mask))
+    return [("image", case.image), *((kind, path) for kind, path in annotations if path)]
 
 
 def get_stats(stats_by_file: StatsByFile, kind: str, path: Path) -> ImageStats:
@@ -59,8 +59,13 @@ def get_stats(stats_by_file: StatsByFile, kind: str, path: Path) -> ImageStats:
     return stats
 
 
-def check_case(case: Case, stats_by_file: StatsByFile) -> CaseSummary:
-    """Check the image, labels, mask and landmarks of a case."""
+def check_case(
+    case: Case, stats_by_file: StatsByFile, trust_array_order: bool = False
+) -> CaseSummary:
+    """Check the image, labels, mask and landmarks of a case.
+
+    ``trust_array_order`` is that of :func:`regnet_lab.data.io.grid_matching.match_grids`.
+    """
     errors: list[str] = []
     image = frame_volume = volume = labels = num_points = None
     with collect_errors(errors):
@@ -69,10 +74,13 @@ def check_case(case: Case, stats_by_file: StatsByFile) -> CaseSummary:
         volume = extract_slice(case, frame_volume)
     if case.labels:
         with collect_errors(errors):
-            labels = check_grid(case, case.labels, stats_by_file, frame_volume)
+            labels = get_stats(stats_by_file, "labels", case.labels)
+            check_grid(case, case.labels, labels, frame_volume, trust_array_order)
     if case.mask:
         with collect_errors(errors):
-            if not check_grid(case, case.mask, stats_by_file, frame_volume).counts.keys() - {0}:
+            mask = get_stats(stats_by_file, "mask", case.mask)
+            check_grid(case, case.mask, mask, frame_volume, trust_array_order)
+            if not mask.counts.keys() - {0}:
                 raise UserError(f"{case.mask}: is 0 everywhere; a mask must select some voxels.")
     if case.points:
         with collect_errors(errors):
@@ -82,36 +90,17 @@ def check_case(case: Case, stats_by_file: StatsByFile) -> CaseSummary:
 
 
 def check_grid(
-    case: Case, path: Path, stats_by_file: StatsByFile, image: Volume | None
-) -> ImageStats:
-    """Check that a label map or mask lies on the image's grid and return its statistics."""
-    stats = get_stats(stats_by_file, "labels", path)
+    case: Case,
+    path: Path,
+    stats: ImageStats,
+    image: Volume | None,
+    trust_array_order: bool,
+) -> None:
+    """Check that a label map or mask can be brought to the grid of its image."""
     volume = extract_frame(path, stats.placeholder, case.phase if len(stats.shape) == 4 else None)
-    if image is None:
-        return stats
-    if volume.array.shape != image.array.shape:
-        validate_labels(path, volume, image, case.image)
-    distance = compute_corner_shift(image, volume)
-    # an array in .npy has no affine
-    if distance > MAX_HEADER_SHIFT and ".npy" not in (path.suffix, case.image.suffix):
-        raise UserError(
-            f"{path}: its header shifts it by up to {distance:.3g} voxels relative to its image "
-            f"{case.image}; correct one of the two headers."
-        )
-    return stats
-
-
-def compute_corners(shape: Sequence[int]) -> NDArray[np.float64]:
-    """Return the (2^D, D) outer corners of a voxel grid."""
-    return np.array(list(product(*((-0.5, n - 0.5) for n in shape))))
-
-
-def compute_corner_shift(image: Volume, labels: Volume) -> float:
-    """Return the largest distance between corresponding corners, in voxels of the labels."""
-    corners = compute_corners(image.array.shape)
-    corners = np.pad(corners, ((0, 0), (0, 3 - image.array.ndim)))
-    moved = coordinates.apply_affine(np.linalg.inv(labels.affine) @ image.affine, corners)
-    return float(np.linalg.norm(moved - corners, axis=1).max())
+    if image is not None:
+        grids = [ImageGrid(v.array.shape, v.affine) for v in (volume, image)]
+        match_grids(path, grids[0], case.image, grids[1], trust_array_order)
 
 
 def check_landmarks(
@@ -143,7 +132,13 @@ def check_cases(
     """Check each case on its own, and whether it has as many axes as the grid of its data set or,
     without one, as most cases.
     """
-    summaries = {case: check_case(case, stats_by_file) for case in cases}
+    trusted = {
+        case
+        for subset in subsets
+        if subset.preprocessor and subset.preprocessor.trust_array_order
+        for case in subset.cases
+    }
+    summaries = {case: check_case(case, stats_by_file, case in trusted) for case in cases}
     for subset in subsets:
         axes = {case: v.array.ndim for case in subset.cases if (v := summaries[case].volume)}
         counts = Counter(axes.values())

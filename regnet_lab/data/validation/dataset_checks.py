@@ -6,8 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from regnet_lab.data.case import Case
 from regnet_lab.data.datasets.base import DatasetSplit
+from regnet_lab.data.io.labels import narrow_labels
 from regnet_lab.data.preprocessing.functional import list_group_labels
 from regnet_lab.data.preprocessing.grids import PairPreprocessor, compute_spacing_ratio
 from regnet_lab.data.validation.case_checks import CaseSummary, list_case_files
@@ -156,7 +159,9 @@ def estimate_cache_megabytes(subset: DatasetSplit, summaries: Summaries) -> floa
     decoded: dict[Path, int] = {}
     size = 0.0
     for case, fixed in entries:
-        voxel_bytes = 4 + 2 * bool(case.labels) + 4 * bool(case.mask)  # float32, int16, float32
+        labels = summaries[case].labels
+        label_bytes = narrow_labels(np.array([*labels.counts])).itemsize if labels else 0
+        voxel_bytes = 4 + label_bytes + 4 * bool(case.mask)  # image and mask are float32
         size += voxel_bytes * count_grid_voxels(summaries[fixed], preprocessor)
         image = summaries[case].image
         if image and (in_world or (case.phase, case.slice) != (None, None)):

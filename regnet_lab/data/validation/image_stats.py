@@ -19,16 +19,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from regnet_lab.data.io.images import Volume, decode_image, validate_labels
+from regnet_lab.data.io.images import Volume, decode_image
+from regnet_lab.data.io.labels import convert_labels, convert_mask
+from regnet_lab.data.preprocessing.cache import hash_sources
 from regnet_lab.errors import UserError
 from regnet_lab.spatial.header_checks import list_image_files
 from regnet_lab.utils.atomic_io import write_text
 
-CACHE_VERSION = 1  # increase it whenever the statistics change
 MAX_CACHE_ENTRIES = 50_000
 PERCENTILE_SAMPLE_SIZE = 2**20  # voxels from which percentiles are computed
 
-CaseFile = tuple[str, Path]  # kind ("image" or "labels") and path
+CONVERTERS = {"labels": convert_labels, "mask": convert_mask}
+
+CaseFile = tuple[str, Path]  # kind ("image", "labels" or "mask") and path
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,19 @@ def compute_digest(array: NDArray) -> str:
     return state.hexdigest()
 
 
+def count_labels(array: NDArray[np.integer]) -> dict[int, int]:
+    """Count the voxels of every label."""
+    flat = array.ravel(order="K")
+    if flat.max() < flat.size:
+        counts = np.bincount(flat)
+        values = counts.nonzero()[0]
+        return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
+    values, counts = np.unique(flat, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def compute_image_stats(kind: str, path: Path) -> ImageStats:
-    """Read a file as an ``image`` or as ``labels`` and compute its statistics.
+    """Read a file as an ``image``, ``labels`` or ``mask`` and compute its statistics.
 
     Raises:
         UserError: Also if an image is constant.
@@ -85,10 +99,9 @@ def compute_image_stats(kind: str, path: Path) -> ImageStats:
     if not array.size:
         raise UserError(f"{path}: contains no voxels; replace the file.")
     counts: dict[int, int] = {}
-    if kind == "labels":
-        array = validate_labels(path, volume, volume, path)
-        bincount = np.bincount(array.ravel(order="K"))
-        counts = {int(value): int(bincount[value]) for value in bincount.nonzero()[0]}
+    if convert := CONVERTERS.get(kind):
+        array = convert(path, array)
+        counts = count_labels(array)
     elif array.min() == array.max():
         raise UserError(f"{path}: is constant, all voxels are {array.min():g}; replace the file.")
     return ImageStats(
@@ -119,7 +132,7 @@ def load_cache() -> dict[str, dict[str, Any]]:
     """Return all cache entries; none if the cache is missing, damaged or of another version."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(get_cache_path().read_text(encoding="utf-8"))
-        return dict(content["files"]) if content["version"] == CACHE_VERSION else {}
+        return dict(content["files"]) if content["version"] == hash_sources() else {}
     return {}
 
 
@@ -127,7 +140,7 @@ def save_cache(entries: dict[str, dict[str, Any]]) -> None:
     """Write the last ``MAX_CACHE_ENTRIES`` entries; do nothing if the cache cannot be written."""
     latest = dict(list(entries.items())[-MAX_CACHE_ENTRIES:])
     with suppress(UserError):
-        write_text(get_cache_path(), json.dumps({"version": CACHE_VERSION, "files": latest}))
+        write_text(get_cache_path(), json.dumps({"version": hash_sources(), "files": latest}))
 
 
 def restore_stats(entry: Any, timestamps: list[list[int]]) -> ImageStats | None:

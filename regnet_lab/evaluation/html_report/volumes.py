@@ -16,6 +16,7 @@ from regnet_lab.visualization.slices import Array, compute_grid_steps, find_cent
 MAX_VOXELS = 1_500_000  # of a case; larger ones are subsampled
 DISPLACEMENT_SCALE = 100  # displacements are rounded to 1/100 voxel
 IMAGES = ("fixed", "moving", "warped")
+LABELS = ("fixed_labels", "warped_labels")
 
 
 def pack_array(array: Array) -> dict[str, str]:
@@ -108,5 +109,13 @@ def _encode_volumes(
         **{name: window_to_uint8(case[name], limits) for name in IMAGES},
         "u": np.clip(u, -32768, 32767).astype(np.int16),
         "jacobian": encode_jacobian(case["determinant"], log_limit),
-        **{name: case[name] for name in ("fixed_labels", "warped_labels") if name in case},
+        **_number_labels({name: case[name] for name in LABELS if name in case}),
     }
+
+
+def _number_labels(label_maps: dict[str, Array]) -> dict[str, Array]:
+    """Convert label maps to int16; where a label exceeds it, all are numbered in their order."""
+    if label_maps and max(labels.max() for labels in label_maps.values()) > np.iinfo(np.int16).max:
+        values = np.union1d(0, np.concatenate([labels.ravel() for labels in label_maps.values()]))
+        label_maps = {name: values.searchsorted(labels) for name, labels in label_maps.items()}
+    return {name: labels.astype(np.int16) for name, labels in label_maps.items()}

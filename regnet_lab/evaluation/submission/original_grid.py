@@ -111,6 +111,7 @@ class ChallengePair:
             intensity=model_preprocessor.intensity,
             labels=model_preprocessor.labels,
             shared_range=model_preprocessor.shared_range,
+            trust_array_order=model_preprocessor.trust_array_order,
             cache=None,
         )
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from regnet_lab import ops
 from regnet_lab.errors import UserError
 from regnet_lab.models.regnet_2017 import PatchNetwork
-
-CHECKPOINT_PREFIX = "model."  # of the model's weights in a checkpoint
+from regnet_lab.utils.paths import NETWORK_PREFIX
 
 
 class TiledModel(nn.Module):
@@ -99,9 +98,9 @@ class PretrainedModel(nn.Module):
         except Exception as error:
             raise UserError(f"{path} is not a readable checkpoint; choose another file.") from error
         weights = {
-            key.removeprefix(CHECKPOINT_PREFIX): tensor
+            key.removeprefix(NETWORK_PREFIX): tensor
             for key, tensor in state.items()
-            if key.startswith(CHECKPOINT_PREFIX)
+            if key.startswith(NETWORK_PREFIX)
         }
         try:
             self.model.load_state_dict(weights)

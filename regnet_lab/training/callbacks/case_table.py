@@ -15,6 +15,7 @@ from regnet_lab.training.callbacks.base import CaseCallback
 from regnet_lab.types import Pair
 from regnet_lab.utils.atomic_io import write_figure, write_text
 from regnet_lab.utils.distributed import gather_interleaved
+from regnet_lab.utils.text import make_file_name
 from regnet_lab.visualization import panels
 
 
@@ -46,7 +47,7 @@ class CaseTable(CaseCallback):
         with self.records_path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in outputs["records"])
         if index < self.num_pictures:
-            path = self.folder / "pictures" / f"{pair['name'][0]}.png"
+            path = self.folder / "pictures" / f"{make_file_name(pair['name'][0])}.png"
             write_figure(path, panels.draw_registration(pair, outputs["registration"]))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

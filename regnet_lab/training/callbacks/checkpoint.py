@@ -18,6 +18,8 @@ from regnet_lab.utils.distributed import all_gather
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# of terminals and batch systems; left alone where somebody else handles or ignores them
+FURTHER_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
 
 
 def save_atomically(content: object, path: str | Path, *remedy: str) -> None:
@@ -56,9 +58,9 @@ class LastCheckpoint(Checkpoint):
     """Keep one checkpoint of the latest state, from which training resumes exactly.
 
     It is saved every ``every_n_steps`` training steps, after every validation, at the end, and
-    when any process is interrupted (SIGINT, SIGTERM).  Then all processes first finish the running
-    step with all its accumulated batches, or the running validation and the step after it; a
-    second SIGINT stops at once.
+    when any process is interrupted (SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGXCPU).  Then all processes
+    first finish the running step with all its accumulated batches, or the running validation and
+    the step after it; a second SIGINT stops at once.
 
     As a ``Checkpoint`` it is called by Lightning after all other callbacks and after checkpoints
     listed before it, so that it includes the state of the one that keeps the best checkpoint.
@@ -84,7 +86,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Replaces Lightning's handler of SIGTERM, which would communicate within a step
-        self.previous_handlers = {sign: signal.signal(sign, self.request_stop) for sign in SIGNALS}
+        free = [sign for sign in FURTHER_SIGNALS if signal.getsignal(sign) == signal.SIG_DFL]
+        for sign in (*SIGNALS, *free):
+            self.previous_handlers[sign] = signal.signal(sign, self.request_stop)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Pair, index: int

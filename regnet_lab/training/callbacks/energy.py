@@ -12,6 +12,7 @@ from regnet_lab.training.callbacks.base import CaseCallback, get_tensorboard
 from regnet_lab.types import Pair, Registration
 from regnet_lab.utils.atomic_io import write_figure, write_text
 from regnet_lab.utils.distributed import gather_interleaved
+from regnet_lab.utils.text import make_file_name
 from regnet_lab.visualization import iterations, panels
 
 
@@ -89,7 +90,7 @@ class EnergyCurve(CaseCallback):
         out = outputs["registration"]
         self.add_curve(module, out, pair)
         if index < self.num_pictures and len(out.fields) > 1:
-            path = self.folder / "pictures" / f"{pair['name'][0]}_iterations.png"
+            path = self.folder / "pictures" / f"{make_file_name(pair['name'][0])}_iterations.png"
             write_figure(path, panels.draw_iterations(pair, out))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -92,5 +92,5 @@ def convert_to_arrays(pair: Pair, registration: Registration) -> dict[str, Any]:
     if "fixed_labels" in pair and "moving_labels" in pair:
         warped = ops.warp(pair["moving_labels"], u, "nearest", "zeros")
         for name, labels in (("fixed_labels", pair["fixed_labels"]), ("warped_labels", warped)):
-            arrays[name] = labels[0, 0].cpu().numpy().astype(np.int16)
+            arrays[name] = labels[0, 0].cpu().numpy().astype(np.int32)
     return arrays

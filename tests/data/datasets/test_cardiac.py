@@ -14,11 +14,13 @@ from regnet_lab.data.datasets.cardiac import (
     VolumePairs,
     keep_overlapping_labels,
     list_cardiac_pairs,
+    read_header,
 )
 from regnet_lab.data.datasets.cardiac_layouts import find_cardiac_files, read_acdc, read_sunnybrook
 from regnet_lab.data.preprocessing.grids import CropOrPad
 from regnet_lab.errors import UserError
 from regnet_lab.metrics.overlap import dice
+from tests.helpers.nifti import write_nifti
 
 PLANE, DEPTH, PHASES = (12, 14), 6, 4
 SPACING = (1.5, 1.5, 8.0)
@@ -339,3 +341,11 @@ def test_cavities_of_sunnybrook_overlap_as_published_with_no_registration(name, 
     (pair,) = instantiate_config(cfg.data.dataset)("val")
     fixed, moving = (pair[f"{side}_labels"].numpy() for side in ("fixed", "moving"))
     assert dice(fixed, moving, moving) == {1: pytest.approx(expected, abs=1e-4)}
+
+
+def test_the_distance_of_slices_is_in_millimetres(tmp_path):
+    affine = np.diag([1500.0, 1500, 8000, 1])
+    write_nifti(tmp_path / "a.nii", np.zeros((4, 5, 6)), affine, affine, unit=3)
+    shape, spacing = read_header(tmp_path / "a.nii")
+    assert shape == (4, 5, 6)
+    np.testing.assert_allclose(spacing, [1.5, 1.5, 8])

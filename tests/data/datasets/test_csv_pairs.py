@@ -229,7 +229,7 @@ def test_the_nearest_column_is_suggested(wrong, right):
         ("fixed,moving,split", ["a,b,valid"], "'valid' must be one of train, val, test"),
         ("fixed,moving", ["a,b", "b,a", "a,b"], "row 3: another pair above is also named a_b"),
         ("fixed,moving,name", ["a,b,x", "b,a,x"], "row 2: another pair above is also named x"),
-        ("fixed,moving", ['a,"b'], "pairs.csv: cannot be read as a CSV"),
+        ("fixed,moving", ['a,"b'], "pairs.csv, line 2: cannot be read as a CSV"),
     ],
 )
 def test_faults_of_a_table_are_named(header, rows, message, tmp_path):
@@ -243,7 +243,7 @@ def test_a_missing_or_empty_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv: this file is missing"):
         list_csv_pairs("train", listed, str(tmp_path / "none.csv"))
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(UserError, match=r"empty\.csv: cannot be read as a CSV"):
+    with pytest.raises(UserError, match=r"empty\.csv: is empty"):
         list_csv_pairs("train", listed, str(tmp_path / "empty.csv"))
     with pytest.raises(UserError, match="table: contains no pairs"):
         list_csv_pairs("train", listed, [])

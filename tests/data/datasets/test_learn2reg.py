@@ -262,7 +262,7 @@ def test_a_damaged_release_is_one_sentence(damage, sentence, tmp_path):
     [
         (lambda path: path.unlink(), "NLST_0004_0001.csv.*missing"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00\x81"), "NLST_0004_0001.csv"),
-        (lambda path: path.write_text("1,2\n3,4\n"), "column 2"),
+        (lambda path: path.write_text("1,2\n3,4\n"), "gives 2 coordinates"),
     ],
 )
 def test_damaged_keypoints_are_named_when_they_are_read(damage, sentence, tmp_path):

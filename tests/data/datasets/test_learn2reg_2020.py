@@ -160,7 +160,7 @@ def test_published_rule_takes_the_fixed_range_and_the_whole_field_of_view(tmp_pa
     [
         (lambda f: (f / "pairs_val.csv").unlink(), "pairs_val.csv: this file is missing"),
         (lambda f: (f / "pairs_val.csv").write_text("fix,mov\n1,4\n"), "has no column 'fixed'"),
-        (lambda f: (f / "pairs_val.csv").write_text("fixed,moving\n1,x\n"), "whole numbers"),
+        (lambda f: (f / "pairs_val.csv").write_text("fixed,moving\n1,x\n"), "whole number"),
         (lambda f: (f / "pairs_val.csv").write_bytes(b"\xff\xfe\x00\x81"), "pairs_val.csv"),
         (lambda f: (f / "pairs_val.csv").write_text(""), "pairs_val.csv"),
         (lambda f: (f / "pairs_val.csv").write_text("fixed,moving\n1,99\n"), "no image of case 99"),

@@ -1,3 +1,4 @@
+import importlib
 import os
 import pickle
 import subprocess
@@ -23,6 +24,7 @@ from regnet_lab.data.preprocessing.cache import (
     NoCache,
     compute_fingerprint,
     hash_file,
+    hash_sources,
 )
 from regnet_lab.data.preprocessing.functional import (
     normalize_min_max,
@@ -241,6 +243,45 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         FolderCache(tmp_path / "file")
 
 
+def make_scaling(factor):
+    return lambda x: factor * x
+
+
+def test_a_changed_constant_of_a_module_changes_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    fingerprints = set()
+    for constant in (1, 2):
+        (tmp_path / "changing.py").write_text(
+            f"LIMIT = {constant}\n\ndef clip(x):\n    return LIMIT"
+        )
+        importlib.invalidate_caches()
+        sys.modules.pop("changing", None)
+        fingerprints.add(compute_fingerprint(importlib.import_module("changing").clip))
+        os.utime(tmp_path / "changing.py", ns=(constant, constant))
+    assert len(fingerprints) == 2
+
+
+def test_fingerprints_are_the_same_in_every_process():
+    command = (
+        "from functools import partial\n"
+        "from regnet_lab.data.preprocessing.cache import compute_fingerprint, hash_sources\n"
+        "from regnet_lab.data.preprocessing.functional import normalize_window\n"
+        "print(compute_fingerprint(hash_sources(), partial(normalize_window, low=0)))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", command],
+            capture_output=True,
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    own = compute_fingerprint(hash_sources(), partial(normalize_window, low=0))
+    assert outputs == {f"{own}\n".encode()}
+
+
 def test_different_settings_have_different_fingerprints():
     settings = [
         (1,),
@@ -255,6 +296,10 @@ def test_different_settings_have_different_fingerprints():
         (partial(normalize_window, low=0, high=2),),
         (lambda x: x,),
         (lambda x: x + x,),
+        (lambda x: x + 2,),
+        (lambda x: x + 3,),
+        (lambda x=2: x,),
+        *[(make_scaling(factor),) for factor in (2, 3)],
     ]
     assert len({compute_fingerprint(*parts) for parts in settings}) == len(settings)
     assert compute_fingerprint(partial(normalize_window, low=0)) == compute_fingerprint(

@@ -17,6 +17,7 @@ from regnet_lab.data.preprocessing.functional import (
     normalize_min_max,
     normalize_percentiles,
     normalize_window,
+    select_labels,
 )
 from regnet_lab.data.preprocessing.grids import CropOrPad, ResampleToFixed, Resize
 from regnet_lab.errors import UserError
@@ -314,6 +315,24 @@ def test_labels_are_selected_or_grouped(tmp_path, shape):
     expected = np.select([(labels == 2) | (labels == 3), labels == 4], [1, 7], 0)
     np.testing.assert_array_equal(grouped, expected)
     assert selected.dtype == grouped.dtype == np.int16
+
+
+@pytest.mark.parametrize("kind", [CropOrPad, Resize, ResampleToFixed])
+def test_large_labels_keep_their_values(tmp_path, kind):
+    ids = np.array([0, 16777217, 614454277, 2**31 - 1], np.int32)
+    labels = ids[np.random.default_rng(0).integers(0, 4, (6, 7, 8))]
+    case = Case("a", save(tmp_path, "a", texture((6, 7, 8))), save(tmp_path, "l", labels))
+    kept = kind(shape=(6, 7, 8))(case, case)["fixed_labels"][0].numpy()
+    np.testing.assert_array_equal(kept, labels)
+    selected = kind(shape=(6, 7, 8), labels=[614454277])(case, case)["moving_labels"][0].numpy()
+    np.testing.assert_array_equal(selected, np.where(labels == 614454277, labels, 0))
+    assert set(np.unique(kind(shape=(12, 14, 5))(case, case)["fixed_labels"])) <= set(ids)
+
+
+def test_groups_may_have_larger_numbers_than_their_labels():
+    labels = np.array([0, 1, 2, 3], np.int16)
+    selected = select_labels(labels, {614454277: [1, 2], 40000: 3})
+    np.testing.assert_array_equal(selected, [0, 614454277, 614454277, 40000])
 
 
 @pytest.mark.parametrize("kind", [CropOrPad, Resize, ResampleToFixed])

@@ -79,22 +79,33 @@ def shift_header(path):
     save(path, np.asarray(nibabel.load(path).dataobj), moved)
 
 
+def exchange_axes(path):
+    save(path, np.asarray(nibabel.load(path).dataobj).T)
+
+
+def move_away(path):
+    moved = AFFINE.copy()
+    moved[:3, 3] = 500
+    save(path, np.asarray(nibabel.load(path).dataobj)[1:], moved)
+
+
 DAMAGES = {
     "truncated": ("img", truncate, "cannot be read"),
     "empty": ("img", lambda path: path.write_bytes(b""), "cannot be read"),
     "text": ("img", lambda path: path.write_text("not an image"), "cannot be read"),
     "complex": ("img", lambda path: save(path, volume(1).astype(np.complex64)), "complex"),
     "colors": ("img", write_color_image, "colours"),
-    "nan": ("img", lambda path: change_voxel(path, np.nan), "1 voxels are NaN"),
+    "nan": ("label", lambda path: change_voxel(path, np.nan), "1 voxels are NaN"),
     "constant": ("img", lambda path: save(path, np.full(SHAPE, 7, np.int16)), "is constant"),
     "axes": ("img", flatten_image, "has 2 axes"),
     "negative label": ("label", lambda path: change_voxel(path, -1), "whole numbers"),
     "half label": ("label", lambda path: change_voxel(path, 0.5), "whole numbers"),
-    "large label": ("label", lambda path: change_voxel(path, 40000), "whole numbers"),
+    "large label": ("label", lambda path: change_voxel(path, 3e9), "not exact"),
     "truncated label": ("label", truncate, "cannot be read"),
     "missing label": ("label", lambda path: path.unlink(), "missing"),
-    "label shape": ("label", lambda path: save(path, np.ones((9, 9, 9), np.uint8)), "its shape"),
-    "label header": ("label", shift_header, "2 voxels relative"),
+    "label axes": ("label", exchange_axes, "axes exchanged"),
+    "label elsewhere": ("label", move_away, "another shape"),
+    "label header": ("label", shift_header, "2 voxels away"),
 }
 
 
@@ -123,6 +134,32 @@ def test_valid_data_have_no_errors_and_are_summarized(tree):
     assert labels["2"] == f"2 of 2, {np.median(counts):.0f}"
 
 
+def test_labels_and_masks_are_validated_as_they_are_read(tree, tmp_path):
+    labels = nibabel.load(path_of(tree, "label", 287))
+    ids = np.array([0, 614454277, 16777217], np.int32)[np.asarray(labels.dataobj)]
+    turned = nibabel.Nifti1Image(ids, labels.affine).as_reoriented([[1, -1], [0, 1], [2, -1]])
+    nibabel.save(turned, path_of(tree, "label", 287))
+    mask = tmp_path / "mask.nii.gz"
+    save(mask, np.random.default_rng(0).uniform(size=SHAPE).astype(np.float32))
+
+    def listed(split):
+        image = path_of(tree, "img", 287)
+        case = Case("a", image, path_of(tree, "label", 287), mask)
+        return CasePairs([(case, case)], CropOrPad(SHAPE))
+
+    report = validate_dataset(listed, ["val"])
+    assert not report.errors
+    (summary,) = report.summaries.values()
+    assert summary.labels.counts == {i: (ids == i).sum() for i in (0, 16777217, 614454277)}
+
+
+def test_trusted_labels_are_not_refused(tree):
+    shift_header(path_of(tree, "label", 287))
+    assert len(validate_dataset(make_dataset(tree)).errors) == 1
+    trusting = make_dataset(tree, CropOrPad(SHAPE, trust_array_order=True))
+    assert not validate_dataset(trusting).errors
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_gives_one_error_that_names_it(damage, tree):
     kind, spoil, reason = DAMAGES[damage]
@@ -137,7 +174,7 @@ def test_a_damaged_file_gives_one_error_that_names_it(damage, tree):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"\xff\xfe\x00\x81", "cannot be read as a CSV"),
+        (b"\xff\xfe\x00\x81", "cannot be read as text"),
         (b"fix,moving\n250,287\n", "no column 'fixed'"),
         (b"fixed,moving\n250,999\n", "no image of case 999"),
     ],

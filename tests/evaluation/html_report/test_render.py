@@ -117,6 +117,19 @@ def test_example_cases_agree_with_the_table(tmp_path):
 # --- content of the page
 
 
+def test_labels_above_the_range_of_the_page_are_numbered(tmp_path):
+    shape = (7, 8, 9)
+    folder = write_evaluation(tmp_path / "run", shape)
+    path = folder / "gallery" / "worst.npz"
+    stored = dict(np.load(path))
+    ids = np.array([0, 614454277, 614454278])
+    index = np.random.default_rng(0).integers(0, 3, shape)
+    np.savez(path, **{**stored, "fixed_labels": ids[index], "warped_labels": ids[index[::-1]]})
+    shown = volumes.make_case_content(path)["volumes"]
+    np.testing.assert_array_equal(unpack(shown["fixed_labels"], shape), index)
+    np.testing.assert_array_equal(unpack(shown["warped_labels"], shape), index[::-1])
+
+
 @SHAPES
 def test_volumes_are_decoded_to_within_a_byte(shape, tmp_path):
     pair, registration = make_pair(shape)
