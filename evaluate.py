@@ -12,7 +12,7 @@ def main(cfg: DictConfig) -> None:
     from regnet_lab.config.run_dir import save_run_metadata
     from regnet_lab.evaluation.setup import (
         instantiate_callbacks,
-        require_free_folder,
+        require_no_other_evaluation,
         set_up_evaluation,
     )
     from regnet_lab.training.config_sync import ConfigConsistencyCheck
@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
     from regnet_lab.utils.runtime import configure_runtime
 
     configure_runtime(cfg)
-    require_free_folder(cfg)
+    require_no_other_evaluation(cfg)
     module, data = set_up_evaluation(cfg)
     callbacks = [ConfigConsistencyCheck(cfg), *instantiate_callbacks(cfg)]
     trainer = instantiate_config(cfg.trainer, cfg.trusted_packages, callbacks=callbacks)

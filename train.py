@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> float | None:
     """Train a model; return the monitored metric, which a sweep compares."""
     from regnet_lab.cli.multirun import find_last_checkpoint, finish_run, has_started
     from regnet_lab.config.checkpoints import find_checkpoint, load_matching_weights, read_weights
-    from regnet_lab.config.folders import require_free_folder
+    from regnet_lab.config.folders import require_no_other_run
     from regnet_lab.config.instantiate import instantiate_config
     from regnet_lab.config.run_dir import resume_config, save_run_metadata
     from regnet_lab.data.validation.report import validate_data
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
 
     checkpoint = find_last_checkpoint(cfg)
     if not checkpoint and not has_started(cfg) and is_rank_zero():
-        require_free_folder(cfg.output_dir, cfg.overwrite)
+        require_no_other_run(cfg.output_dir, cfg.overwrite)
     cfg = resume_config(cfg) if cfg.resume else cfg
     configure_runtime(cfg)
     keep_freed_memory()

@@ -11,6 +11,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from regnet_lab.config.overrides import remove_quotes
+
 
 def get_failure_reason(job_return: JobReturn) -> str | None:
     """Return why a job failed, or None if it completed."""
@@ -52,7 +54,7 @@ class CollectEvaluations(Callback):
             "run": config.run and str(config.run),
             "model": choices.get("model"),
             "data": config.data_name,
-            "overrides": list(config.hydra.overrides.task),
+            "overrides": list(map(remove_quotes, config.hydra.overrides.task)),
             "folder": str(OmegaConf.select(config, "output_dir")),
             "error": get_failure_reason(job_return),
         }
@@ -73,7 +75,7 @@ class CollectRuns(Callback):
         from regnet_lab.evaluation.multirun import write_job
 
         job = {
-            "overrides": list(config.hydra.overrides.task),
+            "overrides": list(map(remove_quotes, config.hydra.overrides.task)),
             "error": get_failure_reason(job_return),
         }
         write_job(Path(config.hydra.runtime.output_dir), job)

@@ -22,7 +22,7 @@ from regnet_lab.registration.jobs import (
     SIDES,
     build_job,
     register_and_save,
-    require_free_folder,
+    require_no_other_registration,
 )
 from regnet_lab.registration.output import atomic_directory
 from regnet_lab.registration.quality import QualityReport
@@ -189,6 +189,9 @@ def apply_transforms(cfg: DictConfig) -> None:
     if cfg.interpolation not in INTERPOLATIONS:
         choices = ", ".join(INTERPOLATIONS)
         raise UserError(f"interpolation={cfg.interpolation} must be one of {choices}.")
+    keys = ("image", "fixed", "apply_transform", "interpolation")
+    settings = {key: str(cfg[key]) for key in keys}
+    require_no_other_registration(Path(cfg.output_dir), settings, cfg.overwrite)
     paths = cfg.apply_transform
     paths = paths if OmegaConf.is_list(paths) else [paths]
     image = read_image(cfg.image, cfg.moving_phase)
@@ -205,9 +208,6 @@ def apply_transforms(cfg: DictConfig) -> None:
         )
     grid = fixed_grid or find_field_grid(transform) or image_grid
     array = resample_through(transform, image, grid, cfg.interpolation)
-    settings = {key: str(cfg[key]) for key in ("image", "fixed", "apply_transform")}
-    settings["interpolation"] = cfg.interpolation
-    require_free_folder(Path(cfg.output_dir), settings, cfg.overwrite)
     with atomic_directory(Path(cfg.output_dir)) as temporary:
         write_image(temporary / f"warped{cfg.image_suffix}", array, grid.affine)
         (temporary / SETTINGS_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
+from regnet_lab.config.settings import describe_difference
 from regnet_lab.errors import UserError
 
 LOCK_FILE = ".lock"
@@ -70,17 +71,29 @@ def remove_run(folder: Path) -> None:
 
 def remove_unused_folder(folder: Path, log_file: str) -> None:
     """Remove a folder that holds nothing but the log of a failed command, and empty ones above."""
-    try:
+    with suppress(OSError):  # not empty, or not there
         if {path.name for path in folder.iterdir()} <= {log_file, LOCK_FILE}:
             for path in folder.iterdir():
                 path.unlink()
             folder.rmdir()
             folder.parent.rmdir()
-    except OSError:  # not empty, or not there
-        return
 
 
-def require_free_folder(folder: str, overwrite: bool) -> None:
+def require_same_settings(
+    folder: Path, kind: str, settings: dict[str, str], earlier: dict[str, str]
+) -> None:
+    """Refuse a folder that holds a ``kind`` of result with other settings; equal ones may repeat.
+
+    Both settings are flat (:func:`regnet_lab.config.settings.flatten`).
+    """
+    if difference := describe_difference(settings, earlier):
+        raise UserError(
+            f"{folder} holds another {kind} ({difference}): choose another output_dir, or replace "
+            "it with overwrite=true."
+        )
+
+
+def require_no_other_run(folder: str, overwrite: bool) -> None:
     """Refuse to start a training run in the folder of another one; ``overwrite`` removes that."""
     path = Path(folder)
     if not any((path / name).exists() for name in RUN_FILES):
@@ -103,6 +116,5 @@ def claim_output_dir(cfg: DictConfig, log_file: str) -> Iterator[None]:
         with lock_folder(folder):
             yield
     except BaseException:
-        with suppress(OSError):
-            remove_unused_folder(folder, log_file)
+        remove_unused_folder(folder, log_file)
         raise

@@ -50,6 +50,17 @@ def quote(text: str) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
+def remove_quotes(override: str) -> str:
+    """Return ``key=value`` with a quoted text as it was typed.
+
+    >>> remove_quotes("run='a b'")
+    'run=a b'
+    """
+    parsed = OverridesParser.create().parse_override(override)
+    is_text = isinstance(parsed.value(), str) and not parsed.is_sweep_override()
+    return f"{override.partition('=')[0]}={parsed.value()}" if is_text else override
+
+
 def _quote_item(text: str) -> str:
     """Quote a name unless it is null, empty or quoted already; ``~`` is the home folder."""
     is_plain = text.strip() in ("", "null") or QUOTED.fullmatch(text.strip())

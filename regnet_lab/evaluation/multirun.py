@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from regnet_lab.config.overrides import quote
 from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.evaluation.results import read_summary
 from regnet_lab.metrics import tables
@@ -57,11 +56,7 @@ def read_jobs(sweep: Path) -> list[dict[str, Any]]:
 
     def name_source(job: dict[str, Any]) -> str:
         name = os.path.relpath(job["run"], common_path) if job["run"] else job["model"]
-        omitted = shared | {
-            f"{key}={value}"
-            for key in ("run", "model", "data")
-            for value in (job[key], quote(str(job[key])))
-        }
+        omitted = shared | {f"{key}={job[key]}" for key in ("run", "model", "data")}
         return " ".join([name, *(word for word in job["overrides"] if word not in omitted)])
 
     return [job | {"source": name_source(job), "target": job["data"]} for job in jobs]

@@ -7,36 +7,29 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 
 from regnet_lab.config.checkpoints import find_checkpoint, load_weights
+from regnet_lab.config.folders import require_same_settings
 from regnet_lab.config.instantiate import instantiate_config, instantiate_run_config
 from regnet_lab.config.run_dir import load_run_config, read_run_config
-from regnet_lab.config.settings import describe_difference, flatten_settings
+from regnet_lab.config.settings import flatten_settings
 from regnet_lab.data.datamodule import PairDataModule
 from regnet_lab.errors import UserError
+from regnet_lab.evaluation.results import CONFIG_FILE
 from regnet_lab.evaluation.submission import OriginalGridPairs, Submission, SubmissionModule
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.utils.distributed import is_rank_zero
 
-CONFIG_FILE = "evaluation_config.yaml"
 # of the tasks; the folder of a failed evaluation has none of them
 RESULT_FILES = ("cases.csv", "summary.json", "iteration_sweep.csv", "displacement_stats.csv")
 
 
-def require_free_folder(cfg: DictConfig) -> None:
+def require_no_other_evaluation(cfg: DictConfig) -> None:
     """Refuse a folder that holds an evaluation with other settings, unless ``overwrite`` is set."""
     folder = Path(cfg.output_dir)
-    holds_results = any((folder / name).is_file() for name in RESULT_FILES)
-    if (
-        cfg.overwrite
-        or not is_rank_zero()
-        or not (holds_results and (folder / CONFIG_FILE).is_file())
-    ):
-        return
-    earlier = flatten_settings(OmegaConf.create(read_run_config(folder, CONFIG_FILE)))
-    if difference := describe_difference(flatten_settings(cfg), earlier):
-        raise UserError(
-            f"{folder} holds another evaluation ({difference}): choose another evaluation_name or "
-            "output_dir, or replace it with overwrite=true."
-        )
+    is_complete = any((folder / name).is_file() for name in RESULT_FILES)
+    if is_complete and (folder / CONFIG_FILE).is_file() and not cfg.overwrite and is_rank_zero():
+        earlier = OmegaConf.create(read_run_config(folder, CONFIG_FILE))
+        settings = flatten_settings(cfg), flatten_settings(earlier)
+        require_same_settings(folder, "evaluation", *settings)
 
 
 def is_year(submission: Any) -> bool:

@@ -20,6 +20,7 @@ from regnet_lab.ops.pairs import apply_displacement
 from regnet_lab.training.module import RegistrationModule
 from regnet_lab.types import Pair, PairDataset, Registration, require
 from regnet_lab.utils.profiling import Profile
+from regnet_lab.utils.text import print_line
 from regnet_lab.visualization import dirvnet, field_of_experts
 
 StoppingMeasure = Callable[[Tensor, Tensor], Tensor]
@@ -154,12 +155,7 @@ class DIRVNetFiguresTask:
         self.folder.mkdir(parents=True, exist_ok=True)
         for tag, figure in figures.items():
             figure.savefig(self.folder / f"{tag.split('/')[-1]}.png")
-        Console().print(
-            f"{len(figures)} figures in {self.folder}",
-            markup=False,
-            soft_wrap=True,
-            highlight=False,
-        )
+        print_line(f"{len(figures)} figures in {self.folder}")
 
 
 def compute_loss_gradients(module: RegistrationModule, pair: Pair) -> dict[str, Tensor]:

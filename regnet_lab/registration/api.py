@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,14 @@ from regnet_lab.config.instantiate import instantiate_config, instantiate_run_co
 from regnet_lab.config.overrides import prepare_overrides
 from regnet_lab.config.run_dir import load_run_config
 from regnet_lab.data.io.cases import LoadedCase
-from regnet_lab.data.io.grid_matching import match_grids, resample_nearest
 from regnet_lab.data.io.images import Volume
-from regnet_lab.data.io.labels import convert_mask
+from regnet_lab.data.io.labels import convert_mask, place_on_image_grid
 from regnet_lab.errors import UserError
 from regnet_lab.registration.image_types import ImageSource, convert_to_type_of, load_volume
 from regnet_lab.registration.inference_grid import InferenceGrid
 from regnet_lab.registration.mapping import warp_array
 from regnet_lab.registration.pipeline import RegistrationPipeline, RegistrationResult
-from regnet_lab.spatial.image_grid import ImageGrid, transform_to_field
+from regnet_lab.spatial.image_grid import transform_to_field
 from regnet_lab.spatial.learn2reg import field_to_displacement
 from regnet_lab.utils.paths import CONFIG_DIR
 
@@ -130,18 +129,15 @@ def read_mask(mask: ImageSource, image: Volume) -> NDArray[np.uint8]:
     Arrays and tensors have that grid; others are brought to it through world coordinates.
     """
     volume = load_volume(mask)
-    if volume.num_replaced:
-        raise UserError(f"{mask}: {volume.num_replaced} voxels are NaN or infinite; repair it.")
-    array = convert_mask(Path("mask"), volume.array)
     if isinstance(mask, np.ndarray | Tensor):
-        if array.shape != image.array.shape:
+        if volume.array.shape != image.array.shape:
             raise UserError(
-                f"A mask of shape {array.shape} does not fit an image of shape {image.array.shape}."
+                f"A mask of shape {volume.array.shape} does not fit an image of shape "
+                f"{image.array.shape}."
             )
-        return array
-    grids = (ImageGrid(v.array.shape, v.affine) for v in (volume, image))
-    matrix = match_grids(Path("mask"), next(grids), Path("image"), next(grids))
-    return array if matrix is None else resample_nearest(array, matrix, image.array.shape)
+        volume = replace(volume, affine=image.affine)
+    path = Path(mask) if isinstance(mask, str | Path) else Path("mask")
+    return place_on_image_grid(volume, path, image, Path("image"), convert_mask)
 
 
 def build_case(image: Volume, mask: ImageSource | None = None) -> LoadedCase:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from regnet_lab.config.settings import MACHINE_KEYS, describe_difference, flatten
+from regnet_lab.config.folders import require_same_settings
+from regnet_lab.config.settings import MACHINE_KEYS, flatten
 from regnet_lab.data.case import Case, LandmarkFile
 from regnet_lab.data.io.cases import LoadedCase, read_case
 from regnet_lab.data.io.images import decode_image
@@ -120,11 +121,10 @@ def collect_settings(cfg: DictConfig, job: RegistrationJob) -> dict[str, Any]:
     return {**{k: v for k, v in settings.items() if k not in own}, **files, "root": str(job.root)}
 
 
-def require_free_folder(folder: Path, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Refuse a folder that holds another registration, unless ``overwrite`` is set.
-
-    The same registration may be repeated.
-    """
+def require_no_other_registration(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool
+) -> None:
+    """Refuse a folder that holds another registration, unless ``overwrite`` is set."""
     path = folder / SETTINGS_FILE
     if overwrite or not path.is_file():
         return
@@ -132,11 +132,7 @@ def require_free_folder(folder: Path, settings: Mapping[str, Any], overwrite: bo
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = {}
-    if difference := describe_difference(flatten(dict(settings)), flatten(earlier)):
-        raise UserError(
-            f"{folder} holds another registration ({difference}): choose another output_dir, or "
-            "replace it with overwrite=true."
-        )
+    require_same_settings(folder, "registration", flatten(dict(settings)), flatten(earlier))
 
 
 def register_and_save(
@@ -148,7 +144,7 @@ def register_and_save(
     """
     check_formats(cfg.transform_formats)
     settings = collect_settings(cfg, job)
-    require_free_folder(folder, settings, cfg.overwrite)
+    require_no_other_registration(folder, settings, cfg.overwrite)
     with atomic_directory(folder) as temporary:  # first, so that a bad folder costs no time
         fixed, moving, original = job.read()
         fixed_grid, moving_grid = job.build_grid("fixed", fixed), job.build_grid("moving", moving)

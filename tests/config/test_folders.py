@@ -9,7 +9,7 @@ from regnet_lab.config.folders import (
     claim_output_dir,
     lock_folder,
     refuse_links,
-    require_free_folder,
+    require_no_other_run,
 )
 from regnet_lab.errors import UserError
 
@@ -43,14 +43,14 @@ def test_the_folder_of_another_run_is_refused_or_emptied(name, tmp_path):
     if "/" not in name:
         (tmp_path / "checkpoints").rmdir()
     with pytest.raises(UserError, match=r"resume=.*overwrite=true"):
-        require_free_folder(str(tmp_path), overwrite=False)
-    require_free_folder(str(tmp_path), overwrite=True)
+        require_no_other_run(str(tmp_path), overwrite=False)
+    require_no_other_run(str(tmp_path), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_an_empty_or_missing_folder_is_free(tmp_path):
-    require_free_folder(str(tmp_path), overwrite=False)
-    require_free_folder(str(tmp_path / "new"), overwrite=False)
+    require_no_other_run(str(tmp_path), overwrite=False)
+    require_no_other_run(str(tmp_path / "new"), overwrite=False)
 
 
 @pytest.mark.parametrize("result", [None, "table.csv"])

@@ -145,9 +145,9 @@ def test_run_folders_are_found(words, folders):
     assert list_run_folders(list_overrides(prepare_overrides(words))) == folders
 
 
-def test_a_tilde_is_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert parse(quote_override("fixed=~/a b.nii")).value() == "/home/somebody/a b.nii"
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(quote_override("fixed=~/a b.nii")).value() == f"{tmp_path}/a b.nii"
 
 
 @pytest.mark.parametrize("value", ["'a b.nii", '"a b.nii'])

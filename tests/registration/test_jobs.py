@@ -14,7 +14,7 @@ from regnet_lab.registration.jobs import (
     RegistrationJob,
     build_job,
     register_and_save,
-    require_free_folder,
+    require_no_other_registration,
 )
 from regnet_lab.registration.mapping import warp_array
 from regnet_lab.registration.quality import measure_overlap
@@ -148,13 +148,13 @@ def test_grids_keep_the_headers_of_nifti_files(tmp_path, side):
 
 def test_another_registration_is_not_replaced_without_overwrite(tmp_path):
     settings = {"align": {"name": "rigid"}, "fixed": "a.nii"}
-    require_free_folder(tmp_path, settings, overwrite=False)
+    require_no_other_registration(tmp_path, settings, overwrite=False)
     (tmp_path / SETTINGS_FILE).write_text(json.dumps(settings), encoding="utf-8")
-    require_free_folder(tmp_path, settings, overwrite=False)  # the same one
+    require_no_other_registration(tmp_path, settings, overwrite=False)  # the same one
     other = settings | {"fixed": "b.nii"}
     with pytest.raises(UserError, match=r"another registration \(fixed: b.nii, not a.nii\)"):
-        require_free_folder(tmp_path, other, overwrite=False)
-    require_free_folder(tmp_path, other, overwrite=True)
+        require_no_other_registration(tmp_path, other, overwrite=False)
+    require_no_other_registration(tmp_path, other, overwrite=True)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -111,6 +111,27 @@ def convert_mask(path: Path, array: NDArray) -> NDArray[np.uint8]:
     return inside.astype(np.uint8)
 
 
+def place_on_image_grid(
+    volume: Volume,
+    path: Path,
+    image: Volume,
+    image_path: Path,
+    convert: Callable[[Path, NDArray], NDArray[Any]],
+    trust_array_order: bool = False,
+) -> NDArray[Any]:
+    """Convert the values of a label map or mask and bring it to the grid of its image.
+
+    ``path`` and ``image_path`` are named in messages; ``convert`` is :func:`convert_labels` or
+    :func:`convert_mask`.
+    """
+    if volume.num_replaced:
+        raise UserError(f"{path}: {volume.num_replaced} voxels are NaN or infinite; repair it.")
+    grids = [ImageGrid(v.array.shape, v.affine) for v in (volume, image)]
+    matrix = match_grids(path, grids[0], image_path, grids[1], trust_array_order)
+    array = convert(path, volume.array)
+    return array if matrix is None else resample_nearest(array, matrix, image.array.shape)
+
+
 def _read_annotation(
     convert: Callable[[Path, NDArray], NDArray[Any]],
     path: Path,
@@ -122,13 +143,8 @@ def _read_annotation(
 ) -> NDArray[Any]:
     """Read a file, or frame ``phase`` of a 4D one, and bring it to the grid of its image."""
     volume = decoder(path)
-    if volume.num_replaced:
-        raise UserError(f"{path}: {volume.num_replaced} voxels are NaN or infinite; repair it.")
-    volume = select_frame(path, volume, phase if volume.array.ndim == 4 else None)
-    grids = [ImageGrid(v.array.shape, v.affine) for v in (volume, image)]
-    matrix = match_grids(path, grids[0], image_path, grids[1], trust_array_order)
-    array = convert(path, volume.array)
-    return array if matrix is None else resample_nearest(array, matrix, image.array.shape)
+    frame = select_frame(path, volume, phase if volume.array.ndim == 4 else None)
+    return place_on_image_grid(frame, path, image, image_path, convert, trust_array_order)
 
 
 def read_labels(
