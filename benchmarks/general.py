@@ -20,7 +20,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pandas as pd
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from hydra import compose, initialize_config_dir
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter, zoom
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import harness
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from regnet_lab.data.preprocessing.cache import FolderCache

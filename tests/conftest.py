@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import SimpleITK as sitk
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -58,3 +59,12 @@ def command(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def silence_itk():
+    """Suppress ITK's warnings, such as those about voxel sizes."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    yield
+    sitk.ProcessObject.SetGlobalWarningDisplay(shown)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray

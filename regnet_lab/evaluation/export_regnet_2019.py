@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from hydra import compose, initialize_config_dir
 from numpy.typing import ArrayLike, NDArray

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike, NDArray

@@ -8,7 +8,7 @@ points are (N, D).
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from regnet_lab.errors import UserError

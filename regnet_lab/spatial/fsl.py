@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates, nifti

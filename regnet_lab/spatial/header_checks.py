@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial.meta_image import check_meta_image

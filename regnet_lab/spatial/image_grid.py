@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from regnet_lab.spatial import coordinates

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from regnet_lab import ops

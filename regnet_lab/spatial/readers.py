@@ -8,7 +8,7 @@ from typing import cast
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.lib import format as npy
 
 from regnet_lab.errors import UserError

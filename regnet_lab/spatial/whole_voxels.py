@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -46,7 +46,7 @@ def make_file_name(name: str) -> str:
 class EscapingFormatter(logging.Formatter):
     """Formatter of log lines whose message cannot contain a line break or an escape sequence."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+    def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escape_control_characters(record.message)
         return super().formatMessage(record)
 

@@ -1,7 +1,7 @@
 """DICOM series of random voxels."""
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 
 def array_of(shape, dtype=np.float32):

@@ -4,7 +4,7 @@ import gzip
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 SHAPE = (4, 5, 6)
 UNITS = (0, 1, 2, 3)  # unknown, metre, millimetre, micrometre

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -19,17 +19,9 @@ from tests.helpers import header_files
 from tests.helpers.geometry import rotation
 from tests.helpers.header_files import GRADIENT, Geometry, geometries
 
+pytestmark = pytest.mark.usefixtures("silence_itk")
 MAX_ERROR = 0.01  # voxels
 INNER_MATRIX = np.array([[1.0, 0.04, 0], [-0.03, 1.05, 0.02], [0.01, 0, 0.94]])
-
-
-@pytest.fixture(autouse=True)
-def silence_itk():
-    """Suppress ITK's warnings about voxel sizes."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    yield
-    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def move_origin(matrix, center):

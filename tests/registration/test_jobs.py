@@ -5,7 +5,7 @@ import json
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.errors import UserError
 from regnet_lab.registration.api import build_pipeline

@@ -1,7 +1,7 @@
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.errors import UserError
 from regnet_lab.spatial import coordinates

@@ -8,7 +8,7 @@ import zlib
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from regnet_lab.data.io.images import decode_image

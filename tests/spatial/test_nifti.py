@@ -6,7 +6,6 @@ from itertools import product
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
 
 from regnet_lab.data.io.images import decode_image
 from regnet_lab.errors import UserError
@@ -19,6 +18,7 @@ from tests.helpers.nifti import MM_PER_UNIT, SHAPE, UNITS, read_itk_affine, writ
 SFORM = affine_matrix((10, 20, 30), (1, 2, 3), (5, 6, 7))
 QFORM = affine_matrix((-5, 12, 4), (1, 2, 3), (50, 60, 70))
 CODES = pytest.mark.parametrize(("sform_code", "qform_code"), [*product((0, 1, 2, 4), (0, 1, 2))])
+pytestmark = pytest.mark.usefixtures("silence_itk")
 VOXELS = np.zeros(SHAPE)
 
 
@@ -27,15 +27,6 @@ def shear(amount):
     tilted = SFORM.copy()
     tilted[:3, 1] += amount * tilted[:3, 0]
     return tilted
-
-
-@pytest.fixture(autouse=True)
-def silence_itk():
-    """Suppress ITK's warnings about voxel sizes."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    yield
-    sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 @CODES

@@ -5,7 +5,7 @@ from dataclasses import replace
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 

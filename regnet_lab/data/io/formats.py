@@ -10,7 +10,7 @@ from typing import cast
 
 import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray

@@ -7,7 +7,7 @@ displacements are then in voxels, component k along array axis k.
 from collections.abc import Sequence
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn

@@ -5,7 +5,7 @@ registration, NeuroImage 45 (2009).
 """
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 

@@ -5,7 +5,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
 
 from regnet_lab.config.instantiate import instantiate_config

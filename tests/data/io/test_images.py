@@ -5,7 +5,7 @@ from contextlib import suppress
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.data.io import images
 from regnet_lab.data.io.labels import read_labels

@@ -8,7 +8,7 @@ from contextlib import suppress
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation

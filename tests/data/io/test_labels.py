@@ -6,7 +6,7 @@ import re
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from regnet_lab.data.case import Case
 from regnet_lab.data.io.cases import read_case
